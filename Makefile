@@ -1,0 +1,72 @@
+# Every target sets up what it needs in .venv and does nothing twice. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-cpp lint format bench clean
+
+# The first interpreter that torch and we support; `make PYTHON=...` overrides.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.10 python3; do \
+  "$$p" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
+BIN := .venv/bin
+STAMP := .venv/stamps
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+NATIVE := CMakeLists.txt pyproject.toml $(shell find cmake cpp cuda -type f 2>/dev/null)
+CPP := $(shell find cpp cuda examples/cpp tests/cpp bench/cpp \( -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP)/venv:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.13 found on the PATH; install one or run make PYTHON=/path/to/python"; exit 1; }
+	@echo "== creating .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv && mkdir -p $(STAMP) && touch $@
+
+$(STAMP)/build: requirements/build.txt $(STAMP)/venv
+	@echo "== installing the pinned build requirements (torch among them)"
+	@$(PIP) install -r $< && touch $@
+
+$(STAMP)/dev: requirements/dev.txt $(STAMP)/build
+	@echo "== installing the pinned test and lint requirements"
+	@$(PIP) install -r $< && touch $@
+
+$(STAMP)/demo: requirements/demo.txt $(STAMP)/build
+	@echo "== installing the pinned requirements of the demo"
+	@$(PIP) install -r $< && touch $@
+
+$(STAMP)/extension: $(NATIVE) $(STAMP)/build
+	@echo "== building the extension"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --no-deps --editable . && touch $@
+
+setup: $(STAMP)/extension $(STAMP)/dev ## Create .venv, install what is pinned, build the extension
+	@echo "== set up: $$($(BIN)/python -c 'import bucket_moo_ext as m; print(m.build_info())')"
+
+demo: $(STAMP)/extension $(STAMP)/demo ## Fine-tune a language model on several languages, plain DDP beside two methods
+	@echo "== demo"
+	@$(BIN)/python examples/multilingual/demo.py
+
+test-cpp: $(STAMP)/build ## Build and run the torch-free C++ tests
+	@echo "== C++ core and kernels: configure, build, test (no torch)"
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	  cmake --preset core-only > /dev/null && cmake --build --preset core-only && ctest --preset core-only
+
+test: $(STAMP)/extension $(STAMP)/dev test-cpp ## Run all tests
+	@echo "== Python tests"
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)/extension $(STAMP)/dev ## Check format, style and types
+	@echo "== ruff, mypy, clang-format, typos"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
+	@$(BIN)/typos
+
+format: $(STAMP)/dev ## Format all sources
+	@$(BIN)/ruff check --fix-only --quiet . ; $(BIN)/ruff format . ; $(BIN)/clang-format -i $(CPP)
+
+bench: $(STAMP)/extension $(STAMP)/dev ## Time a backward pass: plain DDP, our hook, an all-gather hook
+	@$(BIN)/python bench/step_overhead.py
+
+clean: ## Remove what was built, keep .venv
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache
+	rm -f $(STAMP)/extension

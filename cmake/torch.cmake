@@ -1,0 +1,55 @@
+# Finds the torch of the interpreter that this build is for and defines `bucket_moo_torch`: what everything that
+# shares types with torch's own Python module has to include, link and assert.
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+
+# pybind11 keeps one type registry per "internals id". ProcessGroup, Reducer and GradBucket are registered in torch's,
+# so our module must be compiled with the same id; only a running interpreter knows which one that is.
+set(_probe [[
+import ctypes, sys
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f"import torch failed: {error}")
+api = ctypes.pythonapi
+api.PyInterpreterState_Get.restype = ctypes.c_void_p
+api.PyInterpreterState_GetDict.restype = ctypes.py_object
+api.PyInterpreterState_GetDict.argtypes = [ctypes.c_void_p]
+state = api.PyInterpreterState_GetDict(api.PyInterpreterState_Get())
+ids = [key for key in state if str(key).startswith("__pybind11_internals_")]
+if len(ids) != 1:
+    sys.exit(f"expected one pybind11 registry after importing torch, found {ids}")
+print(torch.utils.cmake_prefix_path, torch.__version__, ids[0], torch.version.cuda or "none", sep=";", end="")
+]])
+execute_process(
+  COMMAND "${Python_EXECUTABLE}" -c "${_probe}"
+  OUTPUT_VARIABLE _torch_facts ERROR_VARIABLE _torch_error RESULT_VARIABLE _torch_failed)
+if(_torch_failed)
+  message(FATAL_ERROR
+    "bucket_moo_ext is built against the installed torch, and ${Python_EXECUTABLE} has none that works:\n"
+    "  ${_torch_error}\n"
+    "Install torch (2.11 to 2.14) first, then build without isolation: pip install --no-build-isolation .")
+endif()
+list(GET _torch_facts 0 _torch_prefix)
+list(GET _torch_facts 1 BUCKET_MOO_TORCH_VERSION)
+list(GET _torch_facts 2 _torch_pybind11_id)
+list(GET _torch_facts 3 _torch_cuda)
+if(BUCKET_MOO_TORCH_VERSION VERSION_LESS 2.11)
+  message(FATAL_ERROR "bucket_moo_ext needs torch 2.11 to 2.14; ${Python_EXECUTABLE} has ${BUCKET_MOO_TORCH_VERSION}")
+endif()
+message(STATUS "torch ${BUCKET_MOO_TORCH_VERSION} (cuda ${_torch_cuda}), ${_torch_pybind11_id}")
+
+# The pybind11 headers must be the ones torch bundles: releases from elsewhere compile, and then fail at run time.
+if(NOT EXISTS "${_torch_prefix}/../../include/pybind11/pybind11.h")
+  message(FATAL_ERROR "torch ${BUCKET_MOO_TORCH_VERSION} does not carry its pybind11 headers "
+                      "(looked in ${_torch_prefix}/../../include); reinstall torch from an official wheel")
+endif()
+
+find_package(Torch REQUIRED CONFIG PATHS "${_torch_prefix}" NO_DEFAULT_PATH)
+find_library(BUCKET_MOO_TORCH_PYTHON_LIBRARY torch_python REQUIRED
+             PATHS "${TORCH_INSTALL_PREFIX}/lib" NO_DEFAULT_PATH)
+
+add_library(bucket_moo_torch INTERFACE)
+target_link_libraries(bucket_moo_torch INTERFACE ${TORCH_LIBRARIES})
+target_compile_definitions(bucket_moo_torch INTERFACE
+  BUCKET_MOO_TORCH_VERSION="${BUCKET_MOO_TORCH_VERSION}"
+  BUCKET_MOO_TORCH_PYBIND11_ID="${_torch_pybind11_id}")

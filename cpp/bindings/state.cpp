@@ -1,0 +1,139 @@
+// Bindings of the state, of the native DDP hook and of the collectives.
+#include <algorithm>
+#include <memory>
+
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+#include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "bindings/bindings.hpp"
+#include "collective/dtype.hpp"
+#include "hooks/bucket_moo_state.hpp"
+#include "hooks/ddp_comm_hook.hpp"
+
+namespace bucket_moo {
+namespace {
+
+using torch::jit::PythonFutureWrapper;
+using StatePtr = std::shared_ptr<BucketMooState>;
+using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
+
+/// Ends the worker without the GIL: a Future's Python callback, run by the worker, may be waiting for it.
+void delete_state(BucketMooState* state) {
+  if (PyGILState_Check() != 0) {
+    const py::gil_scoped_release no_gil;
+    delete state;
+  } else {
+    delete state;
+  }
+}
+
+StatePtr make_state(std::optional<GroupPtr> group, const MethodConfig& method, std::uint64_t seed,
+                    Configuration configuration) {
+  return StatePtr(new BucketMooState(group.value_or(GroupPtr()), method, seed, std::move(configuration)), &delete_state);
+}
+
+std::shared_ptr<PythonFutureWrapper> wrap(FuturePtr future) {
+  return std::make_shared<PythonFutureWrapper>(std::move(future));
+}
+
+void wait(const FuturePtr& future) {
+  future->wait();
+  future->value();  // throws what the worker caught, with its type
+}
+
+py::dict to_dict(const BucketRecord& record) {
+  py::dict fields;
+  fields["step"] = record.step;
+  fields["index"] = record.index;
+  fields["parameters"] = record.parameters;
+  fields["numel"] = record.numel;
+  fields["dtype"] = dtype_name(record.dtype);
+  fields["objectives"] = record.objectives;
+  fields["gramian"] = record.result.gramian;
+  fields["weights"] = record.result.weights;
+  fields["status"] = static_cast<int>(record.result.solution.status);
+  fields["iterations"] = record.result.solution.iterations;
+  fields["certificate"] = record.result.solution.residual;
+  return fields;
+}
+
+py::list records_of(const BucketMooState& state) {
+  py::list list;
+  for (const BucketRecord& record : state.records()) {
+    list.append(to_dict(record));
+  }
+  return list;
+}
+
+py::dict counters_of(const BucketMooState& state) {
+  const Counters counters = state.counters();
+  py::dict fields;
+  fields["buckets"] = counters.buckets;
+  fields["nonfinite"] = counters.nonfinite;
+  fields["sparse"] = counters.sparse;
+  return fields;
+}
+
+void register_ddp_hook(const std::shared_ptr<c10d::Reducer>& reducer, StatePtr state) {
+  reducer->register_comm_hook(std::make_unique<DdpCommHook>(std::move(state)));
+}
+
+/// Whether a backward pass has gone through this reducer: it notes when each gradient became ready.
+bool backward_has_run(const std::shared_ptr<c10d::Reducer>& reducer) {
+  const std::vector<std::int64_t> stats = reducer->get_backward_stats();
+  return std::any_of(stats.begin(), stats.end(), [](std::int64_t time) { return time != 0; });
+}
+
+}  // namespace
+
+void bind_state(py::module_& module) {
+  // Functions that wait or take the state's locks release the GIL.
+  py::class_<BucketMooState, StatePtr>(module, "State")
+      .def(py::init(&make_state), py::arg("group"), py::arg("method"), py::arg("seed"), py::arg("configuration"))
+      .def("set_objective", torch::wrap_pybind_function_no_gil(&BucketMooState::set_objective), py::arg("name"))
+      .def("set_weight", torch::wrap_pybind_function_no_gil(&BucketMooState::set_weight), py::arg("weight"))
+      .def("name_parameters", torch::wrap_pybind_function_no_gil(&BucketMooState::name_parameters), py::arg("named"))
+      .def("run_bucket", torch::wrap_pybind_function([](BucketMooState& state, c10d::GradBucket& bucket) {
+             // DDP expects the Future of a Python hook to hold a Python object; made here, where the GIL is held, so
+             // that the worker needs none to complete it.
+             c10::IValue buffer = torch::jit::toIValue(py::cast(bucket.getBufferRef()), c10::PyObjectType::get());
+             FuturePtr future;
+             {
+               const py::gil_scoped_release no_gil;
+               future = state.run_bucket(bucket, std::move(buffer));
+             }
+             return wrap(std::move(future));
+           }),
+           py::arg("bucket"))
+      .def("all_reduce", torch::wrap_pybind_function_no_gil([](BucketMooState& state, const at::Tensor& tensor) {
+             wait(state.all_reduce(tensor));
+           }),
+           py::arg("tensor"))
+      .def("all_reduce_async", torch::wrap_pybind_function([](BucketMooState& state, const at::Tensor& tensor) {
+             return wrap(state.all_reduce(tensor));
+           }),
+           py::arg("tensor"))
+      .def("reduce_scatter",
+           torch::wrap_pybind_function_no_gil(
+               [](BucketMooState& state, const at::Tensor& output, const at::Tensor& input) {
+                 wait(state.reduce_scatter(output, input));
+               }),
+           py::arg("output"), py::arg("input"))
+      .def("reduce_scatter_async",
+           torch::wrap_pybind_function([](BucketMooState& state, const at::Tensor& output, const at::Tensor& input) {
+             return wrap(state.reduce_scatter(output, input));
+           }),
+           py::arg("output"), py::arg("input"))
+      .def("records", &records_of)
+      .def("counters", &counters_of)
+      .def("scratch_bytes", &BucketMooState::scratch_bytes)
+      .def("shutdown", torch::wrap_pybind_function_no_gil(&BucketMooState::shutdown))
+      .def_property("step", &BucketMooState::step, &BucketMooState::set_step);
+  module.def("register_ddp_hook", torch::wrap_pybind_function(register_ddp_hook), py::arg("reducer").none(false),
+             py::arg("state").none(false));
+  module.def("backward_has_run", torch::wrap_pybind_function(backward_has_run), py::arg("reducer").none(false));
+}
+
+}  // namespace bucket_moo

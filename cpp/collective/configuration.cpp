@@ -1,0 +1,86 @@
+#include "collective/configuration.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <sstream>
+
+#include <c10/util/Exception.h>
+
+namespace bucket_moo {
+namespace {
+
+constexpr char kFieldEnd = '\x1e';  // ASCII record and unit separators: no printed value contains them
+constexpr char kNameEnd = '\x1f';
+
+std::string serialize(const Configuration& configuration) {
+  std::string text;
+  for (const auto& [name, value] : configuration) {
+    text += name + kNameEnd + value + kFieldEnd;
+  }
+  return text;
+}
+
+std::map<std::string, std::string> parse(const std::string& text) {
+  std::map<std::string, std::string> fields;
+  std::istringstream stream(text);
+  for (std::string field; std::getline(stream, field, kFieldEnd);) {
+    const std::size_t split = field.find(kNameEnd);
+    fields[field.substr(0, split)] = field.substr(split + 1);
+  }
+  return fields;
+}
+
+std::vector<std::string> gather(Transport& transport, const std::string& own) {
+  const auto world = static_cast<std::size_t>(transport.size());
+  const auto rank = static_cast<std::size_t>(transport.rank());
+  std::vector<std::uint64_t> lengths(world);
+  lengths[rank] = own.size();
+  transport.all_gather(reinterpret_cast<std::byte*>(lengths.data()), sizeof(lengths[0]));
+  const std::size_t longest = *std::max_element(lengths.begin(), lengths.end());
+  std::vector<std::byte> blocks(world * longest);
+  std::memcpy(blocks.data() + rank * longest, own.data(), own.size());
+  transport.all_gather(blocks.data(), longest);
+  std::vector<std::string> texts;
+  for (std::size_t r = 0; r < world; ++r) {
+    texts.emplace_back(reinterpret_cast<const char*>(blocks.data() + r * longest), lengths[r]);
+  }
+  return texts;
+}
+
+}  // namespace
+
+void check_same_configuration(Transport& transport, const Configuration& configuration) {
+  if (transport.size() == 1) {
+    return;
+  }
+  std::vector<std::map<std::string, std::string>> by_rank;
+  for (const std::string& text : gather(transport, serialize(configuration))) {
+    by_rank.push_back(parse(text));
+  }
+  std::ostringstream differences;
+  for (const auto& [name, unused] : configuration) {
+    std::map<std::string, std::vector<std::size_t>> ranks_by_value;
+    for (std::size_t rank = 0; rank < by_rank.size(); ++rank) {
+      const auto found = by_rank[rank].find(name);
+      ranks_by_value[found == by_rank[rank].end() ? "(absent)" : found->second].push_back(rank);
+    }
+    if (ranks_by_value.size() == 1) {
+      continue;
+    }
+    differences << "\n  " << name << ":";
+    for (const auto& [value, ranks] : ranks_by_value) {
+      differences << " " << value << " on rank";
+      for (const std::size_t rank : ranks) {
+        differences << " " << rank;
+      }
+      differences << ";";
+    }
+  }
+  TORCH_CHECK_VALUE(differences.str().empty(),
+                    "bucket_moo_ext: the configuration must be the same on every rank of the group, but differs in:",
+                    differences.str());
+}
+
+}  // namespace bucket_moo

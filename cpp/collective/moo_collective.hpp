@@ -1,0 +1,80 @@
+// The MOO all-reduce and the MOO reduce-scatter.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "bucket_moo/method.hpp"
+#include "bucket_moo/random.hpp"
+#include "bucket_moo/solution.hpp"
+#include "collective/objectives.hpp"
+#include "collective/persistent_buffer.hpp"
+#include "collective/shard_layout.hpp"
+#include "collective/transport.hpp"
+#include "kernels/rows.hpp"
+
+namespace bucket_moo {
+
+/// What was solved for one bucket. The same bits on every rank.
+struct BucketSolution {
+  std::vector<double> gramian;  ///< [K, K] row-major, inner products of the objectives' gradients in this bucket
+  std::vector<double> weights;  ///< [K]
+  Solution solution;            ///< status and certificate of the solve
+};
+
+/// Conflict-aware reductions of one group of ranks: like all_reduce(mean) and reduce_scatter(mean), but the weights of
+/// the sum are solved for from the Gramian of the objectives' gradients in the bucket.
+///
+/// Per bucket of n elements over W ranks: an all-to-all puts shard r of every rank's gradient on rank r; rank r takes
+/// the partial Gramian of its tile; the partial Gramians are all-gathered and summed in rank order in float64, so that
+/// every rank solves the same problem to the same bits; rank r combines its tile into its shard of the result; for
+/// all_reduce the shards are all-gathered. Wire bytes a rank: 2 n (W-1)/W + O(K^2 W) for all_reduce, half of the first
+/// term for reduce_scatter. PersistentBuffer: (W-1)/W of the largest bucket, kept.
+///
+/// Calls are collective: every rank, same order, one thread at a time. Memory is plain host memory.
+/// Source: arXiv 2606.05613 (bucket-level MOO); the reduction is a reduce-scatter followed by an all-gather, as in
+/// Thakur, Rabenseifner, Gropp (2005).
+class MooCollective {
+ public:
+  /// `transport` may be null: a group of one rank, no communication.
+  MooCollective(std::shared_ptr<Transport> transport, Method method);
+
+  int rank() const { return rank_; }
+  int world_size() const { return world_; }
+
+  /// Tells the other ranks this rank's objective and weight, which hold until the next call. To be called before the
+  /// first bucket of a step. Raises ValueError on every rank if the ranks do not make the same call.
+  void begin_step(const StepRecord& own);
+
+  /// Objectives of the current step.
+  const ObjectiveTable& objectives() const { return table_; }
+
+  /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
+  BucketSolution all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key);
+
+  /// Writes shard rank() of sum_k w_k g_k to `output` (`shard` elements); `input` holds world_size() shards, one after
+  /// another, and is only read. `output` may be the own shard of `input`, and must not overlap it otherwise.
+  BucketSolution reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype, const RandomKey& key);
+
+  /// Bytes of scratch memory held.
+  std::size_t scratch_bytes() const { return tile_.capacity() + messages_.capacity(); }
+
+ private:
+  void gather_tile(const std::byte* input, std::size_t shard_bytes);
+  BucketSolution solve_bucket(const Rows& tile, const Rows& tail, const std::byte* own_tail, const RandomKey& key);
+
+  const std::shared_ptr<Transport> transport_;
+  const Method method_;
+  const int rank_;
+  const int world_;
+  ObjectiveTable table_;
+  PersistentBuffer tile_;                              // other ranks' blocks of our shard
+  PersistentBuffer messages_;                          // [W] of partial Gramian and tail
+  std::vector<std::byte*> rows_;              // [W] where each rank's block of our shard lies
+  std::vector<const void*> tail_rows_;        // [W] where each rank's tail lies
+  std::vector<double> coefficients_;          // [W] of the combination
+  std::vector<double> solver_scratch_;
+};
+
+}  // namespace bucket_moo

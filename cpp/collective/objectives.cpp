@@ -1,0 +1,68 @@
+#include "collective/objectives.hpp"
+
+#include <algorithm>
+#include <sstream>
+
+#include <c10/util/Exception.h>
+
+#include "bucket_moo/limits.hpp"
+#include "collective/dtype.hpp"
+
+namespace bucket_moo {
+namespace {
+
+const char* name_of(Operation operation) {
+  switch (operation) {
+    case Operation::ddp_bucket:
+      return "DDP bucket";
+    case Operation::all_reduce:
+      return "all_reduce";
+    case Operation::reduce_scatter:
+      return "reduce_scatter";
+  }
+  return "unknown";
+}
+
+std::string describe(const StepRecord& record) {
+  std::ostringstream text;
+  text << name_of(static_cast<Operation>(record.operation)) << " of " << record.numel << " elements of dtype "
+       << dtype_name(static_cast<DType>(record.dtype)) << " in step " << record.step;
+  return text.str();
+}
+
+bool same_call(const StepRecord& a, const StepRecord& b) {
+  return a.step == b.step && a.numel == b.numel && a.dtype == b.dtype && a.operation == b.operation;
+}
+
+}  // namespace
+
+ObjectiveTable make_objective_table(std::span<const StepRecord> records) {
+  for (std::size_t rank = 1; rank < records.size(); ++rank) {
+    TORCH_CHECK_VALUE(same_call(records[0], records[rank]),
+                      "bucket_moo_ext: ranks of one group must make the same calls in the same order; rank 0 starts a ",
+                      describe(records[0]), ", rank ", rank, " a ", describe(records[rank]));
+  }
+  ObjectiveTable table;
+  std::vector<double> total;
+  for (const StepRecord& record : records) {
+    const std::string name(record.objective.data());
+    const auto found = std::find(table.names.begin(), table.names.end(), name);
+    const auto k = static_cast<std::size_t>(found - table.names.begin());
+    if (found == table.names.end()) {
+      table.names.push_back(name);
+      total.push_back(0.0);
+    }
+    table.objective.push_back(static_cast<int>(k));
+    total[k] += record.weight;
+  }
+  TORCH_CHECK_VALUE(table.k() <= kMaxObjectives, "bucket_moo_ext: at most ", kMaxObjectives,
+                    " objectives are supported, got ", table.k(), " over ", records.size(),
+                    " ranks; let several ranks share an objective (objective=...)");
+  for (std::size_t rank = 0; rank < records.size(); ++rank) {
+    const double sum = total[static_cast<std::size_t>(table.objective[rank])];
+    table.share.push_back(sum > 0.0 ? records[rank].weight / sum : 0.0);
+  }
+  return table;
+}
+
+}  // namespace bucket_moo

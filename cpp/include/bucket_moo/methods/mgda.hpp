@@ -1,0 +1,73 @@
+// MGDA: the shortest vector in the convex hull of the gradients. It conflicts with none of them.
+//
+// Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", Comptes Rendus
+// Mathématique 350, 2012; Sener & Koltun, "Multi-task learning as multi-objective optimization", NeurIPS 2018, eq. 3.
+#ifndef BUCKET_MOO_METHODS_MGDA_HPP
+#define BUCKET_MOO_METHODS_MGDA_HPP
+
+#include <bucket_moo/config.hpp>
+#include <bucket_moo/duplicates.hpp>
+#include <bucket_moo/linear_algebra.hpp>
+#include <bucket_moo/method.hpp>
+#include <bucket_moo/scratch.hpp>
+#include <bucket_moo/simplex_qp.hpp>
+#include <bucket_moo/solution.hpp>
+
+#include <cmath>
+
+namespace bucket_moo {
+
+/// w = argmin over the simplex of wᵀGw.
+///
+/// Where several w attain the minimum (more objectives than dimensions, say), the combination Σ w_k g_k is unique and one
+/// w is returned; identical objectives share their weight equally.
+///
+/// Normalize::l2 solves for g_k / |g_k| instead: v, and returns w_k = (v_k / |g_k|) / Σ_l (v_l / |g_l|), so that the
+/// combination is along the shortest vector in the hull of the unit gradients, without conflict, and w is on the simplex.
+///
+/// \param k       active objectives, >= 1
+/// \param gram    [k, k] symmetric, positive diagonal; overwritten under Normalize::l2
+/// \param weights [k], out: on the simplex
+/// \return residual = wᵀGw - min_k (Gw)_k, the duality gap relative to the mean diagonal (to the squared norm 1 of the
+///         unit gradients under Normalize::l2)
+template <class Lanes>
+BUCKET_MOO_HD Solution solve_mgda(Lanes lanes, const MgdaOptions& options, int k, double* gram, double* weights,
+                                  Scratch scratch) {
+  double* const length = scratch.doubles(k);
+  double* const product = scratch.doubles(k);
+  const bool unit = options.normalize == Normalize::l2;
+  if (unit) {
+    for (int i = lanes.lane(); i < k; i += lanes.count()) length[i] = std::sqrt(gram[i * k + i]);
+    lanes.sync();
+    for (int i = lanes.lane(); i < k; i += lanes.count()) {
+      for (int j = 0; j < k; ++j) gram[i * k + j] = i == j ? 1.0 : gram[i * k + j] / length[i] / length[j];
+    }
+    lanes.sync();
+  }
+
+  SimplexQp<Lanes> qp(lanes, k, gram, nullptr, 0.0, weights, scratch);
+  qp.start(1.0);
+  Solution solution;
+  solution.iterations = qp.minimise();
+  share_between_duplicates(lanes, k, gram, weights, scratch);
+
+  multiply(lanes, k, gram, weights, product);
+  const double gap = dot(lanes, k, weights, product) - smallest(lanes, k, product);
+  solution.residual = gap > 0.0 ? gap / mean_diagonal(lanes, k, gram) : 0.0;
+
+  if (unit) {
+    double total = 0.0;
+    for (int i = lanes.lane(); i < k; i += lanes.count()) {
+      weights[i] /= length[i];
+      total += weights[i];
+    }
+    total = lanes.sum(total);
+    for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] /= total;
+    lanes.sync();
+  }
+  return solution;
+}
+
+}  // namespace bucket_moo
+
+#endif  // BUCKET_MOO_METHODS_MGDA_HPP

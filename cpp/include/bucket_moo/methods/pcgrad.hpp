@@ -1,0 +1,69 @@
+// PCGrad: each gradient is projected, in a random order, off those it conflicts with.
+//
+// Source: Yu, Kumar, Gupta, Levine, Hausman, Finn, "Gradient surgery for multi-task learning", NeurIPS 2020, algorithm 1.
+#ifndef BUCKET_MOO_METHODS_PCGRAD_HPP
+#define BUCKET_MOO_METHODS_PCGRAD_HPP
+
+#include <bucket_moo/config.hpp>
+#include <bucket_moo/method.hpp>
+#include <bucket_moo/random.hpp>
+#include <bucket_moo/scratch.hpp>
+
+namespace bucket_moo {
+
+/// w = mean (or sum) of the c_i, where c_i starts as e_i and for every other j, in an order that depends on (key, i):
+/// p = (G c_i)_j; if p < 0, then c_ij -= p / G_jj. With three or more objectives the result may still conflict.
+///
+/// \param all     objectives, active or not: what the order is drawn over
+/// \param slot    [all] place of each objective among the active ones, or -1
+/// \param key     seed, step, bucket of the random order
+/// \param k       active objectives, >= 1
+/// \param gram    [k, k] symmetric, of the active objectives
+/// \param objective [k] which objective each active one is
+/// \param weights [k], out
+/// \param scratch k² + all * k / 8 + 1 doubles. Cost: k³/4 multiply-adds and all * k random draws.
+template <class Lanes>
+BUCKET_MOO_HD void solve_pcgrad(Lanes lanes, const PcgradOptions& options, RandomKey key, int all, const int* slot,
+                                int k, const double* gram, const int* objective, double* weights, Scratch scratch) {
+  double* const rows = scratch.doubles(k * k);
+  unsigned char* const orders = scratch.bytes(k * all);
+
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    unsigned char* const order = orders + i * all;
+    if (options.permutation == nullptr) {
+      permutation(key, objective[i], all, order);
+    } else {
+      for (int t = 0; t < all; ++t) order[t] = static_cast<unsigned char>(options.permutation[objective[i] * all + t]);
+    }
+    int others = 0;
+    for (int t = 0; t < all; ++t) {
+      const int j = slot[order[t]];
+      if (j >= 0 && j != i) order[others++] = static_cast<unsigned char>(j);
+    }
+
+    // row[j] is (G c_i)_j until j's turn, and c_ij from then on: each j has one turn.
+    double* const row = rows + i * k;
+    for (int j = 0; j < k; ++j) row[j] = gram[i * k + j];
+    row[i] = 1.0;
+    for (int t = 0; t < others; ++t) {
+      const int j = order[t];
+      const double added = row[j] < 0.0 && gram[j * k + j] > 0.0 ? -row[j] / gram[j * k + j] : 0.0;
+      row[j] = added;
+      if (added == 0.0) continue;
+      for (int later = t + 1; later < others; ++later) row[order[later]] += added * gram[j * k + order[later]];
+    }
+  }
+  lanes.sync();
+
+  const double divisor = options.reduction == Reduction::mean ? static_cast<double>(k) : 1.0;
+  for (int j = lanes.lane(); j < k; j += lanes.count()) {
+    double total = 0.0;
+    for (int i = 0; i < k; ++i) total += rows[i * k + j];
+    weights[j] = total / divisor;
+  }
+  lanes.sync();
+}
+
+}  // namespace bucket_moo
+
+#endif  // BUCKET_MOO_METHODS_PCGRAD_HPP

@@ -1,0 +1,84 @@
+"""Conflict-aware gradient reduction: a multi-objective all-reduce inside DDP's gradient buckets.
+
+Every rank's gradient belongs to an *objective* (a language, a task). Where data parallelism averages a bucket of
+gradients, this package takes the K x K Gramian of the objectives' gradients in that bucket, solves a small problem for
+weights, and makes their weighted sum the bucket's update (arXiv 2606.05613).
+
+    >>> import bucket_moo_ext as moo
+    >>> state = moo.register(ddp, method="mgda", objective="sw")  # doctest: +SKIP
+"""
+
+from importlib.metadata import version as _version
+
+import torch as _torch  # loads the libraries that the extension links to
+
+try:
+    from bucket_moo_ext import _C
+except ImportError as error:
+    raise ImportError(
+        f"bucket_moo_ext's native part does not load with torch {_torch.__version__}: {error}. It was probably built "
+        "against another torch; rebuild it against the one installed: "
+        "pip install --no-build-isolation --force-reinstall --no-deps bucket_moo_ext"
+    ) from error
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+if _minor(_C.build_info()["torch"]) != _minor(_torch.__version__):
+    raise ImportError(
+        f"bucket_moo_ext was built against torch {_C.build_info()['torch']}, but torch {_torch.__version__} is "
+        "installed; rebuild it: pip install --no-build-isolation --force-reinstall --no-deps bucket_moo_ext"
+    )
+
+from bucket_moo_ext.collectives import all_reduce, reduce_scatter
+from bucket_moo_ext.functional import aggregate, combine, gramian, weights
+from bucket_moo_ext.hooks import bucket_moo_hook, register
+from bucket_moo_ext.methods import (
+    MGDA,
+    CAGrad,
+    Mean,
+    Method,
+    MethodInfo,
+    PCGrad,
+    available_methods,
+)
+from bucket_moo_ext.report import BucketReport, Report
+from bucket_moo_ext.state import BucketMOO
+
+__version__ = _version("bucket_moo_ext")
+
+
+def build_info() -> dict[str, str | int | bool]:
+    """How the native part was built.
+
+    Returns:
+        A dict with ``version``, ``torch`` (the version built against), ``compiler``, ``cuda`` (whether CUDA kernels are
+        in it), ``max_objectives`` and ``max_objective_name_bytes``.
+    """
+    return _C.build_info()
+
+
+__all__ = [
+    "MGDA",
+    "BucketMOO",
+    "BucketReport",
+    "CAGrad",
+    "Mean",
+    "Method",
+    "MethodInfo",
+    "PCGrad",
+    "Report",
+    "__version__",
+    "aggregate",
+    "all_reduce",
+    "available_methods",
+    "bucket_moo_hook",
+    "build_info",
+    "combine",
+    "gramian",
+    "reduce_scatter",
+    "register",
+    "weights",
+]

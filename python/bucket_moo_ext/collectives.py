@@ -1,0 +1,81 @@
+"""The collectives themselves, for those who reduce outside DDP."""
+
+from typing import Literal, overload
+
+import torch
+from torch.futures import Future
+
+from bucket_moo_ext.state import BucketMOO
+
+
+def _check_state(state: object) -> BucketMOO:
+    if not isinstance(state, BucketMOO):
+        raise TypeError(f"state must be a BucketMOO; got {type(state).__name__}")
+    return state
+
+
+@overload
+def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: Literal[False] = False) -> None: ...
+@overload
+def all_reduce(
+    tensor: torch.Tensor, state: BucketMOO, *, async_op: Literal[True]
+) -> Future[torch.Tensor]: ...
+def all_reduce(
+    tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False
+) -> Future[torch.Tensor] | None:
+    """Replaces every rank's ``tensor`` by the conflict-aware combination of all ranks' tensors, in place.
+
+    The counterpart of ``torch.distributed.all_reduce`` with ``ReduceOp.AVG``; each call is a step of its own, in which
+    the ranks tell each other their objectives and weights.
+
+    Args:
+        tensor: Contiguous, dense, on the CPU, any shape; float32, bfloat16, float16 or float64. The same size and dtype
+            on every rank.
+        state: Holds method, objective, weight and group.
+        async_op: Return at once; the tensor must not be touched until the Future is done.
+
+    Returns:
+        None, or a Future of ``tensor``.
+
+    Raises:
+        TypeError, ValueError: Bad arguments, before anything is sent; ranks that make different calls, on every rank.
+        RuntimeError: A peer failed or the group's timeout passed.
+    """
+    native = _check_state(state)._bound()
+    if async_op:
+        return native.all_reduce_async(tensor)
+    native.all_reduce(tensor)
+    return None
+
+
+@overload
+def reduce_scatter(
+    output: torch.Tensor, input: torch.Tensor, state: BucketMOO, *, async_op: Literal[False] = False
+) -> None: ...
+@overload
+def reduce_scatter(
+    output: torch.Tensor, input: torch.Tensor, state: BucketMOO, *, async_op: Literal[True]
+) -> Future[torch.Tensor]: ...
+def reduce_scatter(
+    output: torch.Tensor, input: torch.Tensor, state: BucketMOO, *, async_op: bool = False
+) -> Future[torch.Tensor] | None:
+    """Writes this rank's shard of the conflict-aware combination of all ranks' ``input`` to ``output``.
+
+    The counterpart of ``torch.distributed.reduce_scatter_tensor`` with ``ReduceOp.AVG``: the weights are solved for the
+    whole of ``input``, over all shards.
+
+    Args:
+        output: Contiguous, n / world_size elements. May be this rank's shard of ``input``, and must not overlap it
+            otherwise.
+        input: Contiguous, n elements: world_size shards, one after another. Not written to.
+        state: As for ``all_reduce``.
+        async_op: As for ``all_reduce``; the Future is of ``output``.
+
+    Raises:
+        As ``all_reduce``; ValueError also if ``input`` does not hold world_size times the elements of ``output``.
+    """
+    native = _check_state(state)._bound()
+    if async_op:
+        return native.reduce_scatter_async(output, input)
+    native.reduce_scatter(output, input)
+    return None

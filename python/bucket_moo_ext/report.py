@@ -1,0 +1,209 @@
+"""What was solved: a readable table and plain numbers."""
+
+from __future__ import annotations  # BucketRecord exists in the stub only
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bucket_moo_ext import _C
+from bucket_moo_ext.methods import MGDA
+
+_STATUS = ("ok", "nonfinite", "inactive", "not_converged")
+
+
+@dataclass(frozen=True)
+class BucketReport:
+    """One bucket of one step.
+
+    Attributes:
+        index: The bucket's index in the step.
+        parameters: Names of the parameters whose gradients it holds.
+        numel: Elements.
+        dtype: Their type.
+        objectives: K names, in the order of every K below.
+        gramian: ``[K, K]`` float64, inner products of the objectives' gradients.
+        cosines: ``[K, K]`` float64; NaN where a gradient is zero.
+        weights: ``[K]`` float64.
+        status: "ok"; "nonfinite": NaN or Inf in the gradients, so the mean was taken; "inactive": all gradients were
+            zero; "not_converged": the certificate is above its tolerance.
+        certificate: The method's relative optimality residual.
+        iterations: Of the solver.
+        residual: Distance from Pareto stationarity: norm of the shortest vector in the convex hull of the active
+            objectives' gradients, over their root mean square norm; 0 (stationary) to 1. NaN if not finite.
+        conflicts: Pairs of active objectives with a negative inner product.
+        pairs: Pairs of active objectives.
+    """
+
+    index: int
+    parameters: tuple[str, ...]
+    numel: int
+    dtype: str
+    objectives: tuple[str, ...]
+    gramian: torch.Tensor
+    cosines: torch.Tensor
+    weights: torch.Tensor
+    status: str
+    certificate: float
+    iterations: int
+    residual: float
+    conflicts: int
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """One step, over all buckets.
+
+    Attributes:
+        step: Number of the step.
+        method: The method with its parameters.
+        objectives: K names.
+        buckets: The buckets, by index.
+        gramian: ``[K, K]`` float64, the sum over buckets: inner products of the objectives' whole gradients.
+        residual: Distance of the whole gradients from Pareto stationarity, as in ``BucketReport.residual``. Where every
+            objective touches every bucket, all buckets can be stationary (residual 0) while this is not 0: resolving
+            conflicts bucket by bucket does not imply Pareto stationarity.
+        conflict_share: Share of active pairs, over all buckets, that conflict.
+        global_conflict_share: The same for the whole gradients.
+        reduced, fallbacks, sparse: Since the state was made: buckets reduced; buckets that fell back to the mean for a
+            NaN or an Inf; sparse buckets, which are averaged.
+    """
+
+    step: int
+    method: str
+    objectives: tuple[str, ...]
+    buckets: tuple[BucketReport, ...]
+    gramian: torch.Tensor
+    residual: float
+    conflict_share: float
+    global_conflict_share: float
+    reduced: int
+    fallbacks: int
+    sparse: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strings, numbers, lists and dicts only, ready for JSON: what is undefined (NaN, Inf) becomes None."""
+        plain = {name: _plain(value) for name, value in vars(self).items() if name != "buckets"}
+        plain["buckets"] = [
+            {name: _plain(value) for name, value in vars(bucket).items()} for bucket in self.buckets
+        ]
+        return plain
+
+    def __str__(self) -> str:
+        """A table, one line a bucket."""
+        width = max(8, *(len(name) for name in self.objectives))
+        head = (
+            f"step {self.step}: {self.method}, {len(self.objectives)} objectives, {len(self.buckets)} buckets\n"
+            f"conflicting pairs: {_percent(self.conflict_share)} in buckets, "
+            f"{_percent(self.global_conflict_share)} in whole gradients; "
+            f"stationarity residual of the whole gradients: {self.residual:.3e}\n"
+            f"since the start: {self.reduced} buckets, {self.fallbacks} fell back to the mean (NaN or Inf), "
+            f"{self.sparse} sparse\n"
+        )
+        names = " ".join(f"{name:>{width}}" for name in self.objectives)
+        lines = [
+            f"{'bucket':>6} {'elements':>10} {'min cos':>8} {'confl.':>7} {'residual':>9} {'certif.':>8} "
+            f"{'status':<13} {names}  parameters"
+        ]
+        for bucket in self.buckets:
+            weights = " ".join(f"{w:>{width}.4f}" for w in bucket.weights.tolist())
+            lines.append(
+                f"{bucket.index:>6} {bucket.numel:>10} {_min_cosine(bucket.cosines):>8} "
+                f"{bucket.conflicts:>3}/{bucket.pairs:<3} {bucket.residual:>9.2e} {bucket.certificate:>8.1e} "
+                f"{bucket.status:<13} {weights}  {_shorten(bucket.parameters)}"
+            )
+        return head + "\n".join(lines)
+
+
+def make_report(method: str, records: list[_C.BucketRecord], counters: dict[str, int]) -> Report:
+    """The report of one step's records, of which there is at least one."""
+    buckets = tuple(_bucket(record) for record in records)
+    total = torch.stack([bucket.gramian for bucket in buckets]).sum(0)
+    conflicts, pairs = _count_conflicts(total)
+    return Report(
+        step=records[0]["step"],
+        method=method,
+        objectives=buckets[0].objectives,
+        buckets=buckets,
+        gramian=total,
+        residual=_residual(total),
+        conflict_share=_share(sum(b.conflicts for b in buckets), sum(b.pairs for b in buckets)),
+        global_conflict_share=_share(conflicts, pairs),
+        reduced=counters["buckets"],
+        fallbacks=counters["nonfinite"],
+        sparse=counters["sparse"],
+    )
+
+
+def _bucket(record: _C.BucketRecord) -> BucketReport:
+    k = len(record["objectives"])
+    gramian = torch.tensor(record["gramian"], dtype=torch.float64).reshape(k, k)
+    norms = gramian.diagonal().sqrt()
+    conflicts, pairs = _count_conflicts(gramian)
+    return BucketReport(
+        index=record["index"],
+        parameters=tuple(record["parameters"]),
+        numel=record["numel"],
+        dtype=record["dtype"],
+        objectives=tuple(record["objectives"]),
+        gramian=gramian,
+        cosines=gramian / norms.outer(norms),
+        weights=torch.tensor(record["weights"], dtype=torch.float64),
+        status=_STATUS[record["status"]],
+        certificate=record["certificate"],
+        iterations=record["iterations"],
+        residual=_residual(gramian),
+        conflicts=conflicts,
+        pairs=pairs,
+    )
+
+
+def _count_conflicts(gramian: torch.Tensor) -> tuple[int, int]:
+    active = gramian.diagonal() > 0
+    rows = gramian[active][:, active]
+    upper = rows[tuple(torch.triu_indices(len(rows), len(rows), offset=1))]
+    return int((upper < 0).sum()), upper.numel()
+
+
+def _residual(gramian: torch.Tensor) -> float:
+    if not gramian.isfinite().all():
+        return math.nan
+    active = gramian.diagonal() > 0
+    if not active.any():
+        return 0.0
+    w = _C.solve(gramian.unsqueeze(0), MGDA()._native(), 0, 0)[0][0]
+    shortest = float(w @ gramian @ w)
+    return math.sqrt(max(shortest, 0.0) / float(gramian.diagonal()[active].mean()))
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _min_cosine(cosines: torch.Tensor) -> str:
+    finite = cosines[cosines.isfinite()]
+    return f"{float(finite.min()):.3f}" if finite.numel() else "-"
+
+
+def _shorten(names: Iterable[str], most: int = 3) -> str:
+    names = tuple(names)
+    rest = f", ... ({len(names)})" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,203 @@
+"""The state of a hook: what to solve, for whom, and what came out."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bucket_moo_ext import _C
+from bucket_moo_ext.functional import _word
+from bucket_moo_ext.methods import Method, describe, resolve
+from bucket_moo_ext.process_group import discard, parent_group, private_group
+from bucket_moo_ext.report import Report, make_report
+
+_MAX_NAME_BYTES: int = _C.build_info()["max_objective_name_bytes"]
+
+
+def _close(native: _C.State, group: dist.ProcessGroup | None) -> None:
+    native.shutdown()
+    discard(group)
+
+
+class BucketMOO:
+    """Configuration and state of a conflict-aware reduction over one process group.
+
+    Args:
+        method: A name of ``available_methods()`` or a method object. The same on every rank.
+        objective: What this rank's gradient belongs to: a name (at most 63 bytes of UTF-8) or an int (the same as its
+            decimal text). Ranks that name the same objective share it. None: the rank itself is the objective. At most
+            64 objectives. May be changed for every step.
+        weight: Weight of this rank inside its objective, finite and >= 0, for example its number of target tokens.
+            A rank of weight 0 is left out: its gradient is not read. May be changed for every step.
+        gramian: "exact". The same on every rank.
+        process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
+        seed: Key of the methods' random choices, 0 to 2**64 - 1. The same on every rank.
+
+    Raises:
+        TypeError, ValueError: A bad argument, named, with what is allowed.
+    """
+
+    def __init__(
+        self,
+        method: str | Method = "mgda",
+        *,
+        objective: str | int | None = None,
+        weight: float = 1.0,
+        gramian: str = "exact",
+        process_group: dist.ProcessGroup | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._method = resolve(method)
+        if gramian != "exact":
+            raise ValueError(f"gramian must be 'exact'; got {gramian!r}")
+        self._gramian = gramian
+        self._seed = _word("seed", seed)
+        self._process_group = process_group
+        self._native: _C.State | None = None
+        self._step = 0
+        self.objective = objective
+        self.weight = weight
+
+    @property
+    def method(self) -> Method:
+        """The method, with its parameters."""
+        return self._method
+
+    @property
+    def objective(self) -> str | int | None:
+        """What this rank's gradient belongs to, from the next step on."""
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: str | int | None) -> None:
+        if isinstance(objective, bool) or not isinstance(objective, str | int | None):
+            raise TypeError(
+                f"objective must be a string, an int or None; got {type(objective).__name__} {objective!r}"
+            )
+        if objective is not None:
+            size = len(str(objective).encode())
+            if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(objective):
+                raise ValueError(
+                    f"objective must be 1 to {_MAX_NAME_BYTES} bytes of UTF-8 without a zero byte; got {size} bytes: "
+                    f"{objective!r}"
+                )
+        self._objective = objective
+        if self._native is not None:
+            self._native.set_objective(self._objective_name())
+
+    @property
+    def weight(self) -> float:
+        """Weight of this rank inside its objective, from the next step on."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        value = float(weight)
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"weight must be finite and >= 0; got {weight!r}")
+        self._weight = value
+        if self._native is not None:
+            self._native.set_weight(value)
+
+    @property
+    def step(self) -> int:
+        """Steps so far: backward passes that reduced, and calls of the collectives."""
+        return self._step if self._native is None else self._native.step
+
+    def name_parameters(self, named_parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Gives parameters the names that ``report()`` shows: ``state.name_parameters(model.named_parameters())``.
+
+        ``register`` does this by itself; with ``register_comm_hook`` parameters are shown by their shapes otherwise.
+        """
+        self._bound().name_parameters(list(named_parameters))
+
+    def report(self) -> Report:
+        """What was solved in the newest step, bucket by bucket, as this rank knows it (all ranks know the same).
+
+        Complete once ``backward()`` has returned. Costs a small solve a bucket; sends nothing.
+
+        Raises:
+            RuntimeError: Nothing was reduced yet.
+        """
+        records = [] if self._native is None else self._native.records()
+        if self._native is None or not records:
+            raise RuntimeError("there is nothing to report: no bucket was reduced yet")
+        return make_report(describe(self._method), records, self._native.counters())
+
+    def memory(self) -> int:
+        """Bytes of scratch memory that the reductions hold."""
+        return 0 if self._native is None else self._native.scratch_bytes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same bits: the step that random choices are keyed by."""
+        return {"step": self.step, "method": describe(self._method), "seed": self._seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores ``state_dict()``. To be called on every rank.
+
+        Raises:
+            ValueError: The dict lacks ``step``, or was saved with another method or seed.
+        """
+        mine = self.state_dict()
+        missing = mine.keys() - state_dict.keys()
+        if missing:
+            raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}")
+        for field in ("method", "seed"):
+            if state_dict[field] != mine[field]:
+                raise ValueError(
+                    f"state_dict was saved with {field} {state_dict[field]!r}, this state has {mine[field]!r}"
+                )
+        self._step = int(state_dict["step"])
+        if self._native is not None:
+            self._native.step = self._step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the process group and what hangs on it; the copy uses the default group."""
+        return {
+            "method": self._method,
+            "objective": self._objective,
+            "weight": self._weight,
+            "gramian": self._gramian,
+            "seed": self._seed,
+            "step": self.step,
+        }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        """Restores ``__getstate__``."""
+        step = saved.pop("step")
+        self.__init__(**saved)  # type: ignore[misc]
+        self._step = step
+
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"BucketMOO({describe(self._method)}, objective={self._objective!r}, weight={self._weight!r}, "
+            f"gramian={self._gramian!r}, seed={self._seed}, step={self.step})"
+        )
+
+    def _objective_name(self) -> str:
+        if self._objective is not None:
+            return str(self._objective)
+        return str(parent_group(self._process_group).rank())
+
+    def _bound(self) -> _C.State:
+        """The native state; the first call makes it, which is collective over the group."""
+        if self._native is None:
+            parent = parent_group(self._process_group)
+            own = private_group(parent)
+            configuration = [
+                ("method", describe(self._method)),
+                ("gramian", self._gramian),
+                ("seed", str(self._seed)),
+                ("version", str(_C.build_info()["version"])),
+            ]
+            native = _C.State(own, self._method._native(), self._seed, configuration)
+            native.set_objective(self._objective_name())
+            native.set_weight(self._weight)
+            native.step = self._step
+            self._native = native
+            # Also at interpreter exit: a rank that leaves in the middle of an exchange must not wait for its peers.
+            weakref.finalize(self, _close, native, own)
+        return self._native
