@@ -30,8 +30,9 @@ void delete_state(BucketMooState* state) {
 }
 
 StatePtr make_state(std::optional<GroupPtr> group, const MethodConfig& method, std::uint64_t seed,
-                    Configuration configuration) {
-  return StatePtr(new BucketMooState(group.value_or(GroupPtr()), method, seed, std::move(configuration)), &delete_state);
+                    std::int64_t bucket_cap, Configuration configuration) {
+  return StatePtr(
+      new BucketMooState(group.value_or(GroupPtr()), method, seed, bucket_cap, std::move(configuration)), &delete_state);
 }
 
 std::shared_ptr<PythonFutureWrapper> wrap(FuturePtr future) {
@@ -91,7 +92,8 @@ bool backward_has_run(const std::shared_ptr<c10d::Reducer>& reducer) {
 void bind_state(py::module_& module) {
   // Functions that wait or take the state's locks release the GIL.
   py::class_<BucketMooState, StatePtr>(module, "State")
-      .def(py::init(&make_state), py::arg("group"), py::arg("method"), py::arg("seed"), py::arg("configuration"))
+      .def(py::init(&make_state), py::arg("group"), py::arg("method"), py::arg("seed"), py::arg("bucket_cap"),
+           py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&BucketMooState::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&BucketMooState::set_weight), py::arg("weight"))
       .def("name_parameters", torch::wrap_pybind_function_no_gil(&BucketMooState::name_parameters), py::arg("named"))

@@ -51,18 +51,35 @@ class MooCollective {
   const ObjectiveTable& objectives() const { return table_; }
 
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
-  BucketSolution all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key);
+  BucketSolution all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key, std::int64_t tile_limit);
 
   /// Writes shard rank() of sum_k w_k g_k to `output` (`shard` elements); `input` holds world_size() shards, one after
   /// another, and is only read. `output` may be the own shard of `input`, and must not overlap it otherwise.
-  BucketSolution reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype, const RandomKey& key);
+  BucketSolution reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype, const RandomKey& key,
+                                std::int64_t tile_limit);
 
   /// Bytes of scratch memory held.
   std::size_t scratch_bytes() const { return tile_.capacity() + messages_.capacity(); }
 
  private:
-  void gather_tile(const std::byte* input, std::size_t shard_bytes);
-  BucketSolution solve_bucket(const Rows& tile, const Rows& tail, const std::byte* own_tail, const RandomKey& key);
+  /// A bucket as one call sees it.
+  struct Bucket {
+    const std::byte* shards;  // world_ shards, one after another
+    const std::byte* tail;    // tail_size elements
+    std::byte* shard_out;     // where this rank's shard of the result goes
+    std::byte* tail_out;
+    std::int64_t shard_size;
+    std::int64_t tail_size;
+    DType dtype;
+    std::int64_t piece;  // elements of the shard in the tile at a time
+  };
+
+  BucketSolution reduce(const Bucket& bucket, const RandomKey& key);
+  Rows load_piece(const Bucket& bucket, std::int64_t begin);
+  void partial_gramian(const Bucket& bucket, std::vector<double>& sum);
+  Rows exchange_partials(const Bucket& bucket, std::vector<double>& gramian);
+  void solve_weights(const RandomKey& key, BucketSolution& result);
+  void combine_shard(const Bucket& bucket);
 
   const std::shared_ptr<Transport> transport_;
   const Method method_;

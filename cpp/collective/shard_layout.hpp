@@ -1,6 +1,7 @@
 // How a bucket is cut into one shard a rank and a tail.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -32,6 +33,18 @@ inline ShardLayout shard_layout(std::int64_t n, int world, std::size_t element_s
   const std::int64_t step = kShardAlignment / size;
   const std::int64_t shard = n / world / step * step;
   return {shard, n - shard * world};
+}
+
+/// How many elements of a shard are in the tile at a time, so that the other ranks' blocks take at most `limit` bytes
+/// (but at least one aligned element of each rank). The whole shard where it fits.
+inline std::int64_t piece_size(std::int64_t shard, int world, std::size_t element_size, std::int64_t limit) {
+  const auto size = static_cast<std::int64_t>(element_size);
+  const std::int64_t others = world - 1;
+  if (others * shard * size <= limit) {
+    return shard;
+  }
+  const std::int64_t step = kShardAlignment / size;
+  return std::max(limit / (others * size) / step, std::int64_t{1}) * step;
 }
 
 }  // namespace bucket_moo

@@ -19,7 +19,8 @@ std::vector<at::Tensor> as_bytes(std::byte* data, std::size_t bytes) {
 PointToPointTransport::PointToPointTransport(c10::intrusive_ptr<c10d::ProcessGroup> group)
     : group_(std::move(group)), rank_(group_->getRank()), size_(group_->getSize()) {}
 
-void PointToPointTransport::all_to_all(const std::byte* input, std::size_t bytes, std::span<std::byte* const> rows) {
+void PointToPointTransport::all_to_all(const std::byte* input, std::size_t pitch, std::size_t bytes,
+                                       std::span<std::byte* const> rows) {
   if (bytes == 0 || size_ == 1) {
     return;
   }
@@ -28,11 +29,11 @@ void PointToPointTransport::all_to_all(const std::byte* input, std::size_t bytes
   // first target.
   for (int i = 1; i < size_; ++i) {
     const int peer = (rank_ + size_ - i) % size_;
-    post_receive(peer, rows[peer], bytes, tag);
+    post_receive(peer, rows[static_cast<std::size_t>(peer)], bytes, tag);
   }
   for (int i = 1; i < size_; ++i) {
     const int peer = (rank_ + i) % size_;
-    post_send(peer, input + peer * bytes, bytes, tag);
+    post_send(peer, input + static_cast<std::size_t>(peer) * pitch, bytes, tag);
   }
   wait_all("all-to-all");
 }
@@ -44,10 +45,10 @@ void PointToPointTransport::all_gather(std::byte* blocks, std::size_t bytes) {
   const int tag = next_tag();
   for (int i = 1; i < size_; ++i) {
     const int peer = (rank_ + size_ - i) % size_;
-    post_receive(peer, blocks + peer * bytes, bytes, tag);
+    post_receive(peer, blocks + static_cast<std::size_t>(peer) * bytes, bytes, tag);
   }
   for (int i = 1; i < size_; ++i) {
-    post_send((rank_ + i) % size_, blocks + rank_ * bytes, bytes, tag);
+    post_send((rank_ + i) % size_, blocks + static_cast<std::size_t>(rank_) * bytes, bytes, tag);
   }
   wait_all("all-gather");
 }

@@ -21,9 +21,10 @@ class Transport {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  /// Sends block p of `input` (size() blocks of `bytes` each) to rank p and receives rank p's block for us in rows[p].
-  /// The own block is not moved: rows[rank()] is ignored. `input` and the rows must not overlap.
-  virtual void all_to_all(const std::byte* input, std::size_t bytes, std::span<std::byte* const> rows) = 0;
+  /// Sends `bytes` bytes at input + p * pitch to every other rank p and receives what rank p sends us in rows[p].
+  /// The own block is not moved: rows[rank()] is ignored. The rows of other ranks must not overlap `input`.
+  virtual void all_to_all(const std::byte* input, std::size_t pitch, std::size_t bytes,
+                          std::span<std::byte* const> rows) = 0;
 
   /// In place: block r of `blocks` (size() blocks of `bytes` each) is rank r's on entry, and everybody's on return.
   virtual void all_gather(std::byte* blocks, std::size_t bytes) = 0;
@@ -41,7 +42,8 @@ class PointToPointTransport final : public Transport {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  void all_to_all(const std::byte* input, std::size_t bytes, std::span<std::byte* const> rows) override;
+  void all_to_all(const std::byte* input, std::size_t pitch, std::size_t bytes,
+                  std::span<std::byte* const> rows) override;
   void all_gather(std::byte* blocks, std::size_t bytes) override;
   void abort() noexcept override;
 

@@ -34,11 +34,12 @@ std::string shape_of(const at::Tensor& parameter) {
 }  // namespace
 
 BucketMooState::BucketMooState(c10::intrusive_ptr<c10d::ProcessGroup> group, MethodConfig method, std::uint64_t seed,
-                               Configuration configuration)
+                               std::int64_t bucket_cap, Configuration configuration)
     : group_(std::move(group)),
       transport_(group_ ? std::make_shared<PointToPointTransport>(group_) : nullptr),
       method_(std::move(method)),
       seed_(seed),
+      bucket_cap_(bucket_cap),
       configuration_(std::move(configuration)),
       collective_(transport_, method_.method()),
       objective_(std::to_string(collective_.rank())) {}
@@ -78,6 +79,11 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
     check_dense(job.output, "a DDP bucket");
   }
   const std::vector<at::Tensor> parameters = bucket.getParameters();
+  // DDP closes a bucket once it has reached the cap, hence a regular one holds at most this.
+  job.tile_limit = bucket_cap_;
+  for (const at::Tensor& parameter : parameters) {
+    job.tile_limit = std::max(job.tile_limit, bucket_cap_ + static_cast<std::int64_t>(parameter.nbytes()));
+  }
   {
     const std::lock_guard lock(mutex_);
     for (const at::Tensor& parameter : parameters) {
@@ -94,6 +100,7 @@ FuturePtr BucketMooState::all_reduce(at::Tensor tensor) {
   check_dense(tensor, "tensor");
   Job job;
   job.operation = Operation::all_reduce;
+  job.tile_limit = static_cast<std::int64_t>(tensor.nbytes());
   job.output = std::move(tensor);
   job.starts_step = true;
   return submit(std::move(job));
@@ -109,6 +116,7 @@ FuturePtr BucketMooState::reduce_scatter(at::Tensor output, at::Tensor input) {
                     "output.numel() = ", world_size(), " * ", output.numel(), " elements; got ", input.numel());
   Job job;
   job.operation = Operation::reduce_scatter;
+  job.tile_limit = static_cast<std::int64_t>(input.nbytes());
   job.output = std::move(output);
   job.input = std::move(input);
   job.starts_step = true;
@@ -188,10 +196,11 @@ void BucketMooState::reduce_dense(const Job& job) {
   if (job.operation == Operation::reduce_scatter) {
     record.numel = job.input.numel();
     record.result = collective_.reduce_scatter(job.output.mutable_data_ptr(), job.input.const_data_ptr(),
-                                               job.output.numel(), dtype, key);
+                                               job.output.numel(), dtype, key, job.tile_limit);
   } else {
     record.numel = job.output.numel();
-    record.result = collective_.all_reduce(job.output.mutable_data_ptr(), job.output.numel(), dtype, key);
+    record.result = collective_.all_reduce(job.output.mutable_data_ptr(), job.output.numel(), dtype, key,
+                                           job.tile_limit);
   }
   const std::lock_guard lock(mutex_);
   ++counters_.buckets;

@@ -54,8 +54,10 @@ class BucketMooState {
  public:
   /// `group`: a group of CPU ranks (Gloo) that nothing else uses; null for a single rank. `configuration` is compared
   /// across ranks at the first reduction.
+  /// `bucket_cap`: bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single bucket
+  /// of DDP's first iteration does not take scratch memory for the whole model.
   BucketMooState(c10::intrusive_ptr<c10d::ProcessGroup> group, MethodConfig method, std::uint64_t seed,
-                 Configuration configuration);
+                 std::int64_t bucket_cap, Configuration configuration);
   ~BucketMooState();
 
   /// This rank's objective and its weight inside it, from the next step on.
@@ -101,6 +103,7 @@ class BucketMooState {
     c10::IValue result;  // what the Future is to hold
     std::int64_t index = 0;
     std::int64_t step = 0;
+    std::int64_t tile_limit = 0;  // bytes
     BucketKey key;
     std::vector<std::string> parameters;
     bool starts_step = false;
@@ -117,6 +120,7 @@ class BucketMooState {
   const std::shared_ptr<Transport> transport_;
   const MethodConfig method_;
   const std::uint64_t seed_;
+  const std::int64_t bucket_cap_;
   const Configuration configuration_;
 
   // Used by the worker alone.

@@ -34,6 +34,7 @@ class State:
         group: ProcessGroup | None,
         method: Method,
         seed: int,
+        bucket_cap: int,
         configuration: Sequence[tuple[str, str]],
     ) -> None: ...
     step: int

@@ -55,7 +55,13 @@ def register(
     _check_options(module)
     _check_unused(module)
     state = BucketMOO(
-        method, objective=objective, weight=weight, gramian=gramian, process_group=group, seed=seed
+        method,
+        objective=objective,
+        weight=weight,
+        gramian=gramian,
+        process_group=group,
+        seed=seed,
+        bucket_cap_mb=module.bucket_bytes_cap / 2**20,
     )
     native = state._bound()
     state.name_parameters(module.module.named_parameters())

@@ -34,6 +34,10 @@ class BucketMOO:
         gramian: "exact". The same on every rank.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
         seed: Key of the methods' random choices, 0 to 2**64 - 1. The same on every rank.
+        bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, > 0 (``register`` reads it off the module). DDP's first
+            iteration puts all gradients in one bucket; a bucket above this cap plus its largest parameter is exchanged
+            in pieces, at up to 1.5 times the traffic, so that scratch memory stays near that of one regular bucket. The
+            same on every rank.
 
     Raises:
         TypeError, ValueError: A bad argument, named, with what is allowed.
@@ -48,12 +52,18 @@ class BucketMOO:
         gramian: str = "exact",
         process_group: dist.ProcessGroup | None = None,
         seed: int = 0,
+        bucket_cap_mb: float = 25.0,
     ) -> None:
         self._method = resolve(method)
         if gramian != "exact":
             raise ValueError(f"gramian must be 'exact'; got {gramian!r}")
         self._gramian = gramian
         self._seed = _word("seed", seed)
+        if isinstance(bucket_cap_mb, bool) or not isinstance(bucket_cap_mb, int | float):
+            raise TypeError(f"bucket_cap_mb must be a number; got {type(bucket_cap_mb).__name__}")
+        if not 0 < bucket_cap_mb < float("inf"):
+            raise ValueError(f"bucket_cap_mb must be finite and > 0; got {bucket_cap_mb!r}")
+        self._bucket_cap_mb = float(bucket_cap_mb)
         self._process_group = process_group
         self._native: _C.State | None = None
         self._step = 0
@@ -161,6 +171,7 @@ class BucketMOO:
             "weight": self._weight,
             "gramian": self._gramian,
             "seed": self._seed,
+            "bucket_cap_mb": self._bucket_cap_mb,
             "step": self.step,
         }
 
@@ -191,9 +202,11 @@ class BucketMOO:
                 ("method", describe(self._method)),
                 ("gramian", self._gramian),
                 ("seed", str(self._seed)),
+                ("bucket_cap_mb", repr(self._bucket_cap_mb)),
                 ("version", str(_C.build_info()["version"])),
             ]
-            native = _C.State(own, self._method._native(), self._seed, configuration)
+            cap = round(self._bucket_cap_mb * 2**20)
+            native = _C.State(own, self._method._native(), self._seed, cap, configuration)
             native.set_objective(self._objective_name())
             native.set_weight(self._weight)
             native.step = self._step
