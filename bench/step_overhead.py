@@ -4,8 +4,8 @@
     python bench/step_overhead.py --method cagrad --world 2
 
 The backward pass itself costs next to nothing, so that every pass over memory of the reduction shows. The variants take
-turns within each round; the slowest rank counts. Memory is the peak of a process that runs this variant alone, less that
-of one that runs the first.
+turns within each round; the slowest rank counts. Memory is the peak of a process that runs this variant alone, less
+that of one that runs the first.
 """
 
 import argparse
@@ -21,13 +21,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
-
-import bucket_moo_ext as moo
-
 
 # torch 2.13 renamed it and warns about the old name.
 ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -55,9 +53,7 @@ class Gradients(torch.nn.Module):
 
     def forward(self, value: float) -> torch.Tensor:
         """A scalar whose gradient in every parameter is `value`, with a sign that differs between parameters."""
-        return torch.stack(
-            [Cheap.apply(p, value * (-1) ** i) for i, p in enumerate(self.parameters_)]
-        ).sum()
+        return torch.stack([Cheap.apply(p, value * (-1) ** i) for i, p in enumerate(self.parameters_)]).sum()
 
 
 def all_gather_hook(state: dict, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -1,11 +1,11 @@
 // Batched solve on the GPU: the core's solve() under the WarpLanes policy.
-#include "solve.cuh"
+#include <cuda_runtime.h>
 
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/solve.hpp>
 
-#include <cuda_runtime.h>
+#include "solve.cuh"
 
 namespace bucket_moo::cuda {
 namespace {

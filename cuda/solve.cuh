@@ -4,12 +4,11 @@
 #ifndef BUCKET_MOO_CUDA_SOLVE_CUH
 #define BUCKET_MOO_CUDA_SOLVE_CUH
 
+#include <cuda_runtime_api.h>
+
 #include <bucket_moo/method.hpp>
 #include <bucket_moo/random.hpp>
 #include <bucket_moo/solution.hpp>
-
-#include <cuda_runtime_api.h>
-
 #include <cstddef>
 
 namespace bucket_moo::cuda {

@@ -42,7 +42,11 @@ def _rank_main(
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=group_timeout
+            "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=world,
+            timeout=group_timeout,
         )
         result = function(rank, world, *arguments)
         dist.destroy_process_group()

@@ -1,9 +1,9 @@
 // Bindings of the methods and of the functions on whole matrices: gramian, weights, combine.
-#include <tuple>
-
 #include <ATen/ops/empty.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <tuple>
 
 #include "bindings/bindings.hpp"
 #include "bucket_moo/lanes.hpp"
@@ -16,7 +16,8 @@
 namespace bucket_moo {
 namespace {
 
-/// Rows of a Jacobian: K one-dimensional contiguous CPU tensors of one size and dtype, as the Python side prepares them.
+/// Rows of a Jacobian: K one-dimensional contiguous CPU tensors of one size and dtype, as the Python side prepares
+/// them.
 class JacobianRows {
  public:
   explicit JacobianRows(const std::vector<at::Tensor>& rows) : dtype_(dtype_of(rows.at(0).scalar_type(), "jacobian")) {
@@ -24,7 +25,8 @@ class JacobianRows {
       TORCH_CHECK_VALUE(row.dim() == 1 && row.is_contiguous() && row.device().is_cpu() &&
                             row.numel() == rows[0].numel() && row.scalar_type() == rows[0].scalar_type(),
                         "bucket_moo_ext: jacobian rows must be contiguous one-dimensional CPU tensors of one size and "
-                        "dtype; got one of sizes ", row.sizes(), ", dtype ", row.scalar_type(), ", on ", row.device());
+                        "dtype; got one of sizes ",
+                        row.sizes(), ", dtype ", row.scalar_type(), ", on ", row.device());
       data_.push_back(row.const_data_ptr());
     }
     size_ = rows[0].numel();
@@ -63,8 +65,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> solve_batch(const at:
                                                                        std::uint64_t step) {
   TORCH_CHECK_VALUE(gramians.dim() == 3 && gramians.size(1) == gramians.size(2) && gramians.size(1) >= 1 &&
                         gramians.size(1) <= kMaxObjectives,
-                    "bucket_moo_ext: gramian must be [K, K] or [B, K, K] with 1 <= K <= ", kMaxObjectives, "; got sizes ",
-                    gramians.sizes());
+                    "bucket_moo_ext: gramian must be [K, K] or [B, K, K] with 1 <= K <= ", kMaxObjectives,
+                    "; got sizes ", gramians.sizes());
   const at::Tensor input = gramians.contiguous();
   const std::int64_t batch = input.size(0);
   const int k = static_cast<int>(input.size(1));

@@ -1,8 +1,8 @@
 // The extension module `bucket_moo_ext._C`.
 #include <torch/csrc/utils/pybind.h>
 
-#include "bucket_moo/limits.hpp"
 #include "bindings/bindings.hpp"
+#include "bucket_moo/limits.hpp"
 #include "collective/objectives.hpp"
 
 namespace {

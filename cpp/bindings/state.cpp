@@ -1,11 +1,11 @@
 // Bindings of the state, of the native DDP hook and of the collectives.
-#include <algorithm>
-#include <memory>
-
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <memory>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
 
 #include "bindings/bindings.hpp"
 #include "collective/dtype.hpp"
@@ -31,8 +31,8 @@ void delete_state(BucketMooState* state) {
 
 StatePtr make_state(std::optional<GroupPtr> group, const MethodConfig& method, std::uint64_t seed,
                     std::int64_t bucket_cap, Configuration configuration) {
-  return StatePtr(
-      new BucketMooState(group.value_or(GroupPtr()), method, seed, bucket_cap, std::move(configuration)), &delete_state);
+  return StatePtr(new BucketMooState(group.value_or(GroupPtr()), method, seed, bucket_cap, std::move(configuration)),
+                  &delete_state);
 }
 
 std::shared_ptr<PythonFutureWrapper> wrap(FuturePtr future) {

@@ -1,12 +1,12 @@
 #include "collective/configuration.hpp"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <sstream>
-
-#include <c10/util/Exception.h>
 
 namespace bucket_moo {
 namespace {

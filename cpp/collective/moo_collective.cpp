@@ -188,7 +188,8 @@ void MooCollective::combine_shard(const Bucket& bucket) {
     const Rows tile = begin == last ? Rows{reinterpret_cast<const void* const*>(rows_.data()), world_,
                                            bucket.shard_size - last, bucket.dtype}
                                     : load_piece(bucket, begin);
-    combine(tile, coefficients_.data(), bucket.shard_out + static_cast<std::size_t>(begin) * element_size(bucket.dtype));
+    combine(tile, coefficients_.data(),
+            bucket.shard_out + static_cast<std::size_t>(begin) * element_size(bucket.dtype));
   }
 }
 

@@ -86,11 +86,11 @@ class MooCollective {
   const int rank_;
   const int world_;
   ObjectiveTable table_;
-  PersistentBuffer tile_;                              // other ranks' blocks of our shard
-  PersistentBuffer messages_;                          // [W] of partial Gramian and tail
-  std::vector<std::byte*> rows_;              // [W] where each rank's block of our shard lies
-  std::vector<const void*> tail_rows_;        // [W] where each rank's tail lies
-  std::vector<double> coefficients_;          // [W] of the combination
+  PersistentBuffer tile_;               // other ranks' blocks of our shard
+  PersistentBuffer messages_;           // [W] of partial Gramian and tail
+  std::vector<std::byte*> rows_;        // [W] where each rank's block of our shard lies
+  std::vector<const void*> tail_rows_;  // [W] where each rank's tail lies
+  std::vector<double> coefficients_;    // [W] of the combination
   std::vector<double> solver_scratch_;
 };
 

@@ -1,9 +1,9 @@
 #include "collective/objectives.hpp"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <sstream>
-
-#include <c10/util/Exception.h>
 
 #include "bucket_moo/limits.hpp"
 #include "collective/dtype.hpp"

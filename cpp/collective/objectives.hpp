@@ -18,11 +18,11 @@ inline constexpr std::size_t kMaxObjectiveName = 63;
 /// What a rank tells the others at the start of a step. Sent as raw bytes, so every rank must run the same build.
 struct StepRecord {
   std::array<char, kMaxObjectiveName + 1> objective{};  ///< zero-terminated name
-  double weight = 1.0;       ///< weight of this rank inside its objective, >= 0
-  std::int64_t step = 0;     ///< counted by the state
-  std::int64_t numel = 0;    ///< elements of the step's first bucket
-  std::int32_t dtype = 0;    ///< DType of the step's first bucket
-  std::int32_t operation = 0;  ///< Operation of the step's first bucket
+  double weight = 1.0;                                  ///< weight of this rank inside its objective, >= 0
+  std::int64_t step = 0;                                ///< counted by the state
+  std::int64_t numel = 0;                               ///< elements of the step's first bucket
+  std::int32_t dtype = 0;                               ///< DType of the step's first bucket
+  std::int32_t operation = 0;                           ///< Operation of the step's first bucket
 };
 static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 96);
 

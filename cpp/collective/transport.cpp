@@ -1,11 +1,11 @@
 #include "collective/transport.hpp"
 
+#include <ATen/ops/from_blob.h>
+#include <c10/util/Exception.h>
+
 #include <exception>
 #include <string>
 #include <utility>
-
-#include <ATen/ops/from_blob.h>
-#include <c10/util/Exception.h>
 
 namespace bucket_moo {
 namespace {
@@ -25,8 +25,8 @@ void PointToPointTransport::all_to_all(const std::byte* input, std::size_t pitch
     return;
   }
   const int tag = next_tag();
-  // Receives first, so that no message has to wait for its place; peers in rotated order, so that no rank is everybody's
-  // first target.
+  // Receives first, so that no message has to wait for its place; peers in rotated order, so that no rank is
+  // everybody's first target.
   for (int i = 1; i < size_; ++i) {
     const int peer = (rank_ + size_ - i) % size_;
     post_receive(peer, rows[static_cast<std::size_t>(peer)], bytes, tag);
@@ -105,8 +105,8 @@ void PointToPointTransport::wait_all(const char* operation) {
     pending_.clear();
   }
   if (!failure.empty()) {
-    C10_THROW_ERROR(DistBackendError, c10::str("bucket_moo_ext: ", operation, " on rank ", rank_, " of ", size_, ": ",
-                                               failure));
+    C10_THROW_ERROR(DistBackendError,
+                    c10::str("bucket_moo_ext: ", operation, " on rank ", rank_, " of ", size_, ": ", failure));
   }
 }
 

@@ -1,14 +1,14 @@
 // What the MOO collectives ask of the network, and its implementation over a c10d process group.
 #pragma once
 
+#include <c10/util/intrusive_ptr.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <span>
-#include <vector>
-
-#include <c10/util/intrusive_ptr.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <vector>
 
 namespace bucket_moo {
 

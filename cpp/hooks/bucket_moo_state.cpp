@@ -1,13 +1,13 @@
 #include "hooks/bucket_moo_state.hpp"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/core/jit_type.h>
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <sstream>
-
-#include <ATen/core/jit_type.h>
-#include <ATen/core/grad_mode.h>
-#include <c10/util/Exception.h>
 
 #include "collective/dtype.hpp"
 
@@ -199,8 +199,8 @@ void BucketMooState::reduce_dense(const Job& job) {
                                                job.output.numel(), dtype, key, job.tile_limit);
   } else {
     record.numel = job.output.numel();
-    record.result = collective_.all_reduce(job.output.mutable_data_ptr(), job.output.numel(), dtype, key,
-                                           job.tile_limit);
+    record.result =
+        collective_.all_reduce(job.output.mutable_data_ptr(), job.output.numel(), dtype, key, job.tile_limit);
   }
   const std::lock_guard lock(mutex_);
   ++counters_.buckets;
@@ -211,7 +211,8 @@ void BucketMooState::reduce_dense(const Job& job) {
 
 void BucketMooState::reduce_sparse(const Job& job) {
   TORCH_WARN_ONCE(
-      "bucket_moo_ext: a sparse gradient bucket is averaged like plain DDP does; conflicts are resolved in dense buckets "
+      "bucket_moo_ext: a sparse gradient bucket is averaged like plain DDP does; conflicts are resolved in dense "
+      "buckets "
       "only (use sparse=False in nn.Embedding to include it)");
   at::Tensor gradient = job.output;
   gradient.div_(world_size());

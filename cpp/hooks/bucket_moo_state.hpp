@@ -1,6 +1,10 @@
 // The state behind a registered hook: configuration, objective, worker, and what was solved last.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+#include <c10/util/intrusive_ptr.h>
+
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -8,15 +12,11 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/comm.hpp>
 #include <unordered_map>
 #include <utility>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
-#include <ATen/core/ivalue.h>
-#include <c10/util/intrusive_ptr.h>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <torch/csrc/distributed/c10d/comm.hpp>
 
 #include "collective/configuration.hpp"
 #include "collective/moo_collective.hpp"
@@ -30,19 +30,19 @@ using FuturePtr = c10::intrusive_ptr<c10::ivalue::Future>;
 /// What one bucket's last reduction was, for reports.
 struct BucketRecord {
   std::int64_t step = 0;
-  std::int64_t index = 0;                  ///< the bucket's index in that step
-  std::vector<std::string> parameters;     ///< names of the parameters it holds
+  std::int64_t index = 0;               ///< the bucket's index in that step
+  std::vector<std::string> parameters;  ///< names of the parameters it holds
   std::int64_t numel = 0;
   DType dtype = DType::float32;
-  std::vector<std::string> objectives;     ///< [K]
+  std::vector<std::string> objectives;  ///< [K]
   BucketSolution result;
 };
 
 /// Totals since the state was made.
 struct Counters {
-  std::int64_t buckets = 0;     ///< buckets reduced
-  std::int64_t nonfinite = 0;   ///< of those, how many fell back to the mean for a NaN or Inf
-  std::int64_t sparse = 0;      ///< sparse buckets, which are averaged
+  std::int64_t buckets = 0;    ///< buckets reduced
+  std::int64_t nonfinite = 0;  ///< of those, how many fell back to the mean for a NaN or Inf
+  std::int64_t sparse = 0;     ///< sparse buckets, which are averaged
 };
 
 /// Runs MOO collectives for one group of ranks on a thread of its own and completes Futures. Thread-safe; calls that
@@ -54,8 +54,8 @@ class BucketMooState {
  public:
   /// `group`: a group of CPU ranks (Gloo) that nothing else uses; null for a single rank. `configuration` is compared
   /// across ranks at the first reduction.
-  /// `bucket_cap`: bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single bucket
-  /// of DDP's first iteration does not take scratch memory for the whole model.
+  /// `bucket_cap`: bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single
+  /// bucket of DDP's first iteration does not take scratch memory for the whole model.
   BucketMooState(c10::intrusive_ptr<c10d::ProcessGroup> group, MethodConfig method, std::uint64_t seed,
                  std::int64_t bucket_cap, Configuration configuration);
   ~BucketMooState();
@@ -98,8 +98,8 @@ class BucketMooState {
 
   struct Job {
     Operation operation;
-    at::Tensor output;  // where the result goes
-    at::Tensor input;   // reduce_scatter only
+    at::Tensor output;   // where the result goes
+    at::Tensor input;    // reduce_scatter only
     c10::IValue result;  // what the Future is to hold
     std::int64_t index = 0;
     std::int64_t step = 0;

@@ -2,9 +2,8 @@
 #pragma once
 
 #include <memory>
-#include <utility>
-
 #include <torch/csrc/distributed/c10d/comm.hpp>
+#include <utility>
 
 #include "hooks/bucket_moo_state.hpp"
 

@@ -1,11 +1,11 @@
 // A method with its options, owning what the core's plain-data Method only points to.
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <cstddef>
 #include <utility>
 #include <vector>
-
-#include <c10/util/Exception.h>
 
 #include "bucket_moo/method.hpp"
 

@@ -4,9 +4,8 @@
 //
 // The library sees gradients only through their Gramian, so they may be of any size and live anywhere.
 
-#include <bucket_moo/solve.hpp>
-
 #include <array>
+#include <bucket_moo/solve.hpp>
 #include <cmath>
 #include <cstdio>
 #include <vector>

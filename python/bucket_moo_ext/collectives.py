@@ -17,12 +17,8 @@ def _check_state(state: object) -> BucketMOO:
 @overload
 def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: Literal[False] = False) -> None: ...
 @overload
-def all_reduce(
-    tensor: torch.Tensor, state: BucketMOO, *, async_op: Literal[True]
-) -> Future[torch.Tensor]: ...
-def all_reduce(
-    tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False
-) -> Future[torch.Tensor] | None:
+def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: Literal[True]) -> Future[torch.Tensor]: ...
+def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False) -> Future[torch.Tensor] | None:
     """Replaces every rank's ``tensor`` by the conflict-aware combination of all ranks' tensors, in place.
 
     The counterpart of ``torch.distributed.all_reduce`` with ``ReduceOp.AVG``; each call is a step of its own, in which

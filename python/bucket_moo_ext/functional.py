@@ -29,9 +29,7 @@ def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> list[torch.Tensor]:
     else:
         matrix = _tensor("jacobian", jacobian)
         if matrix.dim() != 2:
-            raise ValueError(
-                f"jacobian must be [K, n] or K tensors of one size; got shape {tuple(matrix.shape)}"
-            )
+            raise ValueError(f"jacobian must be [K, n] or K tensors of one size; got shape {tuple(matrix.shape)}")
         rows = list(matrix.unbind(0))
     if not 1 <= len(rows) <= _MAX_OBJECTIVES:
         raise ValueError(f"jacobian must have 1 to {_MAX_OBJECTIVES} rows; got {len(rows)}")
@@ -42,9 +40,7 @@ def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> list[torch.Tensor]:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
             raise TypeError(f"jacobian must have one of the dtypes {allowed}; row {i} has {row.dtype}")
         if row.dtype != rows[0].dtype:
-            raise TypeError(
-                f"jacobian rows must have one dtype; row 0 has {rows[0].dtype}, row {i} {row.dtype}"
-            )
+            raise TypeError(f"jacobian rows must have one dtype; row 0 has {rows[0].dtype}, row {i} {row.dtype}")
         if row.numel() != rows[0].numel():
             raise ValueError(
                 f"jacobian rows must have one size; row 0 has {rows[0].numel()} elements, row {i} {row.numel()}"
@@ -90,14 +86,12 @@ def weights(
 
     Returns:
         ``[K]`` or ``[B, K]`` float64. Objectives with a zero diagonal get 0; a Gramian with a NaN or an Inf gets 1/K
-        everywhere. With ``return_certificate`` a pair: the weights, and ``[]`` or ``[B]`` float64, the method's relative
-        optimality residual (for MGDA the duality gap over the mean diagonal; 0 for direct methods).
+        everywhere. With ``return_certificate`` a pair: the weights, and ``[]`` or ``[B]`` float64, the method's
+        relative optimality residual (for MGDA the duality gap over the mean diagonal; 0 for direct methods).
 
     Raises:
         TypeError: ``gramian`` is no floating-point array, or ``method`` is no method.
         ValueError: A wrong shape or device, or an unknown method.
-
-    Source: design of the common contract: see docs/methods.md.
     """
     chosen = resolve(method)
     tensor = _tensor("gramian", gramian)
@@ -148,7 +142,11 @@ def combine(jacobian: ArrayLike | Sequence[ArrayLike], weights: ArrayLike | Iter
 
 
 def aggregate(
-    jacobian: ArrayLike | Sequence[ArrayLike], method: str | Method = "mgda", *, seed: int = 0, step: int = 0
+    jacobian: ArrayLike | Sequence[ArrayLike],
+    method: str | Method = "mgda",
+    *,
+    seed: int = 0,
+    step: int = 0,
 ) -> torch.Tensor:
     """The conflict-aware update of K gradients: ``combine(jacobian, weights(gramian(jacobian), method))``.
 

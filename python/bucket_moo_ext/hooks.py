@@ -1,6 +1,7 @@
 """Where the reduction enters DistributedDataParallel."""
 
 import weakref
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,12 +62,13 @@ def register(
         gramian=gramian,
         process_group=group,
         seed=seed,
-        bucket_cap_mb=module.bucket_bytes_cap / 2**20,
+        bucket_cap_mb=max([module.bucket_bytes_cap, *getattr(module, "bucket_bytes_cap_list", ())]) / 2**20,
     )
     native = state._bound()
     state.name_parameters(module.module.named_parameters())
     _C.register_ddp_hook(module.reducer, native)
-    module.logger._set_comm_hook_name("bucket_moo")  # the reducer does not tell DDP's logger by itself
+    logger: Any = module.logger
+    logger._set_comm_hook_name("bucket_moo")  # the reducer does not tell DDP's logger by itself
     _registered[module] = state
     return state
 
@@ -143,10 +145,8 @@ def _check_options(module: DistributedDataParallel) -> None:
 
 
 def _check_unused(module: DistributedDataParallel) -> None:
-    hook = module._get_ddp_logging_data().get("comm_hook")
+    hook = module._get_ddp_logging_data().get("comm_hook")  # type: ignore[no-untyped-call]
     if hook:
-        raise RuntimeError(
-            f"module already has a communication hook ({hook}); a DDP module takes one, once"
-        )
+        raise RuntimeError(f"module already has a communication hook ({hook}); a DDP module takes one, once")
     if _C.backward_has_run(module.reducer):
         raise RuntimeError("module has already run a backward pass; register before the first one")

@@ -49,9 +49,7 @@ class Mean:
     """
 
     weights: Sequence[float] | None = None
-    info: ClassVar[MethodInfo] = MethodInfo(
-        "mean", "unchanged", ("permutation equivariant",), "plain data parallelism"
-    )
+    info: ClassVar[MethodInfo] = MethodInfo("mean", "unchanged", ("permutation equivariant",), "plain data parallelism")
 
     def __post_init__(self) -> None:
         if self.weights is None:
@@ -90,9 +88,7 @@ class MGDA:
 
     def __post_init__(self) -> None:
         if self.normalize not in ("none", "l2"):
-            raise ValueError(
-                f"MGDA(normalize={self.normalize!r}): normalize must be 'none' or 'l2'"
-            )
+            raise ValueError(f"MGDA(normalize={self.normalize!r}): normalize must be 'none' or 'l2'")
 
     def _native(self) -> _C.Method:
         return _C.Method.mgda(self.normalize == "l2")
@@ -159,9 +155,7 @@ class PCGrad:
 
     def __post_init__(self) -> None:
         if self.reduction not in ("mean", "sum"):
-            raise ValueError(
-                f"PCGrad(reduction={self.reduction!r}): reduction must be 'mean' or 'sum'"
-            )
+            raise ValueError(f"PCGrad(reduction={self.reduction!r}): reduction must be 'mean' or 'sum'")
         if self.permutation is None:
             return
         rows = tuple(tuple(int(j) for j in row) for row in self.permutation)

@@ -16,13 +16,12 @@ def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("torch.distributed is not initialised; call init_process_group first")
-    if group is None:
-        group = dist.group.WORLD
-    if group is dist.GroupMember.NON_GROUP_MEMBER:
+    chosen: object = dist.group.WORLD if group is None else group
+    if chosen == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("process_group: this rank is not a member of the group")
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"process_group must be a ProcessGroup or None; got {type(group).__name__}")
-    return group
+    if not isinstance(chosen, dist.ProcessGroup):
+        raise TypeError(f"process_group must be a ProcessGroup or None; got {type(chosen).__name__}")
+    return chosen
 
 
 def _timeout(group: dist.ProcessGroup) -> timedelta | None:
@@ -43,13 +42,14 @@ def private_group(parent: dist.ProcessGroup) -> dist.ProcessGroup | None:
     """
     if parent.size() == 1:
         return None
-    return dist.new_group(
+    group: dist.ProcessGroup = dist.new_group(
         dist.get_process_group_ranks(parent),
         timeout=_timeout(parent),
         backend="gloo",
         use_local_synchronization=True,
         group_desc="bucket_moo",
     )
+    return group
 
 
 def discard(group: dist.ProcessGroup | None) -> None:

@@ -88,9 +88,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Strings, numbers, lists and dicts only, ready for JSON: what is undefined (NaN, Inf) becomes None."""
         plain = {name: _plain(value) for name, value in vars(self).items() if name != "buckets"}
-        plain["buckets"] = [
-            {name: _plain(value) for name, value in vars(bucket).items()} for bucket in self.buckets
-        ]
+        plain["buckets"] = [{name: _plain(value) for name, value in vars(bucket).items()} for bucket in self.buckets]
         return plain
 
     def __str__(self) -> str:

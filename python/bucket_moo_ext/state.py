@@ -34,10 +34,10 @@ class BucketMOO:
         gramian: "exact". The same on every rank.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
         seed: Key of the methods' random choices, 0 to 2**64 - 1. The same on every rank.
-        bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, > 0 (``register`` reads it off the module). DDP's first
-            iteration puts all gradients in one bucket; a bucket above this cap plus its largest parameter is exchanged
-            in pieces, at up to 1.5 times the traffic, so that scratch memory stays near that of one regular bucket. The
-            same on every rank.
+        bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, > 0 (``register`` reads it off the module). DDP's
+            first iteration puts all gradients in one bucket; a bucket above this cap plus its largest parameter is
+            exchanged in pieces, at up to 1.5 times the traffic, so that scratch memory stays near that of one regular
+            bucket. The same on every rank.
 
     Raises:
         TypeError, ValueError: A bad argument, named, with what is allowed.
@@ -83,9 +83,7 @@ class BucketMOO:
     @objective.setter
     def objective(self, objective: str | int | None) -> None:
         if isinstance(objective, bool) or not isinstance(objective, str | int | None):
-            raise TypeError(
-                f"objective must be a string, an int or None; got {type(objective).__name__} {objective!r}"
-            )
+            raise TypeError(f"objective must be a string, an int or None; got {type(objective).__name__} {objective!r}")
         if objective is not None:
             size = len(str(objective).encode())
             if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(objective):

@@ -1,11 +1,10 @@
-// Properties of the core on random Gramians of every family we know to be hard. Certificates are recomputed here from the
-// Gramian in long double, independently of the solvers.
+// Properties of the core on random Gramians of every family we know to be hard. Certificates are recomputed here from
+// the Gramian in long double, independently of the solvers.
 //
 // Self-contained: exits non-zero if a check failed, and prints the worst value seen of each.
 
-#include <bucket_moo/solve.hpp>
-
 #include <algorithm>
+#include <bucket_moo/solve.hpp>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -232,9 +231,7 @@ std::vector<Family> families() {
          return g;
        },
        false},
-      {"condition 1e20 and more",
-       [](Random& r, int k) { return conditioned(r, k, 1e22); },
-       false},
+      {"condition 1e20 and more", [](Random& r, int k) { return conditioned(r, k, 1e22); }, false},
       {"norms over 8 decades",
        [=](Random& r, int k) {
          Gradients g = gaussian(r, k, wide(k));
@@ -291,8 +288,8 @@ Answer solve(const bucket_moo::Method& method, const Gramian& g, RandomKey key =
   Answer answer{{}, Vector(static_cast<std::size_t>(g.k), -7.0)};
   Vector scratch(bucket_moo::solve_scratch_size(g.k), std::numeric_limits<double>::quiet_NaN());
   const Vector copy = g.entries;
-  answer.solution = bucket_moo::solve(bucket_moo::HostLanes{}, method, key, g.k, copy.data(), answer.weights.data(),
-                                      scratch.data());
+  answer.solution =
+      bucket_moo::solve(bucket_moo::HostLanes{}, method, key, g.k, copy.data(), answer.weights.data(), scratch.data());
   check(std::memcmp(copy.data(), g.entries.data(), copy.size() * sizeof(double)) == 0, "Gramian is read only");
   return answer;
 }
@@ -300,7 +297,8 @@ Answer solve(const bucket_moo::Method& method, const Gramian& g, RandomKey key =
 std::vector<Real> times(const Gramian& g, const std::vector<Real>& w) {
   std::vector<Real> product(w.size());
   for (int i = 0; i < g.k; ++i) {
-    for (int j = 0; j < g.k; ++j) product[static_cast<std::size_t>(i)] += static_cast<Real>(g(i, j)) * w[static_cast<std::size_t>(j)];
+    for (int j = 0; j < g.k; ++j)
+      product[static_cast<std::size_t>(i)] += static_cast<Real>(g(i, j)) * w[static_cast<std::size_t>(j)];
   }
   return product;
 }
@@ -334,7 +332,8 @@ double largest_difference(const Vector& a, const Vector& b) {
 Gramian permuted(const Gramian& g, const std::vector<int>& order) {
   Gramian result = g;
   for (int i = 0; i < g.k; ++i) {
-    for (int j = 0; j < g.k; ++j) result(i, j) = g(order[static_cast<std::size_t>(i)], order[static_cast<std::size_t>(j)]);
+    for (int j = 0; j < g.k; ++j)
+      result(i, j) = g(order[static_cast<std::size_t>(i)], order[static_cast<std::size_t>(j)]);
   }
   return result;
 }
@@ -519,10 +518,11 @@ void check_cagrad(const std::string& family, const Gramian& g, double c, bool un
   // Writing w down in float64 moves Gw by this much: weights are huge where the hull nearly contains 0.
   Real length = 0;
   for (int i : on) length += w[static_cast<std::size_t>(i)] * std::sqrt(static_cast<Real>(g(i, i)));
-  const auto rounding = static_cast<double>(static_cast<Real>(bucket_moo::kEpsilon) * length *
-                                            std::sqrt(mean_diagonal(g)) / mean_square);
+  const auto rounding =
+      static_cast<double>(static_cast<Real>(bucket_moo::kEpsilon) * length * std::sqrt(mean_diagonal(g)) / mean_square);
   const double outside = static_cast<double>(moved / std::sqrt(mean_square)) - c;
-  check(outside <= 1e-9 + 8 * rounding * static_cast<double>(std::sqrt(mean_square / mean_diagonal(g))), name("cagrad ball"));
+  check(outside <= 1e-9 + 8 * rounding * static_cast<double>(std::sqrt(mean_square / mean_diagonal(g))),
+        name("cagrad ball"));
   worst.add("cagrad |d - g_0| / |g_0| - c: " + family, outside);
   const std::string at = c < 1 ? " c<1: " : " c>=1: ";
   worst.add("cagrad gap / |g_0|^2" + at + family, gap);
@@ -539,7 +539,9 @@ void check_cagrad(const std::string& family, const Gramian& g, double c, bool un
   check(solve(cagrad(c), scaled(g, 0x1p-40)).weights == answer.weights, name("cagrad scale, to the bit"));
   for (const double t : {1e-12, 1e12}) {
     const Answer other = solve(cagrad(c), scaled(g, t));
-    if (unique) check(largest_difference(other.weights, answer.weights) <= 1e-7 * (1 + static_cast<double>(mass)), name("cagrad scale"));
+    if (unique)
+      check(largest_difference(other.weights, answer.weights) <= 1e-7 * (1 + static_cast<double>(mass)),
+            name("cagrad scale"));
   }
   std::vector<int> order(static_cast<std::size_t>(g.k));
   std::iota(order.begin(), order.end(), 0);
@@ -547,7 +549,9 @@ void check_cagrad(const std::string& family, const Gramian& g, double c, bool un
   const Answer other = solve(cagrad(c), permuted(g, order));
   Vector back(answer.weights.size());
   for (std::size_t i = 0; i < back.size(); ++i) back[static_cast<std::size_t>(order[i])] = other.weights[i];
-  if (unique) check(largest_difference(back, answer.weights) <= 1e-7 * (1 + static_cast<double>(mass)), name("cagrad permutation"));
+  if (unique)
+    check(largest_difference(back, answer.weights) <= 1e-7 * (1 + static_cast<double>(mass)),
+          name("cagrad permutation"));
 
   const Answer smaller = solve(cagrad(c, true), g);
   double error = 0;
@@ -574,7 +578,8 @@ Vector pcgrad_reference(const Gramian& g, const std::vector<int>& order, bool me
     for (std::size_t j = 0; j < k; ++j) total[j] += c[j];
   }
   Vector result(k);
-  for (std::size_t j = 0; j < k; ++j) result[j] = static_cast<double>(total[j] / (mean ? static_cast<Real>(on.size()) : 1));
+  for (std::size_t j = 0; j < k; ++j)
+    result[j] = static_cast<double>(total[j] / (mean ? static_cast<Real>(on.size()) : 1));
   return result;
 }
 
@@ -634,7 +639,8 @@ void check_contract(Worst&) {
         if (k == 1) broken(0, 0) = bad;
         const Answer answer = solve(method, broken);
         check(answer.solution.status == Status::nonfinite, label("nonfinite status", "contract", k));
-        check(answer.weights == Vector(static_cast<std::size_t>(k), 1.0 / k), label("nonfinite gives the mean", "contract", k));
+        check(answer.weights == Vector(static_cast<std::size_t>(k), 1.0 / k),
+              label("nonfinite gives the mean", "contract", k));
       }
       const Answer zero = solve(method, scaled(g, 0.0));
       if (id == MethodId::mean) {
@@ -696,7 +702,8 @@ void check_contract(Worst&) {
     Gramian orthogonal{k, Vector(static_cast<std::size_t>(k * k))};
     for (int i = 0; i < k; ++i) orthogonal(i, i) = 1.0 + i;
     check(largest_difference(solve({.id = MethodId::pcgrad}, orthogonal).weights,
-                             Vector(static_cast<std::size_t>(k), 1.0 / k)) < 1e-15, "pcgrad without conflict is the mean");
+                             Vector(static_cast<std::size_t>(k), 1.0 / k)) < 1e-15,
+          "pcgrad without conflict is the mean");
   }
   const Gramian opposite{2, {1.0, -1.0, -1.0, 1.0}};
   check(solve(cagrad(0.4), opposite).weights == Vector({0.5, 0.5}), "cagrad: the mean vanishes");
@@ -755,7 +762,8 @@ void measure_time() {
         const std::clock_t start = std::clock();  // of this process: the machine may be shared
         for (int repeat = 0; repeat < 16; ++repeat) {
           for (const Gramian& g : problems) {
-            bucket_moo::solve(bucket_moo::HostLanes{}, method, RandomKey{}, k, g.entries.data(), weights.data(), scratch.data());
+            bucket_moo::solve(bucket_moo::HostLanes{}, method, RandomKey{}, k, g.entries.data(), weights.data(),
+                              scratch.data());
           }
         }
         times.push_back(1e6 * static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC / 256);

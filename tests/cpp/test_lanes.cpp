@@ -1,10 +1,9 @@
-// The solvers under several lanes, without a GPU: each lane is a thread, collectives are barriers. A missing sync() is a
-// data race (build with -fsanitize=thread), a collective that some lane skips is a deadlock (run under a timeout), and a
-// lane that disagrees gives another answer than the host.
-
-#include <bucket_moo/solve.hpp>
+// The solvers under several lanes, without a GPU: each lane is a thread, collectives are barriers. A missing sync() is
+// a data race (build with -fsanitize=thread), a collective that some lane skips is a deadlock (run under a timeout),
+// and a lane that disagrees gives another answer than the host.
 
 #include <barrier>
+#include <bucket_moo/solve.hpp>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -68,7 +67,8 @@ int main() {
     for (int trial = 0; trial < 6; ++trial) {
       // Wide, and with fewer dimensions than objectives; every third row a copy, every fifth zero.
       const int n = trial % 2 == 0 ? k + 3 : 1 + k / 3;
-      std::vector<std::vector<double>> rows(static_cast<std::size_t>(k), std::vector<double>(static_cast<std::size_t>(n)));
+      std::vector<std::vector<double>> rows(static_cast<std::size_t>(k),
+                                            std::vector<double>(static_cast<std::size_t>(n)));
       for (std::size_t i = 0; i < rows.size(); ++i) {
         for (double& x : rows[i]) x = normal(random);
         if (trial % 3 == 2 && i % 3 == 2) rows[i] = rows[i - 1];
@@ -89,16 +89,16 @@ int main() {
         const auto size = static_cast<std::size_t>(k);
         std::vector<double> scratch(bucket_moo::solve_scratch_size(k));
         std::vector<double> expected(size);
-        const bucket_moo::Solution host = bucket_moo::solve(bucket_moo::HostLanes{}, method, {1, 2, 3}, k, gramian.data(),
-                                                            expected.data(), scratch.data());
+        const bucket_moo::Solution host = bucket_moo::solve(bucket_moo::HostLanes{}, method, {1, 2, 3}, k,
+                                                            gramian.data(), expected.data(), scratch.data());
         std::vector<double> weights(size);
         Group group(5);
         std::vector<bucket_moo::Solution> solutions(5);
         std::vector<std::thread> threads;
         for (int lane = 0; lane < group.lanes; ++lane) {
           threads.emplace_back([&, lane] {
-            solutions[static_cast<std::size_t>(lane)] =
-                bucket_moo::solve(ThreadLanes(group, lane), method, {1, 2, 3}, k, gramian.data(), weights.data(), scratch.data());
+            solutions[static_cast<std::size_t>(lane)] = bucket_moo::solve(
+                ThreadLanes(group, lane), method, {1, 2, 3}, k, gramian.data(), weights.data(), scratch.data());
           });
         }
         for (std::thread& thread : threads) thread.join();
@@ -116,7 +116,8 @@ int main() {
         worst = std::fmax(worst, difference);
         ++checks;
         bool alike = difference <= 1e-9;
-        for (const bucket_moo::Solution& s : solutions) alike = alike && s.status == host.status && s.active == host.active;
+        for (const bucket_moo::Solution& s : solutions)
+          alike = alike && s.status == host.status && s.active == host.active;
         if (!alike) {
           ++failures;
           std::printf("FAILED K=%d trial=%d method=%d difference=%.2e\n", k, trial, static_cast<int>(id), difference);

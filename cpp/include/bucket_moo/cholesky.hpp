@@ -5,13 +5,12 @@
 #define BUCKET_MOO_CHOLESKY_HPP
 
 #include <bucket_moo/config.hpp>
-
 #include <cmath>
 
 namespace bucket_moo {
 
-/// A = L Lᵀ for a symmetric positive definite A of varying size. Cholesky commutes with a diagonal scaling of A, so rows
-/// of very different magnitude cost no accuracy.
+/// A = L Lᵀ for a symmetric positive definite A of varying size. Cholesky commutes with a diagonal scaling of A, so
+/// rows of very different magnitude cost no accuracy.
 template <class Lanes>
 class Cholesky {
  public:

@@ -5,7 +5,6 @@
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/scratch.hpp>
-
 #include <cmath>
 
 namespace bucket_moo {

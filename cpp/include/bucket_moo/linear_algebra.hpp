@@ -5,7 +5,6 @@
 #define BUCKET_MOO_LINEAR_ALGEBRA_HPP
 
 #include <bucket_moo/config.hpp>
-
 #include <cmath>
 
 namespace bucket_moo {

@@ -7,7 +7,6 @@
 #define BUCKET_MOO_RANDOM_HPP
 
 #include <bucket_moo/config.hpp>
-
 #include <cstdint>
 
 namespace bucket_moo {

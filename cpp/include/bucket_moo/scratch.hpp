@@ -3,7 +3,6 @@
 #define BUCKET_MOO_SCRATCH_HPP
 
 #include <bucket_moo/config.hpp>
-
 #include <cstddef>
 
 namespace bucket_moo {

@@ -13,7 +13,6 @@
 #include <bucket_moo/random.hpp>
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/solution.hpp>
-
 #include <cmath>
 #include <cstddef>
 

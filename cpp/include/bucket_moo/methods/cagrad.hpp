@@ -12,7 +12,6 @@
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/simplex_qp.hpp>
 #include <bucket_moo/solution.hpp>
-
 #include <cmath>
 
 namespace bucket_moo {
@@ -28,13 +27,14 @@ namespace bucket_moo {
 /// No root exists when the gradients have 0 in their convex hull and no d does better than 0 for all. Then d is the
 /// nearest to g_0 among the optima, at the end of the path, instead of the 0/0 of the formula.
 ///
-/// `rescale` divides by 1 + c: agreeing gradients then give exactly their mean. (The authors' code calls this mode 2; its
-/// mode 1 divides by 1 + c².)
+/// `rescale` divides by 1 + c: agreeing gradients then give exactly their mean. (The authors' code calls this mode 2;
+/// its mode 1 divides by 1 + c².)
 ///
 /// \param k       active objectives, >= 1
 /// \param gram    [k, k] symmetric, positive diagonal
 /// \param weights [k], out: w = u + v, of sum 1 + μ (before rescaling)
-/// \return residual = (F(l) - min_k (Gw)_k) / |g_0|², the primal-dual gap, before rescaling. With no root the optimum is
+/// \return residual = (F(l) - min_k (Gw)_k) / |g_0|², the primal-dual gap, before rescaling. With no root the optimum
+/// is
 ///         0 and so is F(l) in the formula.
 template <class Lanes>
 BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, int k, const double* gram,

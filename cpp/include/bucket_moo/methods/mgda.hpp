@@ -12,18 +12,18 @@
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/simplex_qp.hpp>
 #include <bucket_moo/solution.hpp>
-
 #include <cmath>
 
 namespace bucket_moo {
 
 /// w = argmin over the simplex of wᵀGw.
 ///
-/// Where several w attain the minimum (more objectives than dimensions, say), the combination Σ w_k g_k is unique and one
-/// w is returned; identical objectives share their weight equally.
+/// Where several w attain the minimum (more objectives than dimensions, say), the combination Σ w_k g_k is unique and
+/// one w is returned; identical objectives share their weight equally.
 ///
 /// Normalize::l2 solves for g_k / |g_k| instead: v, and returns w_k = (v_k / |g_k|) / Σ_l (v_l / |g_l|), so that the
-/// combination is along the shortest vector in the hull of the unit gradients, without conflict, and w is on the simplex.
+/// combination is along the shortest vector in the hull of the unit gradients, without conflict, and w is on the
+/// simplex.
 ///
 /// \param k       active objectives, >= 1
 /// \param gram    [k, k] symmetric, positive diagonal; overwritten under Normalize::l2

@@ -1,6 +1,7 @@
 // PCGrad: each gradient is projected, in a random order, off those it conflicts with.
 //
-// Source: Yu, Kumar, Gupta, Levine, Hausman, Finn, "Gradient surgery for multi-task learning", NeurIPS 2020, algorithm 1.
+// Source: Yu, Kumar, Gupta, Levine, Hausman, Finn, "Gradient surgery for multi-task learning", NeurIPS 2020,
+// algorithm 1.
 #ifndef BUCKET_MOO_METHODS_PCGRAD_HPP
 #define BUCKET_MOO_METHODS_PCGRAD_HPP
 
