@@ -10,15 +10,10 @@ import torch.distributed as dist
 from bucket_moo_ext import _C
 from bucket_moo_ext.functional import _word
 from bucket_moo_ext.methods import Method, describe, resolve
-from bucket_moo_ext.process_group import discard, parent_group, private_group
+from bucket_moo_ext.process_group import parent_group, private_group
 from bucket_moo_ext.report import Report, make_report
 
 _MAX_NAME_BYTES: int = _C.build_info()["max_objective_name_bytes"]
-
-
-def _close(native: _C.State, group: dist.ProcessGroup | None) -> None:
-    native.shutdown()
-    discard(group)
 
 
 class BucketMOO:
@@ -210,5 +205,5 @@ class BucketMOO:
             native.step = self._step
             self._native = native
             # Also at interpreter exit: a rank that leaves in the middle of an exchange must not wait for its peers.
-            weakref.finalize(self, _close, native, own)
+            weakref.finalize(self, native.shutdown)
         return self._native
