@@ -5,11 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-
-import bucket_moo_ext as moo
 
 
 def _states_come_and_go(rank: int, world: int) -> list[float]:
