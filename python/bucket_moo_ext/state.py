@@ -62,6 +62,7 @@ class BucketMOO:
         self._process_group = process_group
         self._native: _C.State | None = None
         self._step = 0
+        self._named: list[tuple[str, torch.Tensor]] = []  # until there is a native state
         self.objective = objective
         self.weight = weight
 
@@ -114,7 +115,10 @@ class BucketMOO:
 
         ``register`` does this by itself; with ``register_comm_hook`` parameters are shown by their shapes otherwise.
         """
-        self._bound().name_parameters(list(named_parameters))
+        self._named.extend(named_parameters)
+        if self._native is not None:
+            self._native.name_parameters(self._named)
+            self._named.clear()
 
     def report(self) -> Report:
         """What was solved in the newest step, bucket by bucket, as this rank knows it (all ranks know the same).
@@ -134,7 +138,12 @@ class BucketMOO:
         return 0 if self._native is None else self._native.scratch_bytes()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the same bits: the step that random choices are keyed by."""
+        """What a resumed run needs: the step that random choices are keyed by.
+
+        With it a resumed run makes the choices of an uninterrupted one wherever the buckets are the same; a fresh DDP
+        module has one bucket in its first iteration, so run one backward pass, whose gradients are thrown away, before
+        ``load_state_dict``.
+        """
         return {"step": self.step, "method": describe(self._method), "seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -203,6 +212,8 @@ class BucketMOO:
             native.set_objective(self._objective_name())
             native.set_weight(self._weight)
             native.step = self._step
+            native.name_parameters(self._named)
+            self._named.clear()
             self._native = native
             # Also at interpreter exit: a rank that leaves in the middle of an exchange must not wait for its peers.
             weakref.finalize(self, native.shutdown)
