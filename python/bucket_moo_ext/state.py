@@ -1,5 +1,6 @@
 """The state of a hook: what to solve, for whom, and what came out."""
 
+import math
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,29 @@ from bucket_moo_ext.process_group import parent_group, private_group
 from bucket_moo_ext.report import Report, make_report
 
 _MAX_NAME_BYTES: int = _C.build_info()["max_objective_name_bytes"]
+
+
+def _check_objective(objective: object) -> None:
+    if objective is None:
+        return
+    if isinstance(objective, bool) or not isinstance(objective, str | int):
+        raise TypeError(f"objective must be a string, an int or None; got {type(objective).__name__} {objective!r}")
+    allowed = f"objective must be 1 to {_MAX_NAME_BYTES} bytes of UTF-8 without a zero byte"
+    try:
+        size = len(str(objective).encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{allowed}; got {objective!r}, which UTF-8 cannot hold") from error
+    if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(objective):
+        raise ValueError(f"{allowed}; got {size} bytes: {objective!r}")
+
+
+def _check_weight(weight: object) -> float:
+    if isinstance(weight, str | bytes) or not hasattr(weight, "__float__"):
+        raise TypeError(f"weight must be a number; got {type(weight).__name__} {weight!r}")
+    value = float(weight)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"weight must be finite and >= 0; got {weight!r}")
+    return value
 
 
 class BucketMOO:
@@ -78,15 +102,7 @@ class BucketMOO:
 
     @objective.setter
     def objective(self, objective: str | int | None) -> None:
-        if isinstance(objective, bool) or not isinstance(objective, str | int | None):
-            raise TypeError(f"objective must be a string, an int or None; got {type(objective).__name__} {objective!r}")
-        if objective is not None:
-            size = len(str(objective).encode())
-            if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(objective):
-                raise ValueError(
-                    f"objective must be 1 to {_MAX_NAME_BYTES} bytes of UTF-8 without a zero byte; got {size} bytes: "
-                    f"{objective!r}"
-                )
+        _check_objective(objective)
         self._objective = objective
         if self._native is not None:
             self._native.set_objective(self._objective_name())
@@ -98,9 +114,7 @@ class BucketMOO:
 
     @weight.setter
     def weight(self, weight: float) -> None:
-        value = float(weight)
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"weight must be finite and >= 0; got {weight!r}")
+        value = _check_weight(weight)
         self._weight = value
         if self._native is not None:
             self._native.set_weight(value)
@@ -161,7 +175,10 @@ class BucketMOO:
                 raise ValueError(
                     f"state_dict was saved with {field} {state_dict[field]!r}, this state has {mine[field]!r}"
                 )
-        self._step = int(state_dict["step"])
+        step = state_dict["step"]
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"state_dict: step must be an integer >= 0; got {step!r}")
+        self._step = step
         if self._native is not None:
             self._native.step = self._step
 
