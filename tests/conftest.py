@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 # Ranks are forked from a server that has imported torch once and runs no threads: starting one takes milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "bucket_moo_ext", "numpy"])
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "bucket_moo_ext", "numpy"])
 
 GROUP_TIMEOUT = timedelta(seconds=60)
 

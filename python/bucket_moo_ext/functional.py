@@ -16,16 +16,20 @@ _MAX_OBJECTIVES: int = _C.build_info()["max_objectives"]
 
 def _tensor(name: str, value: ArrayLike) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
-        return value.detach()
-    if hasattr(value, "__dlpack__"):
-        return torch.from_dlpack(value)
-    raise TypeError(f"{name} must be a tensor or an array that supports DLPack; got {type(value).__name__}")
+        tensor = value.detach()
+    elif hasattr(value, "__dlpack__"):
+        tensor = torch.from_dlpack(value)
+    else:
+        raise TypeError(f"{name} must be a tensor or an array that supports DLPack; got {type(value).__name__}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be dense; got layout {tensor.layout}")
+    return tensor
 
 
-def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> list[torch.Tensor]:
-    """The K gradients as contiguous one-dimensional CPU tensors of one size and dtype."""
+def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> tuple[list[torch.Tensor], torch.Size]:
+    """The K gradients as contiguous one-dimensional CPU tensors of one size and dtype, and the shape of the first."""
     if isinstance(jacobian, list | tuple):
-        rows = [_tensor(f"jacobian[{i}]", row).reshape(-1) for i, row in enumerate(jacobian)]
+        rows = [_tensor(f"jacobian[{i}]", row) for i, row in enumerate(jacobian)]
     else:
         matrix = _tensor("jacobian", jacobian)
         if matrix.dim() != 2:
@@ -45,7 +49,7 @@ def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> list[torch.Tensor]:
             raise ValueError(
                 f"jacobian rows must have one size; row 0 has {rows[0].numel()} elements, row {i} {row.numel()}"
             )
-    return [row.contiguous() for row in rows]
+    return [row.reshape(-1).contiguous() for row in rows], rows[0].shape
 
 
 def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> torch.Tensor:
@@ -64,7 +68,8 @@ def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> torch.Tensor:
         TypeError: An unsupported or mixed dtype, or no tensor.
         ValueError: A wrong shape or device.
     """
-    return _C.gramian(_rows(jacobian))
+    rows, _ = _rows(jacobian)
+    return _C.gramian(rows)
 
 
 def weights(
@@ -133,13 +138,13 @@ def combine(jacobian: ArrayLike | Sequence[ArrayLike], weights: ArrayLike | Iter
         TypeError: An unsupported or mixed dtype.
         ValueError: A wrong shape or device.
     """
-    rows = _rows(jacobian)
+    rows, shape = _rows(jacobian)
     coefficients = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach().contiguous()
     if coefficients.shape != (len(rows),):
         raise ValueError(f"weights must be [{len(rows)}], one a row; got shape {tuple(coefficients.shape)}")
     out = torch.empty_like(rows[0])
     _C.combine(rows, coefficients, out)
-    return out.reshape(jacobian[0].shape)
+    return out.reshape(shape)
 
 
 def aggregate(

@@ -1,0 +1,271 @@
+"""Sources, build and package: what compiles alone, who includes whom, and that the stub tells the truth."""
+
+import ast
+import importlib.metadata
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import bucket_moo_ext as moo
+import pytest
+import torch
+from bucket_moo_ext import _C
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ROOT / "cpp" / "include"
+CORE_HEADERS = sorted(CORE.rglob("*.hpp"))
+CUDA_SOURCES = sorted((ROOT / "cuda").rglob("*.cu"))
+ARCHITECTURES = ("80", "90", "100")
+STRICT = ["-std=c++20", "-Wall", "-Wextra", "-Werror"]
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on the PATH")
+needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on the PATH")
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+# --- layers ---
+
+# Lower layers first; a file may include its own layer and those before it.
+LAYERS = ("bucket_moo", "kernels", "collective", "hooks", "bindings")
+FOLDERS = {
+    "bucket_moo": CORE / "bucket_moo",
+    **{layer: ROOT / "cpp" / layer for layer in LAYERS[1:]},
+}
+SOURCES = (".hpp", ".cpp", ".cu", ".cuh")
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+# torch brings these; what must build without torch includes none of them.
+OF_TORCH = ("torch/", "c10/", "ATen/", "caffe2/", "pybind11/", "Python.h")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.suffix in SOURCES]
+
+
+def _includes(path: Path) -> list[str]:
+    return INCLUDE.findall(path.read_text())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_includes_nothing_higher(layer: str) -> None:
+    files = _files(FOLDERS[layer])
+    assert files
+    allowed = LAYERS[: LAYERS.index(layer) + 1]
+    for path in files:
+        for include in _includes(path):
+            folder = include.split("/")[0]
+            where = f"{path.relative_to(ROOT)} includes {include}"
+            assert folder not in LAYERS or folder in allowed, where
+            assert not include.startswith("."), where  # ../ would go round this test
+
+
+def test_the_layers_are_all_of_the_native_code() -> None:
+    folders = {path.relative_to(ROOT / "cpp").parts[0] for path in _files(ROOT / "cpp")}
+    assert folders == {"include", *LAYERS[1:]}
+    assert {path.relative_to(CORE).parts[0] for path in _files(CORE)} == {"bucket_moo"}
+
+
+@pytest.mark.parametrize("folder", ["cpp/include", "cpp/kernels", "cuda"])
+def test_core_kernels_and_cuda_are_torch_free(folder: str) -> None:
+    files = _files(ROOT / folder)
+    assert files
+    for path in files:
+        wrong = [include for include in _includes(path) if include.startswith(OF_TORCH)]
+        assert not wrong, f"{path.relative_to(ROOT)} includes {wrong}"
+
+
+def test_only_one_core_header_looks_for_the_cuda_compiler() -> None:
+    looking = [p.name for p in CORE_HEADERS if re.search(r"__CUDACC__|__NVCC__", p.read_text())]
+    assert looking == ["config.hpp"]
+
+
+# --- compilers ---
+
+
+@pytest.mark.build
+@needs_compiler
+@pytest.mark.parametrize("header", CORE_HEADERS, ids=lambda p: p.relative_to(CORE).as_posix())
+def test_a_core_header_compiles_alone(header: Path) -> None:
+    _run("g++", "-fsyntax-only", *STRICT, "-I", CORE, "-x", "c++", header)
+
+
+@pytest.mark.build
+@needs_compiler
+def test_the_cpp_example_needs_the_core_alone(tmp_path: Path) -> None:
+    binary = tmp_path / "mgda"
+    source = ROOT / "examples" / "cpp" / "mgda.cpp"
+    _run("g++", *STRICT, "-O1", "-I", CORE, source, "-o", binary)
+    lines = _run(binary).splitlines()
+    weights = [float(word) for word in lines[0].removeprefix("weights").split()]
+    assert lines[0].startswith("weights")
+    assert weights == pytest.approx([0.5, 0.5, 0.0], abs=1e-6)
+
+
+@pytest.mark.build
+@needs_nvcc
+@pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda p: p.name)
+def test_cuda_sources_compile_for_every_architecture(source: Path, tmp_path: Path) -> None:
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    options = ["-std=c++20", "-Werror", "all-warnings", "--threads", "2"]
+    _run(
+        "nvcc", *options, *targets, "-I", CORE, "-I", ROOT / "cuda", "-c", source,
+        "-o", tmp_path / "object.o",
+    )  # fmt: skip
+
+
+# --- the package ---
+
+
+def _project(field: str) -> str:
+    found = re.search(rf'^{field} = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_the_version_is_the_one_of_pyproject() -> None:
+    assert moo.__version__ == _project("version")
+    assert moo.build_info()["version"] == _project("version")
+
+
+def test_build_info() -> None:
+    info = moo.build_info()
+    assert set(info) >= {"version", "torch", "compiler", "cuda", "max_objectives"}
+    assert str(info["torch"]).split(".")[:2] == torch.__version__.split(".")[:2]
+    assert isinstance(info["cuda"], bool)
+    assert info["max_objectives"] == 64
+    assert info["max_objective_name_bytes"] == 63
+    assert re.search(r"\d", str(info["compiler"]))
+    documented = inspect.getdoc(moo.build_info) or ""
+    for key in info:
+        assert f"``{key}``" in documented
+
+
+def test_package_metadata() -> None:
+    metadata = importlib.metadata.metadata("bucket_moo_ext")
+    assert metadata["Name"].replace("-", "_") == "bucket_moo_ext"
+    assert metadata["Version"] == moo.__version__
+    python = metadata["Requires-Python"]
+    assert set(python.replace(" ", "").split(",")) == set(_project("requires-python").split(","))
+    assert metadata["Summary"] == _project("description")
+    required = [r for r in metadata.get_all("Requires-Dist") or [] if "extra ==" not in r]
+    assert [re.split(r"[<>=!~ ;]", r)[0] for r in required] == ["torch"]
+    assert "Typing :: Typed" in (metadata.get_all("Classifier") or [])
+    assert (Path(moo.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize("name", moo.__all__)
+def test_a_public_name_exists_and_is_documented(name: str) -> None:
+    value = getattr(moo, name)
+    if name in ("__version__", "Method"):  # a string; an alias of a union
+        return
+    assert inspect.getdoc(value)
+    assert value.__module__.startswith("bucket_moo_ext")
+    if not inspect.isclass(value):
+        return
+    for member, function in vars(value).items():
+        public = not member.startswith("_") and (inspect.isfunction(function) or isinstance(function, property))
+        assert not public or inspect.getdoc(function), f"{name}.{member}"
+
+
+def test_all_is_complete() -> None:
+    public = {name for name, value in vars(moo).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert public <= set(moo.__all__)
+
+
+# --- the stub ---
+
+
+def _arguments(function: ast.FunctionDef) -> list[str]:
+    return [a.arg for a in [*function.args.posonlyargs, *function.args.args]]
+
+
+def _stub() -> tuple[dict[str, list[str]], dict[str, dict[str, Any]]]:
+    """The stub's functions, with their argument names, and its classes, with their members."""
+    tree = ast.parse((Path(moo.__file__).parent / "_C.pyi").read_text())
+    functions = {f.name: _arguments(f) for f in tree.body if isinstance(f, ast.FunctionDef)}
+    classes: dict[str, dict[str, Any]] = {}
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        if any(isinstance(b, ast.Name) and b.id == "TypedDict" for b in node.bases):
+            continue  # names the keys of a dict
+        members: dict[str, Any] = {}
+        for member in node.body:
+            if isinstance(member, ast.FunctionDef):
+                members[member.name] = _arguments(member)
+            elif isinstance(member, ast.AnnAssign):
+                assert isinstance(member.target, ast.Name)
+                members[member.target.id] = None
+        classes[node.name] = members
+    return functions, classes
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not inspect.isclass(value)
+
+
+def _real_arguments(function: Any) -> list[str]:
+    """What pybind11 writes into the first line of a docstring: name(a: type, b: type = ...) -> type."""
+    line = (function.__doc__ or "").splitlines()[0]
+    inside = line[line.index("(") + 1 : line.rindex(")", 0, line.rfind("->"))]
+    depth, names, word = 0, [], ""
+    for letter in inside + ",":
+        depth += {"[": 1, "(": 1, "]": -1, ")": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            if word.strip():
+                names.append(word.split(":")[0].split("=")[0].strip())
+            word = ""
+        else:
+            word += letter
+    return names
+
+
+def test_the_stub_has_the_names_of_the_extension() -> None:
+    functions, classes = _stub()
+    names = {n: v for n, v in vars(_C).items() if not n.startswith("_")}
+    assert {n for n, v in names.items() if inspect.isclass(v)} == set(classes)
+    assert {n for n, v in names.items() if _is_function(v)} == set(functions)
+    for name, members in classes.items():
+        real = {m for m in vars(names[name]) if not m.startswith("_")}
+        assert real == {m for m in members if not m.startswith("_")}, name
+
+
+def test_the_stub_has_the_arguments_of_the_extension() -> None:
+    functions, classes = _stub()
+    for name, arguments in functions.items():
+        assert _real_arguments(getattr(_C, name)) == arguments, name
+    for name, members in classes.items():
+        for member, arguments in members.items():
+            value = getattr(getattr(_C, name), member)
+            if arguments is None:
+                assert isinstance(inspect.getattr_static(getattr(_C, name), member), property)
+            else:
+                assert _real_arguments(value) == arguments, f"{name}.{member}"
+
+
+def test_the_stub_has_the_keys_of_a_record() -> None:
+    """BucketRecord of the stub, against a record."""
+    tree = ast.parse((Path(moo.__file__).parent / "_C.pyi").read_text())
+    record = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "BucketRecord")
+    keys = [a.target.id for a in record.body if isinstance(a, ast.AnnAssign)]  # type: ignore[union-attr]
+    state = _C.State(None, _C.Method.mgda(False), 0, 2**20, [])
+    state.all_reduce(torch.ones(3))
+    assert set(state.records()[0]) == set(keys)
+
+
+def test_importing_imports_nothing_heavy() -> None:
+    """Beside torch."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import bucket_moo_ext; "
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    new = set(_run(sys.executable, "-c", code).split())
+    assert new & {"numpy", "scipy", "pandas", "jax", "transformers"} == set()
