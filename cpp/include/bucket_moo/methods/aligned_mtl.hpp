@@ -70,25 +70,23 @@ BUCKET_MOO_HD Solution solve_aligned_mtl(Lanes lanes, const AlignedMtlOptions& o
   load_preference(lanes, options.preference, k, problem.objective, weights);
   SymmetricEigen<Lanes> eigen(lanes, k, matrix, scratch);
   Solution solution;
-  const bool complete = eigen.factorise();
 
+  double heaviest = 0.0;
+  for (int i = lanes.lane(); i < k; i += lanes.count()) heaviest = weights[i] > heaviest ? weights[i] : heaviest;
+  heaviest = lanes.max(heaviest);
+  const bool complete = eigen.factorise(weights);
   const double* const values = eigen.values();
   double largest = 0.0;
-  double heaviest = 0.0;
-  for (int i = lanes.lane(); i < k; i += lanes.count()) {
-    largest = values[i] > largest ? values[i] : largest;
-    heaviest = weights[i] > heaviest ? weights[i] : heaviest;
-  }
+  for (int i = lanes.lane(); i < k; i += lanes.count()) largest = values[i] > largest ? values[i] : largest;
   largest = lanes.max(largest);
-  heaviest = lanes.max(heaviest);
   if (!(largest > 0.0)) {  // not a Gramian: it has a positive trace
+    load_preference(lanes, options.preference, k, problem.objective, weights);
     solution.status = Status::fallback;
     return solution;
   }
   const double floor = k * kFloatEpsilon * largest;
   const double scale = alignment_scale(lanes, options.scale_mode, k, values, floor);
 
-  eigen.to_eigenbasis(weights);
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     weights[i] = values[i] > floor ? weights[i] * std::sqrt(scale / values[i]) : 0.0;
   }
