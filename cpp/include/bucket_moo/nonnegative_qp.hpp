@@ -80,7 +80,7 @@ class NonnegativeQp {
         corrections = 0;
         entering = worst.index;
       }
-      descend(entering);
+      descend(entering, !any_barred);
     }
     return iteration;
   }
@@ -158,9 +158,13 @@ class NonnegativeQp {
 
   /// Lets `entering` (or, if negative, nothing) into the support and minimises over it, dropping the variables that hit
   /// their bound on the way.
-  BUCKET_MOO_HD void descend(int entering) {
-    for (int guard = 0; guard <= k_ + 1; ++guard) {
-      if (entering >= 0 && admit(entering)) entering = -1;
+  /// \param group whether others that violate optimality about as much may come along: fewer steps, but no guarantee
+  BUCKET_MOO_HD void descend(int entering, bool group) {
+    for (int guard = 0; guard <= 2 * k_; ++guard) {
+      if (entering >= 0 && admit(entering)) {
+        if (group && guard == 0) admit_about_as_violating(gradient_[entering]);
+        entering = -1;
+      }
       const bool newton = entering < 0;
       if (newton) {
         load_newton_step();
@@ -194,6 +198,13 @@ class NonnegativeQp {
     ++size_;
     lanes_.sync();
     return true;
+  }
+
+  BUCKET_MOO_HD void admit_about_as_violating(double gradient) {
+    constexpr double kAlike = 0.5;
+    for (int i = 0; i < k_; ++i) {
+      if (place_[i] == kOutside && gradient_[i] <= kAlike * gradient) admit(i);
+    }
   }
 
   /// step := the way to the minimiser over the support.
