@@ -218,7 +218,7 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
     if (!(std::fabs(solved[i]) <= kLargest)) bad = 1.0;
   }
   const bool broken = lanes.max(bad) > 0.0;  // only what is not a Gramian at all gets here
-  if (broken) solution.residual = kInfinity;
+  if (broken || !(solution.residual >= 0.0)) solution.residual = kInfinity;
   if (broken || (solution.status == Status::ok && !(solution.residual <= certificate_tolerance(method.id)))) {
     solution.status = Status::not_converged;
   }

@@ -58,13 +58,14 @@ class SymmetricEigen {
     if (lanes_.lane() == 0) {
       int at = 0;
       for (int sweep = 0; sweep < counts_[0]; ++sweep) {
+        double carried = x[sweeps_[2 * sweep] + 1];  // in a register from one plane to the next
         for (int i = sweeps_[2 * sweep]; i >= sweeps_[2 * sweep + 1]; --i, ++at) {
           const Rotation r = unpacked(rotations_[at]);
           const double upper = x[i];
-          const double lower = x[i + 1];
-          x[i + 1] = r.sine * upper + r.cosine * lower;
-          x[i] = r.cosine * upper - r.sine * lower;
+          x[i + 1] = r.sine * upper + r.cosine * carried;
+          carried = r.cosine * upper - r.sine * carried;
         }
+        x[sweeps_[2 * sweep + 1]] = carried;
       }
     }
     lanes_.sync();
@@ -75,14 +76,15 @@ class SymmetricEigen {
     if (lanes_.lane() == 0) {
       int at = counts_[1];
       for (int sweep = counts_[0] - 1; sweep >= 0; --sweep) {
+        double carried = x[sweeps_[2 * sweep + 1]];
         for (int i = sweeps_[2 * sweep + 1]; i <= sweeps_[2 * sweep]; ++i) {
           --at;
           const Rotation r = unpacked(rotations_[at]);
-          const double upper = x[i];
           const double lower = x[i + 1];
-          x[i] = r.cosine * upper + r.sine * lower;
-          x[i + 1] = r.cosine * lower - r.sine * upper;
+          x[i] = r.cosine * carried + r.sine * lower;
+          carried = r.cosine * lower - r.sine * carried;
         }
+        x[sweeps_[2 * sweep] + 1] = carried;
       }
     }
     lanes_.sync();
@@ -211,14 +213,17 @@ class SymmetricEigen {
         for (; i >= l; --i) {
           const double f = s * e[i];
           const double b = c * e[i];
-          r = std::copysign(std::sqrt(f * f + g * g), g);  // so that the cosine is not negative
-          e[i + 1] = r;
-          if (r == 0.0) {  // underflow: the matrix has split
+          const double square = f * f + g * g;
+          if (!(square > kNegligible)) {  // the matrix has split
+            e[i + 1] = 0.0;
             d[i + 1] -= p;
             e[m] = 0.0;
             break;
           }
-          const double inverse = 1.0 / r;
+          // The sign: so that the cosine is not negative. 1 / r as r / r²: side by side with the root, not after it.
+          r = std::copysign(std::sqrt(square), g);
+          e[i + 1] = r;
+          const double inverse = r * (1.0 / square);
           s = f * inverse;
           c = g * inverse;
           g = d[i + 1] - p;
