@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-cpp lint format bench clean
 
-# The first interpreter that torch and we support; `make PYTHON=...` overrides.
-PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.10 python3; do \
+# The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
   "$$p" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
 STAMP := .venv/stamps
@@ -40,9 +40,11 @@ $(STAMP)/extension: $(NATIVE) $(STAMP)/build
 setup: $(STAMP)/extension $(STAMP)/dev ## Create .venv, install what is pinned, build the extension
 	@echo "== set up: $$($(BIN)/python -c 'import bucket_moo_ext as m; print(m.build_info())')"
 
-demo: $(STAMP)/extension $(STAMP)/demo ## Fine-tune a language model on several languages, plain DDP beside two methods
+demo: $(STAMP)/extension $(STAMP)/demo ## Fine-tune a language model on four languages, plain DDP beside two methods (ARGS=...)
 	@echo "== demo"
-	@$(BIN)/python examples/multilingual/demo.py
+	@$(BIN)/python examples/multilingual/corpus.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 4 \
+	  examples/multilingual/train.py $(ARGS)
 
 test-cpp: $(STAMP)/build ## Build and run the torch-free C++ tests
 	@echo "== C++ core and kernels: configure, build, test (no torch)"

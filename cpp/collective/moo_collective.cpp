@@ -162,8 +162,8 @@ Rows MooCollective::exchange_partials(const Bucket& bucket, std::vector<double>&
   }
   const Rows tails{tail_rows_.data(), world_, bucket.tail_size, bucket.dtype};
 
-  // Rank order and float64: the same sum, to the bit, on every rank.
-  bucket_moo::gramian(tails, table_.map(), gramian.data());
+  // Rank order and float64: the same sum, to the bit, on every rank, whatever its processor.
+  portable_gramian(tails, table_.map(), gramian.data());
   for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
     add_packed(messages + r * message_bytes, k, gramian);
   }

@@ -43,24 +43,33 @@ ObjectiveTable make_objective_table(std::span<const StepRecord> records) {
                       describe(records[0]), ", rank ", rank, " a ", describe(records[rank]));
   }
   ObjectiveTable table;
-  std::vector<double> total;
+  std::vector<double> largest;  // weight of each objective's ranks; dividing by it first keeps sums from overflowing
   for (const StepRecord& record : records) {
     const std::string name(record.objective.data());
     const auto found = std::find(table.names.begin(), table.names.end(), name);
     const auto k = static_cast<std::size_t>(found - table.names.begin());
     if (found == table.names.end()) {
       table.names.push_back(name);
-      total.push_back(0.0);
+      largest.push_back(0.0);
     }
     table.objective.push_back(static_cast<int>(k));
-    total[k] += record.weight;
+    largest[k] = std::max(largest[k], record.weight);
   }
   TORCH_CHECK_VALUE(table.k() <= kMaxObjectives, "bucket_moo_ext: at most ", kMaxObjectives,
                     " objectives are supported, got ", table.k(), " over ", records.size(),
                     " ranks; let several ranks share an objective (objective=...)");
+  std::vector<double> total(table.names.size());
   for (std::size_t rank = 0; rank < records.size(); ++rank) {
-    const double sum = total[static_cast<std::size_t>(table.objective[rank])];
-    table.share.push_back(sum > 0.0 ? records[rank].weight / sum : 0.0);
+    const auto k = static_cast<std::size_t>(table.objective[rank]);
+    const double relative = largest[k] > 0.0 ? records[rank].weight / largest[k] : 0.0;
+    // The kernels multiply in float32: a share below its range is none.
+    table.share.push_back(relative < kSmallestShare ? 0.0 : relative);
+    total[k] += table.share.back();
+  }
+  for (std::size_t rank = 0; rank < records.size(); ++rank) {
+    if (table.share[rank] > 0.0) {
+      table.share[rank] /= total[static_cast<std::size_t>(table.objective[rank])];
+    }
   }
   return table;
 }

@@ -15,6 +15,9 @@ namespace bucket_moo {
 /// Longest objective name in bytes of UTF-8; the records that ranks exchange have a fixed size.
 inline constexpr std::size_t kMaxObjectiveName = 63;
 
+/// A rank whose weight is this much smaller than the largest of its objective is left out, like one of weight 0.
+inline constexpr double kSmallestShare = 0x1p-100;
+
 /// What a rank tells the others at the start of a step. Sent as raw bytes, so every rank must run the same build.
 struct StepRecord {
   std::array<char, kMaxObjectiveName + 1> objective{};  ///< zero-terminated name
@@ -33,7 +36,7 @@ enum class Operation : std::int32_t { ddp_bucket, all_reduce, reduce_scatter };
 struct ObjectiveTable {
   std::vector<std::string> names;  ///< [K]
   std::vector<int> objective;      ///< [W] objective of each rank
-  std::vector<double> share;       ///< [W] weight of each rank over the sum of weights in its objective; 0 if that is 0
+  std::vector<double> share;       ///< [W] weight of each rank over the sum of weights in its objective; 0: left out
 
   int k() const { return static_cast<int>(names.size()); }
   ObjectiveMap map() const { return {objective.data(), share.data(), k()}; }

@@ -20,6 +20,7 @@
 
 #include "collective/configuration.hpp"
 #include "collective/moo_collective.hpp"
+#include "collective/point_to_point_transport.hpp"
 #include "hooks/method_config.hpp"
 #include "hooks/worker.hpp"
 

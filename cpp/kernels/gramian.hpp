@@ -28,4 +28,8 @@ namespace bucket_moo {
 /// = 8. About 230 kB of stack, no allocation. Single-threaded, thread-safe, never throws.
 void gramian(const Rows& rows, const ObjectiveMap& map, double* out);
 
+/// As gramian(), but with the same bits on every processor that runs this binary, at a fraction of the speed: for small
+/// pieces that several machines compute for themselves and must agree on.
+void portable_gramian(const Rows& rows, const ObjectiveMap& map, double* out);
+
 }  // namespace bucket_moo

@@ -18,7 +18,7 @@ except ImportError as error:
     raise ImportError(
         f"bucket_moo_ext's native part does not load with torch {_torch.__version__}: {error}. It was probably built "
         "against another torch; rebuild it against the one installed: "
-        "pip install --no-build-isolation --force-reinstall --no-deps bucket_moo_ext"
+        "pip install --no-build-isolation --force-reinstall --no-deps . (in its source folder)"
     ) from error
 
 
@@ -29,7 +29,7 @@ def _minor(version: str) -> str:
 if _minor(_C.build_info()["torch"]) != _minor(_torch.__version__):
     raise ImportError(
         f"bucket_moo_ext was built against torch {_C.build_info()['torch']}, but torch {_torch.__version__} is "
-        "installed; rebuild it: pip install --no-build-isolation --force-reinstall --no-deps bucket_moo_ext"
+        "installed; rebuild it: pip install --no-build-isolation --force-reinstall --no-deps . (in its source folder)"
     )
 
 from bucket_moo_ext.collectives import all_reduce, reduce_scatter

@@ -51,7 +51,7 @@ def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> list[torch.Tensor]:
 def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> torch.Tensor:
     """The inner products of K gradients.
 
-    Products are summed in float32 over at most 1024 elements (in float64 for float64 input), and in float64 beyond.
+    Products are summed in float32 over a few dozen elements (in float64 for float64 input), and in float64 beyond.
 
     Args:
         jacobian: ``[K, n]``, or K tensors of one size (flattened), 1 <= K <= 64; float32, bfloat16, float16 or float64,
@@ -85,9 +85,10 @@ def weights(
         return_certificate: Return the certificates too.
 
     Returns:
-        ``[K]`` or ``[B, K]`` float64. Objectives with a zero diagonal get 0; a Gramian with a NaN or an Inf gets 1/K
-        everywhere. With ``return_certificate`` a pair: the weights, and ``[]`` or ``[B]`` float64, the method's
-        relative optimality residual (for MGDA the duality gap over the mean diagonal; 0 for direct methods).
+        ``[K]`` or ``[B, K]`` float64. Objectives with a zero diagonal get 0 (except by ``Mean``); a Gramian with a NaN
+        or an Inf gets 1/K everywhere. With ``return_certificate`` a pair: the weights, and ``[]`` or ``[B]`` float64,
+        the method's relative optimality residual (for MGDA the duality gap over the mean diagonal; 0 for direct
+        methods).
 
     Raises:
         TypeError: ``gramian`` is no floating-point array, or ``method`` is no method.

@@ -148,5 +148,7 @@ def _check_unused(module: DistributedDataParallel) -> None:
     hook = module._get_ddp_logging_data().get("comm_hook")  # type: ignore[no-untyped-call]
     if hook:
         raise RuntimeError(f"module already has a communication hook ({hook}); a DDP module takes one, once")
-    if _C.backward_has_run(module.reducer):
+    # Under no_sync() the reducer takes no notice of a backward pass; the gradients it left behind tell.
+    accumulating = getattr(module, "_lazy_init_ran", False) and any(p.grad is not None for p in module.parameters())
+    if accumulating or _C.backward_has_run(module.reducer):
         raise RuntimeError("module has already run a backward pass; register before the first one")

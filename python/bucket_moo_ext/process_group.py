@@ -24,11 +24,11 @@ def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return chosen
 
 
-def _timeout(group: dist.ProcessGroup) -> timedelta | None:
+def _timeout(group: dist.ProcessGroup) -> timedelta:
     try:
         options = group._get_backend(torch.device("cpu")).options
-    except RuntimeError:  # no CPU backend in this group: take torch's default
-        return None
+    except RuntimeError:  # no CPU backend in this group: torch's default for Gloo
+        return dist.default_pg_timeout
     timeout = options._timeout
     assert isinstance(timeout, timedelta)
     return timeout
@@ -38,21 +38,20 @@ def private_group(parent: dist.ProcessGroup) -> dist.ProcessGroup | None:
     """A Gloo group over the ranks of ``parent`` that nothing else uses, or None for a single rank.
 
     Collective over ``parent``; has its timeout. With a group of its own the order of our messages depends on nothing
-    else that the program sends.
+    else that the program sends. It goes with its last reference.
     """
     if parent.size() == 1:
         return None
-    group: dist.ProcessGroup = dist.new_group(
-        dist.get_process_group_ranks(parent),
-        timeout=_timeout(parent),
-        backend="gloo",
-        use_local_synchronization=True,
-        group_desc="bucket_moo",
-    )
+    # Not dist.new_group: it needs every rank of the default group, or else (use_local_synchronization) names groups by
+    # how many there are, so that ranks which destroyed or garbage-collected theirs at other times miss each other.
+    # Here the parent's store counts, for each rank, how many groups it has made of this parent.
+    store = dist.distributed_c10d._get_process_group_store(parent)
+    number = store.add(f"bucket_moo/rank{parent.rank()}", 1)
+    store = dist.PrefixStore(f"bucket_moo/group{number}", store)
+    kind = dist.ProcessGroup.BackendType.GLOO
+    backend = dist.ProcessGroupGloo(store, parent.rank(), parent.size(), timeout=_timeout(parent))
+    group = dist.ProcessGroup(store, parent.rank(), parent.size())
+    group._set_default_backend(kind)
+    group._register_backend(torch.device("cpu"), kind, backend)
+    group._set_group_desc("bucket_moo")
     return group
-
-
-def discard(group: dist.ProcessGroup | None) -> None:
-    """Destroys a group made by ``private_group`` unless torch.distributed has done so already."""
-    if group is not None and dist.is_initialized() and group in dist.distributed_c10d._world.pg_map:
-        dist.destroy_process_group(group)

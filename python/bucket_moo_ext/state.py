@@ -1,5 +1,6 @@
 """The state of a hook: what to solve, for whom, and what came out."""
 
+import math
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -10,15 +11,33 @@ import torch.distributed as dist
 from bucket_moo_ext import _C
 from bucket_moo_ext.functional import _word
 from bucket_moo_ext.methods import Method, describe, resolve
-from bucket_moo_ext.process_group import discard, parent_group, private_group
+from bucket_moo_ext.process_group import parent_group, private_group
 from bucket_moo_ext.report import Report, make_report
 
 _MAX_NAME_BYTES: int = _C.build_info()["max_objective_name_bytes"]
 
 
-def _close(native: _C.State, group: dist.ProcessGroup | None) -> None:
-    native.shutdown()
-    discard(group)
+def _check_objective(objective: object) -> None:
+    if objective is None:
+        return
+    if isinstance(objective, bool) or not isinstance(objective, str | int):
+        raise TypeError(f"objective must be a string, an int or None; got {type(objective).__name__} {objective!r}")
+    allowed = f"objective must be 1 to {_MAX_NAME_BYTES} bytes of UTF-8 without a zero byte"
+    try:
+        size = len(str(objective).encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{allowed}; got {objective!r}, which UTF-8 cannot hold") from error
+    if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(objective):
+        raise ValueError(f"{allowed}; got {size} bytes: {objective!r}")
+
+
+def _check_weight(weight: object) -> float:
+    if isinstance(weight, str | bytes) or not hasattr(weight, "__float__"):
+        raise TypeError(f"weight must be a number; got {type(weight).__name__} {weight!r}")
+    value = float(weight)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"weight must be finite and >= 0; got {weight!r}")
+    return value
 
 
 class BucketMOO:
@@ -67,6 +86,7 @@ class BucketMOO:
         self._process_group = process_group
         self._native: _C.State | None = None
         self._step = 0
+        self._named: list[tuple[str, torch.Tensor]] = []  # until there is a native state
         self.objective = objective
         self.weight = weight
 
@@ -82,15 +102,7 @@ class BucketMOO:
 
     @objective.setter
     def objective(self, objective: str | int | None) -> None:
-        if isinstance(objective, bool) or not isinstance(objective, str | int | None):
-            raise TypeError(f"objective must be a string, an int or None; got {type(objective).__name__} {objective!r}")
-        if objective is not None:
-            size = len(str(objective).encode())
-            if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(objective):
-                raise ValueError(
-                    f"objective must be 1 to {_MAX_NAME_BYTES} bytes of UTF-8 without a zero byte; got {size} bytes: "
-                    f"{objective!r}"
-                )
+        _check_objective(objective)
         self._objective = objective
         if self._native is not None:
             self._native.set_objective(self._objective_name())
@@ -102,9 +114,7 @@ class BucketMOO:
 
     @weight.setter
     def weight(self, weight: float) -> None:
-        value = float(weight)
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"weight must be finite and >= 0; got {weight!r}")
+        value = _check_weight(weight)
         self._weight = value
         if self._native is not None:
             self._native.set_weight(value)
@@ -119,7 +129,10 @@ class BucketMOO:
 
         ``register`` does this by itself; with ``register_comm_hook`` parameters are shown by their shapes otherwise.
         """
-        self._bound().name_parameters(list(named_parameters))
+        self._named.extend(named_parameters)
+        if self._native is not None:
+            self._native.name_parameters(self._named)
+            self._named.clear()
 
     def report(self) -> Report:
         """What was solved in the newest step, bucket by bucket, as this rank knows it (all ranks know the same).
@@ -139,7 +152,12 @@ class BucketMOO:
         return 0 if self._native is None else self._native.scratch_bytes()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the same bits: the step that random choices are keyed by."""
+        """What a resumed run needs: the step that random choices are keyed by.
+
+        With it a resumed run makes the choices of an uninterrupted one wherever the buckets are the same; a fresh DDP
+        module has one bucket in its first iteration, so run one backward pass, whose gradients are thrown away, before
+        ``load_state_dict``.
+        """
         return {"step": self.step, "method": describe(self._method), "seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -157,7 +175,10 @@ class BucketMOO:
                 raise ValueError(
                     f"state_dict was saved with {field} {state_dict[field]!r}, this state has {mine[field]!r}"
                 )
-        self._step = int(state_dict["step"])
+        step = state_dict["step"]
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"state_dict: step must be an integer >= 0; got {step!r}")
+        self._step = step
         if self._native is not None:
             self._native.step = self._step
 
@@ -208,7 +229,9 @@ class BucketMOO:
             native.set_objective(self._objective_name())
             native.set_weight(self._weight)
             native.step = self._step
+            native.name_parameters(self._named)
+            self._named.clear()
             self._native = native
             # Also at interpreter exit: a rank that leaves in the middle of an exchange must not wait for its peers.
-            weakref.finalize(self, _close, native, own)
+            weakref.finalize(self, native.shutdown)
         return self._native

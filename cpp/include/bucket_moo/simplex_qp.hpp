@@ -7,8 +7,7 @@
 // - steps are Newton corrections from the current x, so that repeating one is a step of iterative refinement;
 // - the affine hull of the support is described by differences to one of its points, whose Gram matrix is positive
 //   definite exactly when the support is affinely independent, however long or short the gradients;
-// - an entering vertex that rounding makes dependent is exchanged for another one along the dependency, not
-// regularised.
+// - an entering vertex that rounding makes dependent is exchanged along the dependency instead of being regularised.
 #ifndef BUCKET_MOO_SIMPLEX_QP_HPP
 #define BUCKET_MOO_SIMPLEX_QP_HPP
 

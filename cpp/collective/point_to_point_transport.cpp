@@ -1,4 +1,4 @@
-#include "collective/transport.hpp"
+#include "collective/point_to_point_transport.hpp"
 
 #include <ATen/ops/from_blob.h>
 #include <c10/util/Exception.h>

@@ -1,0 +1,177 @@
+"""Fine-tuning: one lane for each method, stepped side by side on the same data."""
+
+from __future__ import annotations
+
+import copy
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from corpus import write_atomically
+from models import mean_loss
+from sampler import BlockSampler
+from schedule import learning_rate
+from settings import PLAIN_DDP, Settings
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+from world import World
+
+
+class CannotResume(RuntimeError):
+    """A checkpoint that does not belong to this run."""
+
+
+class Lane:
+    """One method with one seed: a copy of the model, its DDP wrapper, optimizer and records.
+
+    All lanes start from the same weights. A throw-away step makes DDP settle its buckets before
+    the first step that counts, so that a resumed run has the buckets of an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        method: str,
+        seed: int,
+        base: nn.Module,
+        world: World,
+        sample: BlockSampler,
+    ) -> None:
+        """`base`: the model before fine-tuning; `sample`: this rank's blocks."""
+        self.method, self.seed = method, seed
+        self.next_step = 0
+        self.history: dict[str, Any] = {"losses": [], "seconds": [], "probes": {}, "reports": {}}
+        """losses and seconds: `[step][rank]`; probes and reports by step."""
+        self._settings, self._world = settings, world
+        self.model = copy.deepcopy(base)
+        self.ddp = DistributedDataParallel(self.model, bucket_cap_mb=settings.bucket_cap_mb)
+        self.state: Any = None
+        if method != PLAIN_DDP:
+            import bucket_moo_ext as moo
+
+            language = settings.languages[world.rank]
+            self.state = moo.register(self.ddp, method=method, objective=language, seed=seed)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=settings.lr,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            fused=True,
+        )
+        blocks = sample(0).to(world.device)
+        for _ in range(2):
+            mean_loss(self.ddp, blocks).backward()
+            self.optimizer.zero_grad(set_to_none=True)
+        self._mine: list[tuple[float, float]] = []
+
+    def step(self, blocks: Tensor) -> float:
+        """One training step on this rank's blocks; returns its loss. Timed from barrier to end."""
+        settings, world = self._settings, self._world
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.next_step, settings.steps, settings.lr)
+        world.barrier()
+        start = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = mean_loss(self.ddp, blocks)
+        loss.backward()
+        self.optimizer.step()
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        seconds = time.perf_counter() - start
+        value = loss.item()
+        self._mine.append((value, seconds))
+        self.next_step += 1
+        return value
+
+    def collect(self) -> None:
+        """Brings losses and times of all ranks since the last call into the history."""
+        ranks = self._world.gather(self._mine)
+        self._mine = []
+        for row in zip(*ranks, strict=True):
+            self.history["losses"].append([loss for loss, _ in row])
+            self.history["seconds"].append([seconds for _, seconds in row])
+
+    @property
+    def path(self) -> Path:
+        """Where this lane's checkpoint is."""
+        return self._settings.folder / "checkpoints" / f"{self.method}-seed{self.seed}.pt"
+
+    def save(self) -> None:
+        """Writes the checkpoint: everything that the next step depends on, and the records."""
+        self.collect()
+        states = self._world.gather(None if self.state is None else self.state.state_dict())
+        if self._world.shows:
+            buffer = io.BytesIO()
+            torch.save(
+                {
+                    "settings": self._settings.fingerprint(),
+                    "languages": list(self._settings.languages),
+                    "next_step": self.next_step,
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "moo": states,
+                    "history": self.history,
+                },
+                buffer,
+            )
+            write_atomically(self.path, buffer.getvalue())
+
+    def resume(self) -> bool:
+        """Goes on from the checkpoint, if there is one. Raises CannotResume."""
+        if not self._world.gather(self.path.exists())[0]:
+            return False
+        saved = torch.load(self.path, map_location=self._world.device, weights_only=True)
+        ours, theirs = self._settings.fingerprint(), saved["settings"]
+        different = [k for k in ours if ours[k] != theirs.get(k)]
+        if different:
+            key = different[0]
+            raise CannotResume(
+                f"--resume: {self.path} was made with {key} = {theirs.get(key)}, this run has "
+                f"{ours[key]}; use the same arguments or another --name"
+            )
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.state is not None:
+            self.state.load_state_dict(saved["moo"][self._world.rank])
+        self.next_step = saved["next_step"]
+        self.history = saved["history"]
+        return True
+
+
+Watch = Callable[[Lane, int], None]
+"""Called with a lane and the number of steps it has made, before the next one."""
+
+
+def train(
+    lanes: Sequence[Lane],
+    sample: BlockSampler,
+    settings: Settings,
+    world: World,
+    title: str,
+    watch: Watch,
+) -> None:
+    """Takes all lanes to `settings.steps`, one step of each in turn, in rotating order.
+
+    The turns make the step times comparable: whatever else the machine does hits all alike.
+    """
+    first = min(lane.next_step for lane in lanes)
+    bar = tqdm(total=settings.steps, initial=first, desc=title, disable=not world.shows, unit="step")
+    for lane in lanes:
+        if lane.next_step == 0:
+            watch(lane, 0)
+    for step in range(first, settings.steps):
+        blocks = sample(step).to(world.device)
+        turn = step % len(lanes)
+        losses = {lane.method: lane.step(blocks) for lane in (*lanes[turn:], *lanes[:turn]) if lane.next_step == step}
+        bar.update()
+        bar.set_postfix({m: f"{losses[m]:.2f}" for m in sorted(losses)}, refresh=False)
+        done = step + 1
+        for lane in lanes:
+            if lane.method in losses:
+                watch(lane, done)
+                if done % settings.checkpoint_every == 0 or done == settings.steps:
+                    lane.save()
+    bar.close()
