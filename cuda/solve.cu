@@ -13,17 +13,57 @@ namespace {
 constexpr int kWarp = 32;
 
 /// One block of one warp per problem: a problem's scratch is then the block's shared memory, and warps need no barrier.
+/// One kernel per method, so that each has registers for itself alone.
+template <MethodId id>
 __global__ void __launch_bounds__(kWarp, 1)
     solve_kernel(const Method method, const RandomKey key, const int k, const double* __restrict__ gramians,
-                 double* __restrict__ weights, Solution* __restrict__ solutions, double* __restrict__ workspace) {
+                 double* __restrict__ weights, Solution* __restrict__ solutions, double* __restrict__ workspace,
+                 double* __restrict__ states) {
   extern __shared__ double shared[];
   const std::size_t problem = blockIdx.x;
   const std::size_t size = static_cast<std::size_t>(k);
   double* const scratch = workspace == nullptr ? shared : workspace + problem * solve_scratch_size(k);
   const RandomKey own{key.seed, key.step, key.bucket + problem};
-  const Solution solution =
-      solve(WarpLanes{}, method, own, k, gramians + problem * size * size, weights + problem * size, scratch);
+  double* const state = states == nullptr ? nullptr : states + problem * state_size(method, k);
+  const Solution solution = solve_one<id>(WarpLanes{}, method, own, k, gramians + problem * size * size,
+                                          weights + problem * size, scratch, state);
   if (solutions != nullptr && WarpLanes::lane() == 0) solutions[problem] = solution;
+}
+
+using SolveKernel = void (*)(Method, RandomKey, int, const double*, double*, Solution*, double*, double*);
+
+SolveKernel kernel_of(MethodId id) {
+  switch (id) {
+    case MethodId::mean:
+      return solve_kernel<MethodId::mean>;
+    case MethodId::mgda:
+      return solve_kernel<MethodId::mgda>;
+    case MethodId::cagrad:
+      return solve_kernel<MethodId::cagrad>;
+    case MethodId::pcgrad:
+      return solve_kernel<MethodId::pcgrad>;
+    case MethodId::upgrad:
+      return solve_kernel<MethodId::upgrad>;
+    case MethodId::dualproj:
+      return solve_kernel<MethodId::dualproj>;
+    case MethodId::imtlg:
+      return solve_kernel<MethodId::imtlg>;
+    case MethodId::aligned_mtl:
+      return solve_kernel<MethodId::aligned_mtl>;
+    case MethodId::nash_mtl:
+      return solve_kernel<MethodId::nash_mtl>;
+    case MethodId::fairgrad:
+      return solve_kernel<MethodId::fairgrad>;
+    case MethodId::config:
+      return solve_kernel<MethodId::config>;
+    case MethodId::gradvac:
+      return solve_kernel<MethodId::gradvac>;
+    case MethodId::krum:
+      return solve_kernel<MethodId::krum>;
+    case MethodId::adasum:
+      return solve_kernel<MethodId::adasum>;
+  }
+  return nullptr;
 }
 
 std::size_t scratch_bytes(int k) { return solve_scratch_size(k) * sizeof(double); }
@@ -53,11 +93,13 @@ cudaError_t solve_workspace_size(int batch, int k, std::size_t* bytes) {
 }
 
 cudaError_t launch_solve(const Method& method, RandomKey key, int batch, int k, const double* gramians, double* weights,
-                         Solution* solutions, double* workspace, cudaStream_t stream) {
+                         Solution* solutions, double* workspace, double* states, cudaStream_t stream) {
   if (!in_range(batch, k)) return cudaErrorInvalidValue;
   if (batch == 0) return cudaSuccess;
   if (gramians == nullptr || weights == nullptr) return cudaErrorInvalidValue;
 
+  const SolveKernel kernel = kernel_of(method.id);
+  if (kernel == nullptr) return cudaErrorInvalidValue;
   bool fits = false;
   cudaError_t status = fits_shared(k, &fits);
   if (status != cudaSuccess) return status;
@@ -66,11 +108,11 @@ cudaError_t launch_solve(const Method& method, RandomKey key, int batch, int k, 
   const std::size_t shared = fits ? scratch_bytes(k) : 0;
   constexpr std::size_t kWithoutOptIn = 48 * 1024;
   if (shared > kWithoutOptIn) {
-    status = cudaFuncSetAttribute(solve_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (status != cudaSuccess) return status;
   }
-  solve_kernel<<<static_cast<unsigned>(batch), kWarp, shared, stream>>>(method, key, k, gramians, weights, solutions,
-                                                                        fits ? nullptr : workspace);
+  kernel<<<static_cast<unsigned>(batch), kWarp, shared, stream>>>(method, key, k, gramians, weights, solutions,
+                                                                  fits ? nullptr : workspace, states);
   return cudaGetLastError();
 }
 

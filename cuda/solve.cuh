@@ -31,10 +31,12 @@ cudaError_t solve_workspace_size(int batch, int k, std::size_t* bytes);
 /// \param solutions [batch], device, out; nullptr: not wanted
 /// \param workspace solve_workspace_size() bytes, device, 8-byte aligned; nullptr where that is 0. In use until the
 ///                  kernel has run
+/// \param states    [batch, state_size(method, k)] float64, device, in and out, all zeros when fresh; nullptr: every
+///                  step is a first step
 /// \param stream    where the kernel is enqueued
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
 cudaError_t launch_solve(const Method& method, RandomKey key, int batch, int k, const double* gramians, double* weights,
-                         Solution* solutions, double* workspace, cudaStream_t stream);
+                         Solution* solutions, double* workspace, double* states, cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda
 

@@ -6,7 +6,24 @@
 
 namespace bucket_moo {
 
-enum class MethodId : int { mean, mgda, cagrad, pcgrad };
+enum class MethodId : int {
+  mean,
+  mgda,
+  cagrad,
+  pcgrad,
+  upgrad,
+  dualproj,
+  imtlg,
+  aligned_mtl,
+  nash_mtl,
+  fairgrad,
+  config,
+  gradvac,
+  krum,
+  adasum,
+};
+
+inline constexpr int kMethods = 14;
 
 /// What the gradients are divided by before they are compared.
 enum class Normalize : int { none, l2 };
@@ -34,13 +51,75 @@ struct PcgradOptions {
   const int* permutation = nullptr;
 };
 
-/// A method and its options; only those of `id` are read.
+/// Which eigenvalue of the Gramian the aligned gradients are scaled to.
+enum class ScaleMode : int { min, median, mean };
+
+// A `preference` is [K] >= 0, made to sum to 1 over the active objectives; nullptr, or entries there without a positive
+// finite sum: all equal.
+
+struct UpgradOptions {
+  const double* preference = nullptr;
+};
+
+struct DualprojOptions {
+  const double* preference = nullptr;
+};
+
+struct ImtlgOptions {};
+
+struct AlignedMtlOptions {
+  const double* preference = nullptr;
+  ScaleMode scale_mode = ScaleMode::min;  ///< of the eigenvalues kept; median: the lower one of two in the middle
+};
+
+struct NashMtlOptions {
+  double max_norm = 1.0;  ///< longest update; not positive: no bound
+};
+
+struct FairgradOptions {
+  double alpha = 1.0;  ///< fairness, > 0 and finite (else 1): 1 is NashMTL without its clip
+};
+
+struct ConfigOptions {
+  const double* preference = nullptr;  ///< what the cosines with the update are in proportion to
+};
+
+struct GradVacOptions {
+  double beta = 0.5;  ///< share of this step in the moving average of the cosines, in [0, 1]
+  /// [K, K], as in PcgradOptions.
+  const int* permutation = nullptr;
+};
+
+struct KrumOptions {
+  int n_byzantine = 0;  ///< objectives that may be arbitrary, >= 0
+  int n_selected = 1;   ///< how many gradients to average, >= 1
+};
+
+struct AdasumOptions {};
+
+/// An exponential average over steps of the weights of any method.
+struct SmoothingOptions {
+  double alpha = 0.0;  ///< share of the past, in [0, 1); anything else: no smoothing
+};
+
+/// A method and its options; only those of `id` are read, and `smoothing`.
 struct Method {
   MethodId id = MethodId::mean;
   MeanOptions mean = {};
   MgdaOptions mgda = {};
   CagradOptions cagrad = {};
   PcgradOptions pcgrad = {};
+  UpgradOptions upgrad = {};
+  DualprojOptions dualproj = {};
+  ImtlgOptions imtlg = {};
+  AlignedMtlOptions aligned_mtl = {};
+  NashMtlOptions nash_mtl = {};
+  FairgradOptions fairgrad = {};
+  ConfigOptions config = {};
+  GradVacOptions gradvac = {};
+  KrumOptions krum = {};
+  AdasumOptions adasum = {};
+  SmoothingOptions smoothing = {};
 };
 
 }  // namespace bucket_moo

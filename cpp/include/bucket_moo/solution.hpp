@@ -9,13 +9,14 @@ enum class Status : int {
   ok,             ///< solved
   nonfinite,      ///< the Gramian has a NaN or an Inf: the weights are the plain mean over all K objectives
   inactive,       ///< every gradient is zero: all weights are 0
-  not_converged,  ///< the certificate is above kCertificateTolerance; the weights are the best found
+  not_converged,  ///< the certificate is above its tolerance; the weights are the best found
+  fallback,       ///< what the method asks for does not exist here: the weights are the substitute its file names
 };
 
 /// The outcome of one solve.
 struct Solution {
   Status status = Status::ok;
-  int iterations = 0;     ///< changes of the support (MGDA, CAGrad); 0 for direct methods
+  int iterations = 0;     ///< changes of the support, or Newton steps; 0 for direct methods
   int active = 0;         ///< objectives with a non-zero gradient
   double residual = 0.0;  ///< the method's relative certificate; 0 for direct methods, see each method's file
 };

@@ -6,12 +6,24 @@
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/methods/adasum.hpp>
+#include <bucket_moo/methods/aligned_mtl.hpp>
 #include <bucket_moo/methods/cagrad.hpp>
+#include <bucket_moo/methods/config.hpp>
+#include <bucket_moo/methods/dualproj.hpp>
+#include <bucket_moo/methods/fairgrad.hpp>
+#include <bucket_moo/methods/gradvac.hpp>
+#include <bucket_moo/methods/imtlg.hpp>
+#include <bucket_moo/methods/krum.hpp>
 #include <bucket_moo/methods/mean.hpp>
 #include <bucket_moo/methods/mgda.hpp>
+#include <bucket_moo/methods/nash_mtl.hpp>
 #include <bucket_moo/methods/pcgrad.hpp>
+#include <bucket_moo/methods/upgrad.hpp>
+#include <bucket_moo/problem.hpp>
 #include <bucket_moo/random.hpp>
 #include <bucket_moo/scratch.hpp>
+#include <bucket_moo/smoothing.hpp>
 #include <bucket_moo/solution.hpp>
 #include <cmath>
 #include <cstddef>
@@ -20,8 +32,20 @@ namespace bucket_moo {
 
 /// Doubles of scratch that solve() needs for k objectives, whatever the method.
 BUCKET_MOO_HD constexpr std::size_t solve_scratch_size(int k) {
-  // The active Gramian; a factor (or PCGrad's rows); vectors.
-  return static_cast<std::size_t>(k) * static_cast<std::size_t>(2 * k + 16) + 8;
+  // The active Gramian; the eigensolver's matrix and rotations, 3 k² (the others need less); vectors.
+  return static_cast<std::size_t>(k) * static_cast<std::size_t>(4 * k + 32) + 32;
+}
+
+/// Doubles of state that a method carries from step to step, per bucket of k objectives. Fresh state is all zeros.
+/// GradVac's targets [k, k], then smooth_weights()'s [2, k], each where it is used.
+BUCKET_MOO_HD constexpr std::size_t state_size(const Method& method, int k) {
+  const std::size_t size = static_cast<std::size_t>(k);
+  return (method.id == MethodId::gradvac ? size * size : 0) + (smooths(method.smoothing) ? 2 * size : 0);
+}
+
+/// The largest residual that counts as solved.
+BUCKET_MOO_HD constexpr double certificate_tolerance(MethodId id) {
+  return id == MethodId::nash_mtl || id == MethodId::fairgrad ? kEquilibriumTolerance : kCertificateTolerance;
 }
 
 /// Whether every entry of a [k, k] matrix is finite.
@@ -49,26 +73,95 @@ BUCKET_MOO_HD double scale_factor(Lanes lanes, int k, const double* gramian, int
   return std::ldexp(1.0, -exponent);
 }
 
-/// Solves for the weights of one bucket.
-///
-/// In this order, for every method: a NaN or Inf anywhere gives the plain mean over all K objectives; the Gramian is
-/// symmetrised; objectives with a zero gradient (G_kk == 0) are left out and get weight 0, except by Mean, which counts
-/// all; the rest is divided by its mean diagonal up to a power of two, so that the method sees no scale.
-///
-/// \param lanes    HostLanes or WarpLanes; all lanes call with the same arguments
-/// \param method   which method, with which options
-/// \param key      seed, step and bucket: all that PCGrad's random order depends on
-/// \param k        objectives, 1 <= k <= kMaxObjectives
-/// \param gramian  [k, k], G_ij = <g_i, g_j>; read only
-/// \param weights  [k], out: the update is Σ_k weights[k] g_k. Visible to all lanes on return
-/// \param scratch  [solve_scratch_size(k)], contents irrelevant
-/// \return status, iterations, active objectives and the method's relative certificate
-///
-/// Neither allocates nor throws; ends after a bounded number of operations for any input. Reentrant. The same inputs
-/// give the same bits under the same lane policy.
-template <class Lanes>
-BUCKET_MOO_HD Solution solve(Lanes lanes, const Method& method, RandomKey key, int k, const double* gramian,
-                             double* weights, double* scratch) {
+/// Runs the method `id`, of the options in `method`, on the active objectives.
+/// \param state as solve()
+template <MethodId id, class Lanes>
+BUCKET_MOO_HD Solution run_method(Lanes lanes, const Method& method, const Problem& problem, double* state,
+                                  double* weights, Scratch scratch) {
+  Solution solution;
+  if constexpr (id == MethodId::mgda) {
+    solution = solve_mgda(lanes, method.mgda, problem.k, problem.gram, weights, scratch);
+  } else if constexpr (id == MethodId::cagrad) {
+    solution = solve_cagrad(lanes, method.cagrad, problem.k, problem.gram, weights, scratch);
+  } else if constexpr (id == MethodId::pcgrad) {
+    solve_pcgrad(lanes, method.pcgrad, problem, weights, scratch);
+  } else if constexpr (id == MethodId::upgrad) {
+    solution = solve_upgrad(lanes, method.upgrad, problem, weights, scratch);
+  } else if constexpr (id == MethodId::dualproj) {
+    solution = solve_dualproj(lanes, method.dualproj, problem, weights, scratch);
+  } else if constexpr (id == MethodId::imtlg) {
+    solution = solve_imtlg(lanes, method.imtlg, problem, weights, scratch);
+  } else if constexpr (id == MethodId::aligned_mtl) {
+    solution = solve_aligned_mtl(lanes, method.aligned_mtl, problem, weights, scratch);
+  } else if constexpr (id == MethodId::nash_mtl) {
+    solution = solve_nash_mtl(lanes, method.nash_mtl, problem, weights, scratch);
+  } else if constexpr (id == MethodId::fairgrad) {
+    solution = solve_fairgrad(lanes, method.fairgrad, problem, weights, scratch);
+  } else if constexpr (id == MethodId::config) {
+    solution = solve_config(lanes, method.config, problem, weights, scratch);
+  } else if constexpr (id == MethodId::gradvac) {
+    solve_gradvac(lanes, method.gradvac, problem, state, weights, scratch);
+  } else if constexpr (id == MethodId::krum) {
+    solution = solve_krum(lanes, method.krum, problem, weights, scratch);
+  } else if constexpr (id == MethodId::adasum) {
+    solve_adasum(lanes, problem, weights, scratch);
+  }
+  return solution;
+}
+
+/// Chooses run_method() by method.id.
+struct RunAnyMethod {
+  template <class Lanes>
+  BUCKET_MOO_HD Solution operator()(Lanes lanes, const Method& method, const Problem& problem, double* state,
+                                    double* weights, Scratch scratch) const {
+    switch (method.id) {
+      case MethodId::mean:
+        break;
+      case MethodId::mgda:
+        return run_method<MethodId::mgda>(lanes, method, problem, state, weights, scratch);
+      case MethodId::cagrad:
+        return run_method<MethodId::cagrad>(lanes, method, problem, state, weights, scratch);
+      case MethodId::pcgrad:
+        return run_method<MethodId::pcgrad>(lanes, method, problem, state, weights, scratch);
+      case MethodId::upgrad:
+        return run_method<MethodId::upgrad>(lanes, method, problem, state, weights, scratch);
+      case MethodId::dualproj:
+        return run_method<MethodId::dualproj>(lanes, method, problem, state, weights, scratch);
+      case MethodId::imtlg:
+        return run_method<MethodId::imtlg>(lanes, method, problem, state, weights, scratch);
+      case MethodId::aligned_mtl:
+        return run_method<MethodId::aligned_mtl>(lanes, method, problem, state, weights, scratch);
+      case MethodId::nash_mtl:
+        return run_method<MethodId::nash_mtl>(lanes, method, problem, state, weights, scratch);
+      case MethodId::fairgrad:
+        return run_method<MethodId::fairgrad>(lanes, method, problem, state, weights, scratch);
+      case MethodId::config:
+        return run_method<MethodId::config>(lanes, method, problem, state, weights, scratch);
+      case MethodId::gradvac:
+        return run_method<MethodId::gradvac>(lanes, method, problem, state, weights, scratch);
+      case MethodId::krum:
+        return run_method<MethodId::krum>(lanes, method, problem, state, weights, scratch);
+      case MethodId::adasum:
+        return run_method<MethodId::adasum>(lanes, method, problem, state, weights, scratch);
+    }
+    return Solution{};
+  }
+};
+
+/// One method, known when compiling: for kernels, where registers are those of the most demanding branch.
+template <MethodId id>
+struct RunOneMethod {
+  template <class Lanes>
+  BUCKET_MOO_HD Solution operator()(Lanes lanes, const Method& method, const Problem& problem, double* state,
+                                    double* weights, Scratch scratch) const {
+    return run_method<id>(lanes, method, problem, state, weights, scratch);
+  }
+};
+
+/// The contract around a method; see solve(), whose `run` chooses the method at run time.
+template <class Run, class Lanes>
+BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, RandomKey key, int k,
+                                  const double* gramian, double* weights, double* scratch, double* state) {
   Solution solution;
   if (!all_finite(lanes, k, gramian)) {
     solve_mean(lanes, MeanOptions{}, k, weights);
@@ -92,8 +185,11 @@ BUCKET_MOO_HD Solution solve(Lanes lanes, const Method& method, RandomKey key, i
   }
   lanes.sync();
   solution.active = active;
+  double* const past = state == nullptr ? nullptr : state + (method.id == MethodId::gradvac ? k * k : 0);
+  const bool smooth = past != nullptr && smooths(method.smoothing);
   if (method.id == MethodId::mean) {
     solve_mean(lanes, method.mean, k, weights);
+    if (smooth) smooth_weights(lanes, method.smoothing, k, slot, weights, past);
     return solution;
   }
   if (active == 0) {
@@ -113,25 +209,61 @@ BUCKET_MOO_HD Solution solve(Lanes lanes, const Method& method, RandomKey key, i
   }
   lanes.sync();
 
-  switch (method.id) {
-    case MethodId::mgda:
-      solution = solve_mgda(lanes, method.mgda, active, gram, solved, memory);
-      break;
-    case MethodId::cagrad:
-      solution = solve_cagrad(lanes, method.cagrad, active, gram, solved, memory);
-      break;
-    case MethodId::pcgrad:
-      solve_pcgrad(lanes, method.pcgrad, key, k, slot, active, gram, objective, solved, memory);
-      break;
-    case MethodId::mean:
-      break;
-  }
+  const Problem problem{key, k, slot, active, objective, gram, unit};
+  solution = run(lanes, method, problem, state, solved, memory);
 
   solution.active = active;
-  if (!(solution.residual <= kCertificateTolerance)) solution.status = Status::not_converged;
-  for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = slot[i] >= 0 ? solved[slot[i]] : 0.0;
+  double bad = 0.0;
+  for (int i = lanes.lane(); i < active; i += lanes.count()) {
+    if (!(std::fabs(solved[i]) <= kLargest)) bad = 1.0;
+  }
+  const bool broken = lanes.max(bad) > 0.0;  // only what is not a Gramian at all gets here
+  if (broken || !(solution.residual >= 0.0)) solution.residual = kInfinity;
+  if (broken || (solution.status == Status::ok && !(solution.residual <= certificate_tolerance(method.id)))) {
+    solution.status = Status::not_converged;
+  }
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    const double value = broken ? 1.0 / active : (slot[i] >= 0 ? solved[slot[i]] : 0.0);
+    weights[i] = slot[i] >= 0 ? value : 0.0;
+  }
   lanes.sync();
+  if (smooth) smooth_weights(lanes, method.smoothing, k, slot, weights, past);
   return solution;
+}
+
+/// Solves for the weights of one bucket.
+///
+/// In this order, for every method: a NaN or Inf anywhere gives the plain mean over all K objectives; the Gramian is
+/// symmetrised; objectives with a zero gradient (G_kk == 0) are left out and get weight 0, except by Mean, which counts
+/// all; the rest is divided by its mean diagonal up to a power of two, so that the method sees no scale, which NashMTL
+/// and FairGrad put back afterwards. Weights are finite, whatever the input.
+///
+/// \param lanes    HostLanes or WarpLanes; all lanes call with the same arguments
+/// \param method   which method, with which options
+/// \param key      seed, step and bucket: all that the random order of PCGrad and GradVac depends on
+/// \param k        objectives, 1 <= k <= kMaxObjectives
+/// \param gramian  [k, k], G_ij = <g_i, g_j>; read only
+/// \param weights  [k], out: the update is Σ_k weights[k] g_k. Visible to all lanes on return
+/// \param scratch  [solve_scratch_size(k)], contents irrelevant
+/// \param state    [state_size(method, k)], in and out, of this bucket; all zeros when fresh. By objective, so that it
+///                 stays valid when objectives come and go; a step without a finite Gramian leaves it alone. nullptr:
+///                 every step is a first step
+/// \return status, iterations, active objectives and the method's relative certificate
+///
+/// Neither allocates nor throws; ends after a bounded number of operations for any input. Reentrant. The same inputs
+/// give the same bits under the same lane policy.
+template <class Lanes>
+BUCKET_MOO_HD Solution solve(Lanes lanes, const Method& method, RandomKey key, int k, const double* gramian,
+                             double* weights, double* scratch, double* state = nullptr) {
+  return solve_with(RunAnyMethod{}, lanes, method, key, k, gramian, weights, scratch, state);
+}
+
+/// solve() for one method, known when compiling, whatever method.id says.
+template <MethodId id, class Lanes>
+BUCKET_MOO_HD Solution solve_one(Lanes lanes, Method method, RandomKey key, int k, const double* gramian,
+                                 double* weights, double* scratch, double* state = nullptr) {
+  method.id = id;
+  return solve_with(RunOneMethod<id>{}, lanes, method, key, k, gramian, weights, scratch, state);
 }
 
 }  // namespace bucket_moo

@@ -39,9 +39,9 @@ template <class Lanes>
 BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, int k, const double* gram,
                                     double* weights, Scratch scratch) {
   constexpr int kMaxSteps = 100;
-  // Beyond mass s / (kShortest √(tr G / K)) the rounding of v moves d by more than a larger mass gains.
+  // Beyond the mass where Σ v_k |g_k| is s / kShortest, the rounding of v moves d by more than a larger mass gains.
   constexpr double kShortest = 1e-8;
-  // Where (Σ v_k |g_k|)² is this much larger than |g_v|², that is computed in twice the precision.
+  // Where (Σ v_k |g_k|)² is this much larger than |g_v|², that is computed in twice the precision; so is |g_0|².
   constexpr double kCancels = 1e3;
 
   double* const product = scratch.doubles(k);  // b = Gu, so b_k = <g_k, g_0>
@@ -59,7 +59,10 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   length = lanes.sum(length);
   lanes.sync();
   multiply(lanes, k, gram, weights, product);
-  const double mean_square = dot(lanes, k, weights, product);  // |g_0|²
+  double mean_square = dot(lanes, k, weights, product);  // |g_0|²
+  if (length * length > kCancels * mean_square) {
+    mean_square = precise_quadratic_form(lanes, k, gram, weights, image, spare);
+  }
   Solution solution;
   const bool vanishes = !(mean_square > (k + 8) * kEpsilon * length * length);
   if (vanishes || !(options.c > 0.0)) return solution;
@@ -77,7 +80,6 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   const int first = lanes.argmin(start).index;
   qp.start(radius / std::sqrt(gram[first * k + first]));
 
-  const double largest_mass = radius / (kShortest * std::sqrt(mean_diagonal(lanes, k, gram)));
   double low = 0.0;  // |g_v| < s
   double high = kInfinity;
   double v_square = 0.0;
@@ -88,6 +90,7 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
     double summed = 0.0;
     for (int i = lanes.lane(); i < k; i += lanes.count()) summed += v[i] * std::sqrt(gram[i * k + i]);
     summed = lanes.sum(summed);
+    const double largest_mass = mass * (radius / (kShortest * summed));
     multiply(lanes, k, gram, v, image);
     v_square = dot(lanes, k, v, image);
     if (summed * summed > kCancels * square) {

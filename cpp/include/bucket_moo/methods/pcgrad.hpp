@@ -6,8 +6,9 @@
 #define BUCKET_MOO_METHODS_PCGRAD_HPP
 
 #include <bucket_moo/config.hpp>
+#include <bucket_moo/encounter_order.hpp>
 #include <bucket_moo/method.hpp>
-#include <bucket_moo/random.hpp>
+#include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
 
 namespace bucket_moo {
@@ -15,32 +16,19 @@ namespace bucket_moo {
 /// w = mean (or sum) of the c_i, where c_i starts as e_i and for every other j, in an order that depends on (key, i):
 /// p = (G c_i)_j; if p < 0, then c_ij -= p / G_jj. With three or more objectives the result may still conflict.
 ///
-/// \param all     objectives, active or not: what the order is drawn over
-/// \param slot    [all] place of each objective among the active ones, or -1
-/// \param key     seed, step, bucket of the random order
-/// \param k       active objectives, >= 1
-/// \param gram    [k, k] symmetric, of the active objectives
-/// \param objective [k] which objective each active one is
 /// \param weights [k], out
 /// \param scratch k² + all * k / 8 + 1 doubles. Cost: k³/4 multiply-adds and all * k random draws.
 template <class Lanes>
-BUCKET_MOO_HD void solve_pcgrad(Lanes lanes, const PcgradOptions& options, RandomKey key, int all, const int* slot,
-                                int k, const double* gram, const int* objective, double* weights, Scratch scratch) {
+BUCKET_MOO_HD void solve_pcgrad(Lanes lanes, const PcgradOptions& options, const Problem& problem, double* weights,
+                                Scratch scratch) {
+  const int k = problem.k;
+  const double* const gram = problem.gram;
   double* const rows = scratch.doubles(k * k);
-  unsigned char* const orders = scratch.bytes(k * all);
+  unsigned char* const orders = scratch.bytes(k * problem.all);
 
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
-    unsigned char* const order = orders + i * all;
-    if (options.permutation == nullptr) {
-      permutation(key, objective[i], all, order);
-    } else {
-      for (int t = 0; t < all; ++t) order[t] = static_cast<unsigned char>(options.permutation[objective[i] * all + t]);
-    }
-    int others = 0;
-    for (int t = 0; t < all; ++t) {
-      const int j = slot[order[t]];
-      if (j >= 0 && j != i) order[others++] = static_cast<unsigned char>(j);
-    }
+    unsigned char* const order = orders + i * problem.all;
+    const int others = load_encounter_order(problem, options.permutation, i, order);
 
     // row[j] is (G c_i)_j until j's turn, and c_ij from then on: each j has one turn.
     double* const row = rows + i * k;
