@@ -3,7 +3,11 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <initializer_list>
+#include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "bindings/bindings.hpp"
 #include "bucket_moo/lanes.hpp"
@@ -88,26 +92,96 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> solve_batch(const at:
   return {weights, status, iterations, residual};
 }
 
-MethodConfig make_mgda(bool normalize_l2) {
-  return MethodConfig({.id = MethodId::mgda, .mgda = {normalize_l2 ? Normalize::l2 : Normalize::none}});
+/// Value of an option's name; the Python side has checked that it is one of these.
+template <class Value>
+Value value_of(const std::string& name, std::initializer_list<std::pair<const char*, Value>> values) {
+  for (const auto& [known, value] : values) {
+    if (name == known) {
+      return value;
+    }
+  }
+  TORCH_CHECK_VALUE(false, "bucket_moo_ext: unknown option '", name, "'");
+}
+
+using Permutation = std::vector<std::vector<int>>;
+
+MethodConfig make_mean(std::vector<double> weights) { return MethodConfig({.id = MethodId::mean}, std::move(weights)); }
+
+MethodConfig make_mgda(const std::string& normalize) {
+  const auto value = value_of<Normalize>(normalize, {{"none", Normalize::none}, {"l2", Normalize::l2}});
+  return MethodConfig({.id = MethodId::mgda, .mgda = {value}});
 }
 
 MethodConfig make_cagrad(double c, bool rescale) {
   return MethodConfig({.id = MethodId::cagrad, .cagrad = {c, rescale}});
 }
 
-MethodConfig make_pcgrad(bool sum, std::vector<int> permutation, int k) {
-  return MethodConfig::pcgrad(sum ? Reduction::sum : Reduction::mean, std::move(permutation), k);
+MethodConfig make_pcgrad(const std::string& reduction, const Permutation& permutation) {
+  const auto value = value_of<Reduction>(reduction, {{"mean", Reduction::mean}, {"sum", Reduction::sum}});
+  return MethodConfig({.id = MethodId::pcgrad, .pcgrad = {.reduction = value}}, {}, permutation);
 }
+
+MethodConfig make_upgrad(std::vector<double> preference) {
+  return MethodConfig({.id = MethodId::upgrad}, std::move(preference));
+}
+
+MethodConfig make_dualproj(std::vector<double> preference) {
+  return MethodConfig({.id = MethodId::dualproj}, std::move(preference));
+}
+
+MethodConfig make_imtlg() { return MethodConfig({.id = MethodId::imtlg}); }
+
+MethodConfig make_aligned_mtl(std::vector<double> preference, const std::string& scale_mode) {
+  const auto value = value_of<ScaleMode>(
+      scale_mode, {{"min", ScaleMode::min}, {"median", ScaleMode::median}, {"mean", ScaleMode::mean}});
+  return MethodConfig({.id = MethodId::aligned_mtl, .aligned_mtl = {.scale_mode = value}}, std::move(preference));
+}
+
+MethodConfig make_nash_mtl(double max_norm) {
+  return MethodConfig({.id = MethodId::nash_mtl, .nash_mtl = {.max_norm = max_norm}});
+}
+
+MethodConfig make_fairgrad(double alpha) {
+  return MethodConfig({.id = MethodId::fairgrad, .fairgrad = {.alpha = alpha}});
+}
+
+MethodConfig make_config(std::vector<double> preference) {
+  return MethodConfig({.id = MethodId::config}, std::move(preference));
+}
+
+MethodConfig make_gradvac(double beta, const Permutation& permutation) {
+  return MethodConfig({.id = MethodId::gradvac, .gradvac = {.beta = beta}}, {}, permutation);
+}
+
+MethodConfig make_krum(int n_byzantine, int n_selected) {
+  return MethodConfig({.id = MethodId::krum, .krum = {n_byzantine, n_selected}});
+}
+
+MethodConfig make_adasum() { return MethodConfig({.id = MethodId::adasum}); }
+
+std::size_t state_size_of(const MethodConfig& config, int k) { return state_size(config.method(), k); }
 
 }  // namespace
 
 void bind_functional(py::module_& module) {
   py::class_<MethodConfig>(module, "Method")
-      .def_static("mean", &MethodConfig::mean, py::arg("weights"))
-      .def_static("mgda", &make_mgda, py::arg("normalize_l2"))
+      .def_static("mean", &make_mean, py::arg("weights"))
+      .def_static("mgda", &make_mgda, py::arg("normalize"))
       .def_static("cagrad", &make_cagrad, py::arg("c"), py::arg("rescale"))
-      .def_static("pcgrad", &make_pcgrad, py::arg("sum"), py::arg("permutation"), py::arg("k"));
+      .def_static("pcgrad", &make_pcgrad, py::arg("reduction"), py::arg("permutation"))
+      .def_static("upgrad", &make_upgrad, py::arg("preference"))
+      .def_static("dualproj", &make_dualproj, py::arg("preference"))
+      .def_static("imtlg", &make_imtlg)
+      .def_static("aligned_mtl", &make_aligned_mtl, py::arg("preference"), py::arg("scale_mode"))
+      .def_static("nash_mtl", &make_nash_mtl, py::arg("max_norm"))
+      .def_static("fairgrad", &make_fairgrad, py::arg("alpha"))
+      .def_static("config", &make_config, py::arg("preference"))
+      .def_static("gradvac", &make_gradvac, py::arg("beta"), py::arg("permutation"))
+      .def_static("krum", &make_krum, py::arg("n_byzantine"), py::arg("n_selected"))
+      .def_static("adasum", &make_adasum)
+      .def("smoothed", &MethodConfig::smoothed, py::arg("alpha"))
+      .def("state_size", &state_size_of, py::arg("k"));
+  module.attr("METHOD_NAMES") = py::tuple(py::cast(std::vector<std::string>(kMethodNames, kMethodNames + kMethods)));
   module.def("gramian", torch::wrap_pybind_function_no_gil(gramian_of), py::arg("jacobian"));
   module.def("combine", torch::wrap_pybind_function_no_gil(combine_into), py::arg("jacobian"), py::arg("weights"),
              py::arg("out"));

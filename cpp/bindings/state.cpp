@@ -77,6 +77,24 @@ py::dict counters_of(const BucketMooState& state) {
   return fields;
 }
 
+py::list solver_states_of(const BucketMooState& state) {
+  py::list list;
+  for (const SavedSolverState& bucket : state.solver_states()) {
+    list.append(py::make_tuple(bucket.parameters, bucket.objectives, bucket.values));
+  }
+  return list;
+}
+
+void set_solver_states(
+    BucketMooState& state,
+    const std::vector<std::tuple<std::vector<std::string>, std::vector<std::string>, std::vector<double>>>& saved) {
+  std::vector<SavedSolverState> buckets;
+  for (const auto& [parameters, objectives, values] : saved) {
+    buckets.push_back({parameters, objectives, values});
+  }
+  state.set_solver_states(buckets);
+}
+
 void register_ddp_hook(const std::shared_ptr<c10d::Reducer>& reducer, StatePtr state) {
   reducer->register_comm_hook(std::make_unique<DdpCommHook>(std::move(state)));
 }
@@ -130,6 +148,8 @@ void bind_state(py::module_& module) {
            py::arg("output"), py::arg("input"))
       .def("records", &records_of)
       .def("counters", &counters_of)
+      .def("solver_states", &solver_states_of)
+      .def("set_solver_states", torch::wrap_pybind_function(set_solver_states), py::arg("saved"))
       .def("scratch_bytes", &BucketMooState::scratch_bytes)
       .def("shutdown", torch::wrap_pybind_function_no_gil(&BucketMooState::shutdown))
       .def_property("step", &BucketMooState::step, &BucketMooState::set_step);

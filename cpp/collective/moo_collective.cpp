@@ -61,7 +61,7 @@ void MooCollective::begin_step(const StepRecord& own) {
 }
 
 BucketSolution MooCollective::all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key,
-                                         std::int64_t tile_limit) {
+                                         std::int64_t tile_limit, double* state) {
   auto* const bytes = static_cast<std::byte*>(bucket);
   const ShardLayout layout = shard_layout(n, world_, element_size(dtype));
   const std::size_t shard_bytes = static_cast<std::size_t>(layout.shard) * element_size(dtype);
@@ -74,7 +74,7 @@ BucketSolution MooCollective::all_reduce(void* bucket, std::int64_t n, DType dty
                                   .tail_size = layout.tail,
                                   .dtype = dtype,
                                   .piece = piece_size(layout.shard, world_, element_size(dtype), tile_limit)},
-                                 key);
+                                 key, state);
   if (transport_) {
     transport_->all_gather(bytes, shard_bytes);
   }
@@ -82,7 +82,7 @@ BucketSolution MooCollective::all_reduce(void* bucket, std::int64_t n, DType dty
 }
 
 BucketSolution MooCollective::reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype,
-                                             const RandomKey& key, std::int64_t tile_limit) {
+                                             const RandomKey& key, std::int64_t tile_limit, double* state) {
   return reduce({.shards = static_cast<const std::byte*>(input),
                  .tail = nullptr,
                  .shard_out = static_cast<std::byte*>(output),
@@ -91,17 +91,17 @@ BucketSolution MooCollective::reduce_scatter(void* output, const void* input, st
                  .tail_size = 0,
                  .dtype = dtype,
                  .piece = piece_size(shard, world_, element_size(dtype), tile_limit)},
-                key);
+                key, state);
 }
 
-BucketSolution MooCollective::reduce(const Bucket& bucket, const RandomKey& key) {
+BucketSolution MooCollective::reduce(const Bucket& bucket, const RandomKey& key, double* state) {
   const auto k = static_cast<std::size_t>(table_.k());
   BucketSolution result;
   result.gramian.resize(k * k);
   result.weights.resize(k);
   partial_gramian(bucket, result.gramian);
   const Rows tails = exchange_partials(bucket, result.gramian);
-  solve_weights(key, result);
+  solve_weights(key, state, result);
   combine_shard(bucket);
   combine(tails, coefficients_.data(), bucket.tail_out);
   return result;
@@ -170,9 +170,9 @@ Rows MooCollective::exchange_partials(const Bucket& bucket, std::vector<double>&
   return tails;
 }
 
-void MooCollective::solve_weights(const RandomKey& key, BucketSolution& result) {
+void MooCollective::solve_weights(const RandomKey& key, double* state, BucketSolution& result) {
   result.solution = solve(HostLanes{}, method_, key, table_.k(), result.gramian.data(), result.weights.data(),
-                          solver_scratch_.data());
+                          solver_scratch_.data(), state);
   for (std::size_t r = 0; r < coefficients_.size(); ++r) {
     coefficients_[r] = result.weights[static_cast<std::size_t>(table_.objective[r])] * table_.share[r];
   }

@@ -51,12 +51,15 @@ class MooCollective {
   const ObjectiveTable& objectives() const { return table_; }
 
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
-  BucketSolution all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key, std::int64_t tile_limit);
+  /// `state`: [state_size(method, K)], what the method carries from step to step for this bucket and these objectives,
+  /// in and out, the same bits on every rank; nullptr: none, every step is a first step.
+  BucketSolution all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key, std::int64_t tile_limit,
+                            double* state = nullptr);
 
   /// Writes shard rank() of sum_k w_k g_k to `output` (`shard` elements); `input` holds world_size() shards, one after
   /// another, and is only read. `output` may be the own shard of `input`, and must not overlap it otherwise.
   BucketSolution reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype, const RandomKey& key,
-                                std::int64_t tile_limit);
+                                std::int64_t tile_limit, double* state = nullptr);
 
   /// Bytes of scratch memory held.
   std::size_t scratch_bytes() const { return tile_.capacity() + messages_.capacity(); }
@@ -74,11 +77,11 @@ class MooCollective {
     std::int64_t piece;  // elements of the shard in the tile at a time
   };
 
-  BucketSolution reduce(const Bucket& bucket, const RandomKey& key);
+  BucketSolution reduce(const Bucket& bucket, const RandomKey& key, double* state);
   Rows load_piece(const Bucket& bucket, std::int64_t begin);
   void partial_gramian(const Bucket& bucket, std::vector<double>& sum);
   Rows exchange_partials(const Bucket& bucket, std::vector<double>& gramian);
-  void solve_weights(const RandomKey& key, BucketSolution& result);
+  void solve_weights(const RandomKey& key, double* state, BucketSolution& result);
   void combine_shard(const Bucket& bucket);
 
   const std::shared_ptr<Transport> transport_;

@@ -31,6 +31,19 @@ std::string shape_of(const at::Tensor& parameter) {
   return text.str();
 }
 
+/// By what solver states know the elements of a call that has no parameters.
+SolverStates::Parameter call_label(const char* operation, std::int64_t numel) {
+  std::ostringstream text;
+  text << operation << "[" << numel << "]";
+  return {text.str(), numel};
+}
+
+std::string nth_label(std::size_t n) {
+  std::ostringstream text;
+  text << "#" << n;
+  return text.str();
+}
+
 }  // namespace
 
 BucketMooState::BucketMooState(c10::intrusive_ptr<c10d::ProcessGroup> group, MethodConfig method, std::uint64_t seed,
@@ -42,7 +55,8 @@ BucketMooState::BucketMooState(c10::intrusive_ptr<c10d::ProcessGroup> group, Met
       bucket_cap_(bucket_cap),
       configuration_(std::move(configuration)),
       collective_(transport_, method_.method()),
-      objective_(std::to_string(collective_.rank())) {}
+      objective_(std::to_string(collective_.rank())),
+      solver_states_(method_.method()) {}
 
 BucketMooState::~BucketMooState() { shutdown(); }
 
@@ -91,6 +105,9 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
       const auto found = parameter_names_.find(identity);
       job.key.push_back(identity);
       job.parameters.push_back(found == parameter_names_.end() ? shape_of(parameter) : found->second);
+      // Ranks meet their parameters in the same order, and so does a later run.
+      const std::string label = found == parameter_names_.end() ? nth_label(state_labels_.size()) : found->second;
+      job.state_key.push_back({state_labels_.emplace(identity, label).first->second, parameter.numel()});
     }
   }
   return submit(std::move(job));
@@ -101,6 +118,7 @@ FuturePtr BucketMooState::all_reduce(at::Tensor tensor) {
   Job job;
   job.operation = Operation::all_reduce;
   job.tile_limit = static_cast<std::int64_t>(tensor.nbytes());
+  job.state_key = {call_label("all_reduce", tensor.numel())};
   job.output = std::move(tensor);
   job.starts_step = true;
   return submit(std::move(job));
@@ -117,6 +135,7 @@ FuturePtr BucketMooState::reduce_scatter(at::Tensor output, at::Tensor input) {
   Job job;
   job.operation = Operation::reduce_scatter;
   job.tile_limit = static_cast<std::int64_t>(input.nbytes());
+  job.state_key = {call_label("reduce_scatter", input.numel())};
   job.output = std::move(output);
   job.input = std::move(input);
   job.starts_step = true;
@@ -193,20 +212,39 @@ void BucketMooState::reduce_dense(const Job& job) {
   record.parameters = job.parameters;
   record.dtype = dtype;
   record.objectives = collective_.objectives().names;
-  if (job.operation == Operation::reduce_scatter) {
-    record.numel = job.input.numel();
-    record.result = collective_.reduce_scatter(job.output.mutable_data_ptr(), job.input.const_data_ptr(),
-                                               job.output.numel(), dtype, key, job.tile_limit);
-  } else {
-    record.numel = job.output.numel();
-    record.result =
-        collective_.all_reduce(job.output.mutable_data_ptr(), job.output.numel(), dtype, key, job.tile_limit);
-  }
+  record.numel = (job.operation == Operation::reduce_scatter ? job.input : job.output).numel();
+  std::vector<double> state = load_state(job);
+  record.result = reduce_with(job, dtype, key, state.empty() ? nullptr : state.data());
+  store_state(job, state);
   const std::lock_guard lock(mutex_);
   ++counters_.buckets;
   counters_.nonfinite += record.result.solution.status == Status::nonfinite;
   scratch_bytes_ = collective_.scratch_bytes();
   records_[job.key] = std::move(record);
+}
+
+BucketSolution BucketMooState::reduce_with(const Job& job, DType dtype, const RandomKey& key, double* state) {
+  void* const output = job.output.mutable_data_ptr();
+  const std::int64_t n = job.output.numel();
+  if (job.operation == Operation::reduce_scatter) {
+    return collective_.reduce_scatter(output, job.input.const_data_ptr(), n, dtype, key, job.tile_limit, state);
+  }
+  return collective_.all_reduce(output, n, dtype, key, job.tile_limit, state);
+}
+
+/// Empty for methods without a memory.
+std::vector<double> BucketMooState::load_state(const Job& job) {
+  const std::lock_guard lock(mutex_);
+  return solver_states_.size(1) == 0 ? std::vector<double>()
+                                     : solver_states_.load(job.state_key, collective_.objectives().names);
+}
+
+void BucketMooState::store_state(const Job& job, const std::vector<double>& values) {
+  if (values.empty()) {
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  solver_states_.store(job.state_key, collective_.objectives().names, values);
 }
 
 void BucketMooState::reduce_sparse(const Job& job) {
@@ -262,6 +300,16 @@ void BucketMooState::set_step(std::int64_t step) {
   TORCH_CHECK_VALUE(step >= 0, "bucket_moo_ext: step must be >= 0; got ", step);
   const std::lock_guard lock(mutex_);
   step_ = step;
+}
+
+std::vector<SavedSolverState> BucketMooState::solver_states() const {
+  const std::lock_guard lock(mutex_);
+  return solver_states_.save();
+}
+
+void BucketMooState::set_solver_states(const std::vector<SavedSolverState>& saved) {
+  const std::lock_guard lock(mutex_);
+  solver_states_.restore(saved);
 }
 
 void BucketMooState::shutdown() {

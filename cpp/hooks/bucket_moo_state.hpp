@@ -22,6 +22,7 @@
 #include "collective/moo_collective.hpp"
 #include "collective/point_to_point_transport.hpp"
 #include "hooks/method_config.hpp"
+#include "hooks/solver_states.hpp"
 #include "hooks/worker.hpp"
 
 namespace bucket_moo {
@@ -67,7 +68,8 @@ class BucketMooState {
   void set_objective(std::string name);
   void set_weight(double weight);
 
-  /// Names for reports; parameters not named are shown by their shapes.
+  /// Names for reports and saved solver states. Parameters not named are shown by their shapes, and states know them
+  /// by the order in which they were first reduced.
   void name_parameters(const std::vector<std::pair<std::string, at::Tensor>>& named);
 
   /// Reduces a DDP bucket in place. A bucket of index 0 starts a step. Errors of the bucket itself (dtype, device,
@@ -85,6 +87,11 @@ class BucketMooState {
   std::vector<BucketRecord> records() const;
   Counters counters() const;
   std::size_t scratch_bytes() const;
+
+  /// What the method carries from step to step, by bucket; see SolverStates. Complete once backward has returned.
+  /// all_reduce and reduce_scatter have a state for every operation and number of elements.
+  std::vector<SavedSolverState> solver_states() const;
+  void set_solver_states(const std::vector<SavedSolverState>& saved);
 
   std::int64_t step() const;
   void set_step(std::int64_t step);
@@ -107,6 +114,7 @@ class BucketMooState {
     std::int64_t tile_limit = 0;  // bytes
     BucketKey key;
     std::vector<std::string> parameters;
+    std::vector<SolverStates::Parameter> state_key;
     bool starts_step = false;
     StepRecord record;  // of the step; complete if starts_step
   };
@@ -115,6 +123,9 @@ class BucketMooState {
   void stamp(Job& job);
   void run(const Job& job);
   void reduce_dense(const Job& job);
+  BucketSolution reduce_with(const Job& job, DType dtype, const RandomKey& key, double* state);
+  std::vector<double> load_state(const Job& job);
+  void store_state(const Job& job, const std::vector<double>& values);
   void reduce_sparse(const Job& job);
 
   const c10::intrusive_ptr<c10d::ProcessGroup> group_;
@@ -134,6 +145,8 @@ class BucketMooState {
   double weight_ = 1.0;
   std::int64_t step_ = 0;
   std::unordered_map<const void*, std::string> parameter_names_;
+  std::unordered_map<const void*, std::string> state_labels_;  // by which solver states know parameters; never changed
+  SolverStates solver_states_;
   std::map<BucketKey, BucketRecord> records_;
   Counters counters_;
   std::size_t scratch_bytes_ = 0;

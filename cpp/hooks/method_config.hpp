@@ -14,42 +14,54 @@ namespace bucket_moo {
 /// Copyable and self-contained; `method()` points into it, so keep it alive and unchanged as long as that is used.
 class MethodConfig {
  public:
-  explicit MethodConfig(Method method) : method_(method) {}
+  /// `preference`: one number an objective, the weights of Mean and the preference of others. `permutation`: K rows of
+  /// K, of PCGrad and GradVac. Empty: the method's default. The pointers of `method` are ignored.
+  explicit MethodConfig(Method method, std::vector<double> preference = {},
+                        const std::vector<std::vector<int>>& permutation = {})
+      : method_(method), preference_(std::move(preference)), rows_(permutation.size()) {
+    for (const std::vector<int>& row : permutation) {
+      permutation_.insert(permutation_.end(), row.begin(), row.end());
+    }
+  }
 
-  static MethodConfig mean(std::vector<double> weights) {
-    MethodConfig config(Method{.id = MethodId::mean});
-    config.mean_weights_ = std::move(weights);
+  /// The same method with its weights averaged over steps, see SmoothingOptions.
+  MethodConfig smoothed(double alpha) const {
+    MethodConfig config = *this;
+    config.method_.smoothing.alpha = alpha;
     return config;
   }
 
-  static MethodConfig pcgrad(Reduction reduction, std::vector<int> permutation, int k) {
-    MethodConfig config(Method{.id = MethodId::pcgrad, .pcgrad = {.reduction = reduction}});
-    config.permutation_ = std::move(permutation);
-    config.permutation_k_ = k;
-    return config;
-  }
-
+  /// Ready for solve(). Only the options of the method itself are read, so all may point to the same vectors.
   Method method() const {
+    const double* const preference = preference_.empty() ? nullptr : preference_.data();
+    const int* const permutation = permutation_.empty() ? nullptr : permutation_.data();
     Method method = method_;
-    method.mean.weights = mean_weights_.empty() ? nullptr : mean_weights_.data();
-    method.pcgrad.permutation = permutation_.empty() ? nullptr : permutation_.data();
+    method.mean.weights = preference;
+    method.upgrad.preference = preference;
+    method.dualproj.preference = preference;
+    method.aligned_mtl.preference = preference;
+    method.config.preference = preference;
+    method.pcgrad.permutation = permutation;
+    method.gradvac.permutation = permutation;
     return method;
   }
 
   /// Raises ValueError if an option was made for another number of objectives than K.
   void check(int k) const {
-    TORCH_CHECK_VALUE(mean_weights_.empty() || mean_weights_.size() == static_cast<std::size_t>(k),
-                      "bucket_moo_ext: Mean(weights=...) holds ", mean_weights_.size(), " weights, but there are ", k,
-                      " objectives");
-    TORCH_CHECK_VALUE(permutation_.empty() || permutation_k_ == k, "bucket_moo_ext: PCGrad(permutation=...) is for ",
-                      permutation_k_, " objectives, but there are ", k);
+    const auto size = static_cast<std::size_t>(k);
+    const char* const name = kMethodNames[static_cast<int>(method_.id)];
+    TORCH_CHECK_VALUE(preference_.empty() || preference_.size() == size, "bucket_moo_ext: ", name,
+                      method_.id == MethodId::mean ? "(weights" : "(preference", "=...) holds ", preference_.size(),
+                      " weights, but there are ", k, " objectives");
+    TORCH_CHECK_VALUE(rows_ == 0 || rows_ == size, "bucket_moo_ext: ", name, "(permutation=...) is for ", rows_,
+                      " objectives, but there are ", k);
   }
 
  private:
   Method method_;
-  std::vector<double> mean_weights_;
-  std::vector<int> permutation_;
-  int permutation_k_ = 0;
+  std::vector<double> preference_;
+  std::vector<int> permutation_;  // [rows_, rows_]
+  std::size_t rows_;
 };
 
 }  // namespace bucket_moo

@@ -36,12 +36,23 @@ from bucket_moo_ext.collectives import all_reduce, reduce_scatter
 from bucket_moo_ext.functional import aggregate, combine, gramian, weights
 from bucket_moo_ext.hooks import bucket_moo_hook, register
 from bucket_moo_ext.methods import (
+    IMTLG,
     MGDA,
+    Adasum,
+    AlignedMTL,
     CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    GradVac,
+    Krum,
     Mean,
     Method,
     MethodInfo,
+    NashMTL,
     PCGrad,
+    Smoothed,
+    UPGrad,
     available_methods,
 )
 from bucket_moo_ext.report import BucketReport, Report
@@ -61,15 +72,26 @@ def build_info() -> dict[str, str | int | bool]:
 
 
 __all__ = [
+    "IMTLG",
     "MGDA",
+    "Adasum",
+    "AlignedMTL",
     "BucketMOO",
     "BucketReport",
     "CAGrad",
+    "ConFIG",
+    "DualProj",
+    "FairGrad",
+    "GradVac",
+    "Krum",
     "Mean",
     "Method",
     "MethodInfo",
+    "NashMTL",
     "PCGrad",
     "Report",
+    "Smoothed",
+    "UPGrad",
     "__version__",
     "aggregate",
     "all_reduce",

@@ -82,10 +82,13 @@ def weights(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The weights that a method gives to K objectives.
 
+    Remembers nothing: methods that carry a state from step to step (``GradVac``, ``Smoothed``) take every call, and
+    every entry of a batch, as a first step.
+
     Args:
         gramian: ``[K, K]`` or a batch ``[B, K, K]``, 1 <= K <= 64; solved in float64. Only the symmetric part counts.
         method: A name of ``available_methods()`` or a method object.
-        seed: With ``step`` and the place in the batch, the key of a method's random choices (PCGrad).
+        seed: With ``step`` and the place in the batch, the key of a method's random choices (PCGrad, GradVac).
         step: See ``seed``.
         return_certificate: Return the certificates too.
 

@@ -12,7 +12,7 @@ import torch
 from bucket_moo_ext import _C
 from bucket_moo_ext.methods import MGDA
 
-_STATUS = ("ok", "nonfinite", "inactive", "not_converged")
+_STATUS = ("ok", "nonfinite", "inactive", "not_converged", "fallback")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class BucketReport:
         cosines: ``[K, K]`` float64; NaN where a gradient is zero.
         weights: ``[K]`` float64.
         status: "ok"; "nonfinite": NaN or Inf in the gradients, so the mean was taken; "inactive": all gradients were
-            zero; "not_converged": the certificate is above its tolerance.
+            zero; "not_converged": the certificate is above its tolerance; "fallback": what the method asks for does not
+            exist for these gradients, and the weights are the substitute that the method's documentation names.
         certificate: The method's relative optimality residual.
         iterations: Of the solver.
         residual: Distance from Pareto stationarity: norm of the shortest vector in the convex hull of the active

@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -11,8 +11,11 @@ import torch.distributed as dist
 from bucket_moo_ext import _C
 from bucket_moo_ext.functional import _word
 from bucket_moo_ext.methods import Method, describe, resolve
+from bucket_moo_ext.methods.base import finite
 from bucket_moo_ext.process_group import parent_group, private_group
 from bucket_moo_ext.report import Report, make_report
+
+_Bucket: TypeAlias = tuple[list[str], list[str], list[float]]  # parameters, objectives and values of a solver state
 
 _MAX_NAME_BYTES: int = _C.build_info()["max_objective_name_bytes"]
 
@@ -38,6 +41,36 @@ def _check_weight(weight: object) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"weight must be finite and >= 0; got {weight!r}")
     return value
+
+
+def _check_buckets(buckets: object, method: Method) -> list[_Bucket]:
+    """The solver states of a state dict, as the native state takes them."""
+    if not isinstance(buckets, list):
+        raise ValueError(f"state_dict: buckets must be a list; got {type(buckets).__name__}")
+    checked: list[_Bucket] = []
+    seen: set[str] = set()
+    for place, bucket in enumerate(buckets):
+        where = f"state_dict: buckets[{place}]"
+        if not isinstance(bucket, dict) or bucket.keys() != {"parameters", "objectives", "values"}:
+            raise ValueError(f"{where} must be a dict of parameters, objectives and values; got {bucket!r:.200}")
+        names = {field: bucket[field] for field in ("parameters", "objectives")}
+        for field, given in names.items():
+            if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+                raise ValueError(f"{where}: {field} must be a list of strings; got {given!r:.200}")
+            if len(set(given)) != len(given):
+                raise ValueError(f"{where}: {field} must be distinct; got {given!r:.200}")
+        if not bucket["parameters"] or not seen.isdisjoint(bucket["parameters"]):
+            raise ValueError(f"{where}: parameters must be at least one, in no other bucket; got {names!r:.200}")
+        seen.update(bucket["parameters"])
+        size = method._native().state_size(len(bucket["objectives"]))
+        values = bucket["values"]
+        if not isinstance(values, list) or len(values) != size or not all(finite(value) for value in values):
+            raise ValueError(
+                f"{where}: values must be a list of {size} finite numbers for {len(bucket['objectives'])} objectives; "
+                f"got {values!r:.200}"
+            )
+        checked.append((bucket["parameters"], bucket["objectives"], [float(value) for value in values]))
+    return checked
 
 
 class BucketMOO:
@@ -86,6 +119,7 @@ class BucketMOO:
         self._process_group = process_group
         self._native: _C.State | None = None
         self._step = 0
+        self._saved_buckets: list[_Bucket] = []  # until there is a native state
         self._named: list[tuple[str, torch.Tensor]] = []  # until there is a native state
         self.objective = objective
         self.weight = weight
@@ -128,6 +162,8 @@ class BucketMOO:
         """Gives parameters the names that ``report()`` shows: ``state.name_parameters(model.named_parameters())``.
 
         ``register`` does this by itself; with ``register_comm_hook`` parameters are shown by their shapes otherwise.
+        ``state_dict()`` knows a parameter by the name that it had when it was first reduced, so call this before the
+        first backward pass. Names must be distinct.
         """
         self._named.extend(named_parameters)
         if self._native is not None:
@@ -152,19 +188,32 @@ class BucketMOO:
         return 0 if self._native is None else self._native.scratch_bytes()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the step that random choices are keyed by.
+        """What a resumed run needs: numbers, strings, lists and dicts only; the same on every rank.
+
+        ``step`` is what random choices are keyed by. For a method with a memory (``GradVac``, ``Smoothed``) ``buckets``
+        has a dict for every bucket, of ``parameters`` (names of the parameters it holds; "#3" for the fourth one that
+        was reduced without a name; "all_reduce[n]" or "reduce_scatter[n]" for direct calls on n elements),
+        ``objectives`` (N names, all that the bucket has met) and ``values`` (GradVac's N x N targets, row by row; then
+        Smoothed's N weights and for each whether there is one, 1 or 0).
 
         With it a resumed run makes the choices of an uninterrupted one wherever the buckets are the same; a fresh DDP
         module has one bucket in its first iteration, so run one backward pass, whose gradients are thrown away, before
         ``load_state_dict``.
         """
-        return {"step": self.step, "method": describe(self._method), "seed": self._seed}
+        saved = {"step": self.step, "method": describe(self._method), "seed": self._seed}
+        if self._method._native().state_size(1) > 0:
+            saved["buckets"] = [
+                {"parameters": list(parameters), "objectives": list(objectives), "values": list(values)}
+                for parameters, objectives, values in self._solver_states()
+            ]
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores ``state_dict()``. To be called on every rank.
 
         Raises:
-            ValueError: The dict lacks ``step``, or was saved with another method or seed.
+            ValueError: The dict lacks an entry, was saved with another method or seed, or is damaged. The state stays
+                as it was.
         """
         mine = self.state_dict()
         missing = mine.keys() - state_dict.keys()
@@ -178,9 +227,18 @@ class BucketMOO:
         step = state_dict["step"]
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise ValueError(f"state_dict: step must be an integer >= 0; got {step!r}")
+        buckets = _check_buckets(state_dict["buckets"], self._method) if "buckets" in mine else []
+        self._restore(step, buckets)
+
+    def _solver_states(self) -> list[_Bucket]:
+        return self._saved_buckets if self._native is None else self._native.solver_states()
+
+    def _restore(self, step: int, buckets: list[_Bucket]) -> None:
         self._step = step
+        self._saved_buckets = buckets
         if self._native is not None:
-            self._native.step = self._step
+            self._native.step = step
+            self._native.set_solver_states(buckets)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the process group and what hangs on it; the copy uses the default group."""
@@ -192,13 +250,15 @@ class BucketMOO:
             "seed": self._seed,
             "bucket_cap_mb": self._bucket_cap_mb,
             "step": self.step,
+            "buckets": self._solver_states(),
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         """Restores ``__getstate__``."""
-        step = saved.pop("step")
-        self.__init__(**saved)  # type: ignore[misc]
-        self._step = step
+        arguments = dict(saved)
+        step, buckets = arguments.pop("step"), arguments.pop("buckets")
+        self.__init__(**arguments)  # type: ignore[misc]
+        self._restore(step, buckets)
 
     def __repr__(self) -> str:
         """One line."""
@@ -229,6 +289,7 @@ class BucketMOO:
             native.set_objective(self._objective_name())
             native.set_weight(self._weight)
             native.step = self._step
+            native.set_solver_states(self._saved_buckets)
             native.name_parameters(self._named)
             self._named.clear()
             self._native = native

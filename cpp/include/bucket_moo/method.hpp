@@ -25,6 +25,12 @@ enum class MethodId : int {
 
 inline constexpr int kMethods = 14;
 
+/// For messages, by MethodId: the names of the Python classes, which in small letters are the names that `method=` takes.
+inline constexpr const char* kMethodNames[kMethods] = {
+    "Mean",       "MGDA",    "CAGrad",   "PCGrad", "UPGrad",  "DualProj", "IMTLG",
+    "AlignedMTL", "NashMTL", "FairGrad", "ConFIG", "GradVac", "Krum",     "Adasum",
+};
+
 /// What the gradients are divided by before they are compared.
 enum class Normalize : int { none, l2 };
 

@@ -1,0 +1,93 @@
+"""Averages: Mean, Krum, Adasum. They look at no conflict."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bucket_moo_ext import _C
+from bucket_moo_ext.methods.base import EQUIVARIANT, UNCHANGED, MethodInfo, Shares, integer, shares
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the objectives' gradients: what DDP computes.
+
+    Counts every objective, active or not, so that with one rank an objective it is DDP's result.
+
+    Args:
+        weights: One weight >= 0 an objective, in the order of the objectives, not all zero; made to sum to 1. None: all
+            equal.
+
+    Raises:
+        ValueError: A weight is negative or not finite, or all are zero.
+    """
+
+    weights: Shares = None
+    info: ClassVar[MethodInfo] = MethodInfo("mean", UNCHANGED, (EQUIVARIANT,), "plain data parallelism")
+
+    def __post_init__(self) -> None:
+        shares(self, "weights")
+
+    def _native(self) -> _C.Method:
+        return _C.Method.mean(self.weights or ())
+
+
+@dataclass(frozen=True)
+class Krum:
+    """(Multi-)Krum: the mean of the gradients that lie closest to their neighbours.
+
+    w = 1/m on the m = ``n_selected`` gradients with the lowest sum of squared distances to their K - f - 2 nearest
+    others, f = ``n_byzantine``. Distances come from G. For gradients that may be arbitrarily wrong, not for conflict:
+    an objective unlike the others is left out.
+
+    Edge cases: with K < f + 3 there are no neighbours to count and the weights are equal (status "fallback"). Ties go
+    to the objective that comes first, so that copies of a gradient need not share alike. ``n_selected`` above K is K.
+
+    Args:
+        n_byzantine: Objectives that may be arbitrary, >= 0. The paper's resilience needs K >= 2 f + 3.
+        n_selected: How many gradients to average, >= 1.
+
+    Raises:
+        ValueError: A parameter is no such integer.
+
+    Source: Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: Byzantine tolerant gradient
+    descent", NeurIPS 2017, sec. 3 and 4.
+    """
+
+    n_byzantine: int = 0
+    n_selected: int = 1
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "krum",
+        UNCHANGED,
+        ("permutation equivariant up to ties", "on the simplex"),
+        "Blanchard et al., NeurIPS 2017",
+    )
+
+    def __post_init__(self) -> None:
+        integer(self, "n_byzantine", 0)
+        integer(self, "n_selected", 1)
+
+    def _native(self) -> _C.Method:
+        return _C.Method.krum(self.n_byzantine, self.n_selected)
+
+
+@dataclass(frozen=True)
+class Adasum:
+    """The mean of parallel gradients, the sum of orthogonal ones, and in between for others.
+
+    adasum(a, b) = (1 - <a,b> / 2|a|^2) a + (1 - <a,b> / 2|b|^2) b, up a binary tree over the active objectives in their
+    order; a level joins first with second, third with fourth, and one left over moves up as it is.
+
+    May conflict. Gradients of different objectives are nearly orthogonal, so the update is up to K times a mean.
+
+    Edge cases: any K; for K >= 3 the result depends on the order of the objectives. Opposite gradients of one length
+    give 1.5 (a + b) = 0; a node that has cancelled to rounding counts as zero.
+
+    Source: Maleki et al., "Scaling distributed training with adaptive summation", 2020, eq. 2 and sec. 3.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "adasum", UNCHANGED, ("permutation equivariant for K <= 2",), "Maleki et al. 2020"
+    )
+
+    def _native(self) -> _C.Method:
+        return _C.Method.adasum()
