@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp lint format bench clean
+.PHONY: help setup demo test test-cpp lint format bench bench-solve peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -12,6 +12,9 @@ STAMP := .venv/stamps
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cmake cpp cuda -type f 2>/dev/null)
 CPP := $(shell find cpp cuda examples/cpp tests/cpp bench/cpp \( -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+
+# TorchJD's test files that have to do with the methods we have.
+TORCHJD_TESTS := values mean mgda cagrad pcgrad gradvac upgrad dualproj imtl_g aligned_mtl nash_mtl fairgrad config krum
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +34,10 @@ $(STAMP)/dev: requirements/dev.txt $(STAMP)/build
 
 $(STAMP)/demo: requirements/demo.txt $(STAMP)/build
 	@echo "== installing the pinned requirements of the demo"
+	@$(PIP) install -r $< && touch $@
+
+$(STAMP)/peer: requirements/peer.txt $(STAMP)/dev
+	@echo "== installing TorchJD and the solvers it calls"
 	@$(PIP) install -r $< && touch $@
 
 $(STAMP)/extension: $(NATIVE) $(STAMP)/build
@@ -68,6 +75,25 @@ format: $(STAMP)/dev ## Format all sources
 
 bench: $(STAMP)/extension $(STAMP)/dev ## Time a backward pass: plain DDP, our hook, an all-gather hook
 	@$(BIN)/python bench/step_overhead.py
+
+bench-solve: $(STAMP)/extension $(STAMP)/peer ## Time the solvers beside TorchJD's, into bench/results (ARGS=...)
+	@mkdir -p build bench/results
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench/test_solve_latency.py --benchmark-disable-gc -q \
+	  --benchmark-columns=median --benchmark-json=build/solve_latency.json $(ARGS) > build/solve_latency.log \
+	  || { tail -20 build/solve_latency.log; exit 1; }
+	@$(BIN)/python bench/render_latency.py build/solve_latency.json bench/results/solve_latency
+
+peer-test: $(STAMP)/extension $(STAMP)/peer ## Compare with TorchJD; TORCHJD=/path/to/its/checkout runs its own tests too
+	@echo "== our tests against TorchJD"
+	@$(BIN)/python -m pytest tests/peer
+ifdef TORCHJD
+	@echo "== TorchJD's own tests of its aggregators, unmodified, on our solvers"
+	@cd "$(TORCHJD)" && PYTHONPATH="$(CURDIR)/tests/peer:tests" PYTHONDONTWRITEBYTECODE=1 \
+	  "$(CURDIR)/$(BIN)/python" -m pytest -p torchjd_plugin -p no:cacheprovider -c pyproject.toml -q -rfE \
+	  $(foreach name,$(TORCHJD_TESTS),$(wildcard $(TORCHJD)/tests/unit/aggregation/test_$(name).py)) $(ARGS)
+else
+	@echo "TorchJD's source distribution holds no tests. To run its own, give a checkout: make peer-test TORCHJD=..."
+endif
 
 clean: ## Remove what was built, keep .venv
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache

@@ -16,6 +16,7 @@ Times = dict[tuple[str, int], dict[str, float]]  # (method, K) -> kind -> median
 
 
 def read(path: str) -> Times:
+    """The medians in a file that pytest-benchmark wrote."""
     times: Times = {}
     for entry in json.loads(Path(path).read_text())["benchmarks"]:
         info = entry["extra_info"]
@@ -25,16 +26,19 @@ def read(path: str) -> Times:
 
 
 def number(value: float | None) -> str:
+    """Three digits."""
     if value is None:
         return "-"
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
 
 
 def ratio(theirs: float | None, ours: float) -> str:
+    """How many times faster ours is."""
     return "-" if theirs is None else f"{theirs / ours:,.1f}x" if theirs / ours < 9.95 else f"{theirs / ours:,.0f}x"
 
 
 def table(times: Times) -> list[str]:
+    """All times, a line a method and K."""
     lines = [
         "| method | K | single call, µs | batched, µs | TorchJD, µs | TorchJD / single | TorchJD / batched |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -66,6 +70,7 @@ def missed(times: Times) -> list[str]:
 
 
 def versions() -> dict[str, Any]:
+    """What the times depend on, apart from the machine."""
     found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "torchjd", "cvxpy", "quadprog", "scipy"):
         try:
@@ -90,7 +95,9 @@ def main() -> None:
         "",
         "- single call: `moo.weights` of one Gramian, with its checks in Python;",
         "- batched: `moo.weights` of 1000 Gramians, per Gramian: the solver;",
-        "- TorchJD: its weighting of the same Gramian, float64, default options (K Gaussian gradients of 2K + 3 elements).",
+        "- TorchJD: its weighting of the same Gramian, in float64, with its default options.",
+        "",
+        "The Gramians are those of K Gaussian gradients of 2K + 3 elements, 16 in turn.",
         "",
         *table(times),
         "",

@@ -17,11 +17,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
-
-import bucket_moo_ext as moo
 
 try:
     with warnings.catch_warnings():
@@ -77,17 +76,19 @@ def _one_thread() -> None:
 
 
 def jacobians(k: int, count: int) -> torch.Tensor:
+    """[count, k, 2k + 3], the same in every run."""
     return torch.from_numpy(np.random.default_rng(k).standard_normal((count, k, 2 * k + 3)))
 
 
 def measure(benchmark: Any, kind: str, name: str, k: int, call: Callable[[], Any], per_call: int = 1) -> None:
+    """Runs `call`, which solves `per_call` Gramians, for about 0.3 s."""
     benchmark.group = f"{name} K={k}"
     benchmark.extra_info.update(kind=kind, method=name, k=k, solves_per_call=per_call)
     call()
     start = time.process_time()
     call()
     once = max(time.process_time() - start, 1e-6)
-    # A round of 3 ms or one call; 0.3 s in all, at least 5 rounds and at most 50.
+    # A round is every Gramian of the pool at least once, or one call if that is slow; 5 to 50 rounds.
     iterations = max(POOL, round(3e-3 / once)) if once < 2e-4 else 1
     rounds = min(50, max(5, round(0.3 / (once * iterations))))
     benchmark.pedantic(call, iterations=iterations, rounds=rounds)
@@ -97,6 +98,7 @@ def measure(benchmark: Any, kind: str, name: str, k: int, call: Callable[[], Any
 @pytest.mark.parametrize("k", SIZES)
 @pytest.mark.parametrize("name", OURS)
 def test_single(benchmark: Any, name: str, k: int) -> None:
+    """One call a Gramian."""
     rows = jacobians(k, POOL)
     pool = itertools.cycle((rows @ rows.mT).unbind())
     method = OURS[name]()
@@ -107,6 +109,7 @@ def test_single(benchmark: Any, name: str, k: int) -> None:
 @pytest.mark.parametrize("k", SIZES)
 @pytest.mark.parametrize("name", OURS)
 def test_batched(benchmark: Any, name: str, k: int) -> None:
+    """One call for many."""
     rows = jacobians(k, BATCH)
     batch = rows @ rows.mT
     method = OURS[name]()
@@ -118,6 +121,7 @@ def test_batched(benchmark: Any, name: str, k: int) -> None:
 @pytest.mark.parametrize("k", SIZES)
 @pytest.mark.parametrize("name", THEIRS)
 def test_torchjd(benchmark: Any, name: str, k: int) -> None:
+    """TorchJD, one call a Gramian."""
     if name == "Krum" and k < 3:
         pytest.skip("Krum needs three objectives")
     rows = jacobians(k, POOL)

@@ -1,8 +1,11 @@
 """TorchJD's weightings and aggregators with our solvers inside.
 
-Every class here derives from TorchJD's class of the same name and replaces ``forward`` alone: options, checks, names and
-representations stay TorchJD's. ``install()`` puts them in the places of TorchJD's, so that code which imports
+Every class here derives from TorchJD's class of the same name and replaces ``forward`` alone: options, checks, names
+and representations stay TorchJD's. ``install()`` puts them in the places of TorchJD's, so that code which imports
 ``torchjd.aggregation`` afterwards, TorchJD's own tests among it, runs on ``bucket_moo_ext.weights``.
+
+Aggregators go our whole way, ``gramian``, ``weights`` and ``combine``: TorchJD rounds the Gramian to the dtype of the
+gradients, so a float32 Gramian of dependent gradients is indefinite, and what comes out of it depends on a ridge.
 
 Where the two differ by convention, the adapter converts: TorchJD sums where we average (PCGrad, GradVac), does not make
 preferences sum to 1, and calls Aligned-MTL's scale mode "mean" "rmse". GradVac's adapter has no memory: `weights` takes
@@ -10,6 +13,7 @@ no state, so every call is a first call.
 """
 
 import importlib
+import math
 import sys
 import types
 from typing import Any
@@ -18,7 +22,6 @@ import bucket_moo_ext as moo
 import torch
 import torchjd.aggregation as peer
 from torch import Tensor
-from torchjd._linalg import compute_gramian
 
 _steps = iter(range(2**62))  # our random orders depend on the step, not on a generator
 
@@ -37,10 +40,9 @@ def _preference(preference: Tensor) -> tuple[tuple[float, ...] | None, float]:
 
 
 def _modules() -> dict[str, types.ModuleType]:
-    names = (
-        "_aligned_mtl _cagrad _config _dualproj _fairgrad _gradvac _imtl_g _krum _mean _mgda _nash_mtl _pcgrad _upgrad"
-    )
-    return {name: importlib.import_module(f"torchjd.aggregation.{name}") for name in names.split()}
+    names = ("_aligned_mtl", "_cagrad", "_config", "_dualproj", "_fairgrad", "_gradvac", "_imtl_g", "_krum", "_mean")
+    names += ("_mgda", "_nash_mtl", "_pcgrad", "_upgrad")
+    return {name: importlib.import_module(f"torchjd.aggregation.{name}") for name in names}
 
 
 _PEER = _modules()
@@ -124,16 +126,16 @@ class FairGradWeighting(peer.FairGradWeighting):
 class _NashMTLWeighting(_PEER["_nash_mtl"]._NashMTLWeighting):  # type: ignore[misc, name-defined]
     def forward(self, matrix: Tensor, /) -> Tensor:
         if self.step % self.update_weights_every == 0:
-            solved = _solve(compute_gramian(matrix), moo.NashMTL(max_norm=float(self.max_norm)))
+            solved = _solve(moo.gramian(matrix), moo.NashMTL(max_norm=float(self.max_norm) or math.inf))
             self.prvs_alpha = solved.numpy()
         self.step += 1
-        return torch.from_numpy(self.prvs_alpha).to(dtype=matrix.dtype)
+        return torch.from_numpy(self.prvs_alpha)
 
 
 class ConFIG(peer.ConFIG):
     def forward(self, matrix: Tensor, /) -> Tensor:
         preference, _ = _preference(self.weighting(matrix))
-        return _solve(compute_gramian(matrix), moo.ConFIG(preference=preference)) @ matrix
+        return moo.combine(matrix, _solve(moo.gramian(matrix), moo.ConFIG(preference=preference)))
 
 
 _REPLACED = {
@@ -159,8 +161,19 @@ def install() -> None:
         setattr(_PEER[name], ours.__name__, ours)
         if hasattr(peer, ours.__name__):
             setattr(peer, ours.__name__, ours)
+    bases = importlib.import_module("torchjd.aggregation._aggregator_bases")
+    bases.compute_gramian = _gramian  # type: ignore[attr-defined]
+    bases.WeightedAggregator._combine = staticmethod(_combine)  # type: ignore[attr-defined]
     for name in ("UPGrad", "DualProj"):
         setattr(peer, name, _with_ridge(getattr(peer, name)))
+
+
+def _gramian(matrix: Tensor) -> Tensor:
+    return moo.gramian(matrix)  # float64; to the dtype of the Jacobian only in _combine
+
+
+def _combine(matrix: Tensor, weights: Tensor) -> Tensor:
+    return moo.combine(matrix, weights) if matrix.shape[1] > 0 else matrix.sum(dim=0)
 
 
 def _with_ridge(aggregator: type) -> type:
