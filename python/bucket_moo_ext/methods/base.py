@@ -54,7 +54,7 @@ def number(method: object, name: str, allowed: str, ok: bool) -> None:
 def integer(method: object, name: str, least: int) -> None:
     """Makes the parameter an int, if it is one from `least` up to what fits in 32 bits."""
     value = getattr(method, name)
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= value < 2**31:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
         raise fail(method, name, value, f"an integer >= {least} and < 2**31")
     object.__setattr__(method, name, int(value))
 

@@ -1,0 +1,172 @@
+"""The method classes: arguments, errors, descriptions."""
+
+import dataclasses
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import bucket_moo_ext as moo
+import numpy as np
+import pytest
+import torch
+
+NAMES = [
+    "mean",
+    "mgda",
+    "cagrad",
+    "pcgrad",
+    "upgrad",
+    "dualproj",
+    "imtlg",
+    "alignedmtl",
+    "nashmtl",
+    "fairgrad",
+    "config",
+    "gradvac",
+    "krum",
+    "adasum",
+]
+CLASSES: list[Any] = [
+    moo.Mean,
+    moo.MGDA,
+    moo.CAGrad,
+    moo.PCGrad,
+    moo.UPGrad,
+    moo.DualProj,
+    moo.IMTLG,
+    moo.AlignedMTL,
+    moo.NashMTL,
+    moo.FairGrad,
+    moo.ConFIG,
+    moo.GradVac,
+    moo.Krum,
+    moo.Adasum,
+]
+GRAM = torch.tensor([[2.0, -1.0, 0.5], [-1.0, 3.0, 0.1], [0.5, 0.1, 1.0]])
+
+
+def test_available_methods() -> None:
+    assert list(moo.available_methods()) == NAMES
+    for cls, (name, info) in zip(CLASSES, moo.available_methods().items(), strict=True):
+        assert cls.__name__.lower() == name
+        assert cls.info is info
+        assert info.source
+        assert info.certificate
+        assert info.scale
+        assert info.stateful == (name == "gradvac")
+
+
+def test_native_ids_and_names_agree() -> None:
+    from bucket_moo_ext import _C
+
+    assert [cls.__name__ for cls in CLASSES] == list(_C.METHOD_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [("AlignedMTL", moo.AlignedMTL), ("aligned_mtl", moo.AlignedMTL), ("Nash-MTL", moo.NashMTL), ("IMTL-G", moo.IMTLG)],
+)
+def test_spellings(name: str, cls: Any) -> None:
+    assert moo.BucketMOO(name).method == cls()
+
+
+def test_guarantees_hold_for_conflicts() -> None:
+    """What says that it does not conflict does not, on an example where the mean does."""
+    rows = torch.tensor([[3.0, 0.0], [-1.0, 1.0], [-1.0, 1.2]], dtype=torch.float64)
+    gram = rows @ rows.T
+    assert (gram @ moo.weights(gram, moo.Mean([0.8, 0.1, 0.1])) < 0).any()
+    for name, info in moo.available_methods().items():
+        if "non-conflicting" in info.guarantees:
+            assert (gram @ moo.weights(gram, name) >= -1e-9).all(), name
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_classes(cls: Any) -> None:
+    method = cls()
+    assert method == cls()
+    assert hash(method) == hash(cls())
+    assert pickle.loads(pickle.dumps(method)) == method
+    for field in dataclasses.fields(method):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(method, field.name, None)
+    assert torch.equal(moo.weights(GRAM, method), moo.weights(GRAM, cls.__name__))
+
+
+@pytest.mark.parametrize("cls", [moo.UPGrad, moo.DualProj, moo.AlignedMTL, moo.ConFIG, moo.Mean])
+def test_preferences_of_every_kind(cls: Any) -> None:
+    expected = cls([1.0, 2.0, 3.0])
+    assert cls((1, 2, 3)) == expected
+    assert cls(np.array([1, 2, 3])) == expected
+    assert cls(np.array([1, 2, 3], dtype=np.float32)) == expected
+    assert torch.equal(moo.weights(GRAM, expected), moo.weights(GRAM, cls([10, 20, 30])))
+    assert not torch.equal(moo.weights(GRAM, expected), moo.weights(GRAM, cls()))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: moo.UPGrad([1.0, -1.0]), ["UPGrad", "preference", "-1.0", ">= 0"]),
+        (lambda: moo.UPGrad([0.0, 0.0]), ["UPGrad", "preference", "not all zero"]),
+        (lambda: moo.UPGrad([]), ["UPGrad", "preference"]),
+        (lambda: moo.UPGrad(1.0), ["UPGrad", "preference", "1.0"]),
+        (lambda: moo.UPGrad("ab"), ["UPGrad", "preference", "'a'"]),
+        (lambda: moo.DualProj([math.nan, 1.0]), ["DualProj", "preference", "nan"]),
+        (lambda: moo.DualProj([1.7e308, 1.7e308]), ["DualProj", "preference", "finite sum"]),
+        (lambda: moo.ConFIG([True, True]), ["ConFIG", "preference", "True"]),
+        (lambda: moo.AlignedMTL([math.inf]), ["AlignedMTL", "preference", "inf"]),
+        (lambda: moo.AlignedMTL(None, "max"), ["AlignedMTL", "scale_mode", "'max'", "'min'", "'median'", "'mean'"]),
+        (lambda: moo.AlignedMTL(scale_mode=None), ["AlignedMTL", "scale_mode", "None"]),
+        (lambda: moo.NashMTL(0.0), ["NashMTL", "max_norm", "0.0", "> 0"]),
+        (lambda: moo.NashMTL(math.nan), ["NashMTL", "max_norm", "nan"]),
+        (lambda: moo.NashMTL("1"), ["NashMTL", "max_norm", "'1'"]),
+        (lambda: moo.FairGrad(0), ["FairGrad", "alpha", "0", "> 0"]),
+        (lambda: moo.FairGrad(math.inf), ["FairGrad", "alpha", "inf", "finite"]),
+        (lambda: moo.GradVac(1.5), ["GradVac", "beta", "1.5", "0 to 1"]),
+        (lambda: moo.GradVac(-0.1), ["GradVac", "beta", "-0.1"]),
+        (lambda: moo.GradVac(True), ["GradVac", "beta", "True"]),
+        (lambda: moo.GradVac(permutation=[[0, 1]]), ["GradVac", "permutation", "[[0, 1]]", "K rows"]),
+        (lambda: moo.GradVac(permutation=[[0.5]]), ["GradVac", "permutation", "0.5"]),
+        (lambda: moo.GradVac(permutation=3), ["GradVac", "permutation", "3"]),
+        (lambda: moo.Krum(-1), ["Krum", "n_byzantine", "-1", ">= 0"]),
+        (lambda: moo.Krum(0.5), ["Krum", "n_byzantine", "0.5", "integer"]),
+        (lambda: moo.Krum(2**31), ["Krum", "n_byzantine", "2**31"]),
+        (lambda: moo.Krum(0, 0), ["Krum", "n_selected", "0", ">= 1"]),
+        (lambda: moo.Krum(0, True), ["Krum", "n_selected", "True"]),
+        (lambda: moo.Smoothed("mgda", 1.0), ["Smoothed", "alpha", "1.0", ">= 0", "< 1"]),
+        (lambda: moo.Smoothed("mgda", -0.5), ["Smoothed", "alpha", "-0.5"]),
+        (lambda: moo.Smoothed("mgda", math.nan), ["Smoothed", "alpha", "nan"]),
+        (lambda: moo.Smoothed("adam", 0.5), ["'adam'", "available", "upgrad"]),
+    ],
+)
+def test_bad_parameters(make: Callable[[], Any], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        make()
+    missing = [word for word in words if word not in str(caught.value)]
+    assert not missing, f"{missing} not in {str(caught.value)!r}"
+
+
+def test_smoothed() -> None:
+    method = moo.Smoothed("nash-mtl", 0.9)
+    assert method == moo.Smoothed(moo.NashMTL(), 0.9)
+    assert isinstance(method.method, moo.NashMTL)
+    assert method.info.stateful
+    assert method.info.name == "smoothed nashmtl"
+    assert method.info.guarantees == ("permutation equivariant",)
+    assert "Zhou" in method.info.source
+    assert not moo.Smoothed("mgda", 0).info.stateful
+    assert pickle.loads(pickle.dumps(method)) == method
+    assert "NashMTL(max_norm=1.0)" in repr(moo.BucketMOO(method))
+    with pytest.raises(TypeError, match="smoothed itself"):
+        moo.Smoothed(method, 0.5)
+    with pytest.raises(TypeError, match="UPGrad"):
+        moo.Smoothed(3, 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrap", [lambda method: method, lambda method: moo.Smoothed(method, 0.5)])
+def test_another_number_of_objectives(wrap: Callable[[Any], Any]) -> None:
+    for cls in (moo.UPGrad, moo.DualProj, moo.AlignedMTL, moo.ConFIG):
+        with pytest.raises(ValueError, match=rf"{cls.__name__}\(preference=...\) holds 2 weights, but there are 3"):
+            moo.weights(GRAM, wrap(cls([1.0, 2.0])))
+    with pytest.raises(ValueError, match=r"GradVac\(permutation=...\) is for 2 objectives, but there are 3"):
+        moo.weights(GRAM, wrap(moo.GradVac(permutation=[[0, 1], [1, 0]])))
