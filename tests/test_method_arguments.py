@@ -1,9 +1,12 @@
 """The method classes: arguments, errors, descriptions."""
 
+import contextlib
 import dataclasses
+import io
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bucket_moo_ext as moo
@@ -170,3 +173,20 @@ def test_another_number_of_objectives(wrap: Callable[[Any], Any]) -> None:
             moo.weights(GRAM, wrap(cls([1.0, 2.0])))
     with pytest.raises(ValueError, match=r"GradVac\(permutation=...\) is for 2 objectives, but there are 3"):
         moo.weights(GRAM, wrap(moo.GradVac(permutation=[[0, 1], [1, 0]])))
+
+
+@pytest.mark.parametrize("section", ["Two languages", "What the certificate says"])
+def test_documented_examples(repository: Path, section: str) -> None:
+    """What the examples of docs/methods.md print is what stands below them."""
+    text = (repository / "docs" / "methods.md").read_text(encoding="utf-8").split(f"\n## {section}\n")[1]
+    code = text.split("```python\n")[1].split("```")[0]
+    expected = text.split("```text\n")[1].split("```")[0]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, section, "exec"), {})
+    # Certificates are rounding noise.
+    words = [
+        [word for word in out.split() if "e-" not in word and "e+" not in word]
+        for out in (printed.getvalue(), expected)
+    ]
+    assert words[0] == words[1]

@@ -306,7 +306,7 @@ def rank_inherits(rank: int, world: int, seed: int) -> None:
         ddp = DistributedDataParallel(Sum(module))
         state = moo.register(ddp, moo.Smoothed("mean", 0.5))
         values = {"a": [0.25, 0.75, 1.0, 1.0], "b": [1.0, 0.0, 1.0, 1.0]}
-        buckets = [{"parameters": [f"p.{n}"], "objectives": ["0", "1"], "values": values[n]} for n in "ba"]
+        buckets = [{"parameters": [f"p.{n}"], "objectives": ["0", "1"], "values": values[n]} for n in ("b", "a")]
         state.load_state_dict(state.state_dict() | {"buckets": buckets})
         ddp(torch.tensor([1.0, 2.0 + rank])).backward()
         (bucket,) = state.report().buckets

@@ -18,7 +18,7 @@ class NashMTL:
     Guarantees: conflicts with no objective. Before the clip |d| = sqrt(K) whatever the gradients: d is a direction, and
     the learning rate or ``max_norm`` sets its length.
 
-    Scale: g -> t g gives w / t and the same d.
+    Scale: g -> t g gives w / t and the same d. Not for loss-scaled gradients (AMP): unscaling would shorten d.
 
     Edge cases: K = 1 gives 1/|g| before the clip. With 0 in the convex hull of the gradients, to rounding, there is no
     solution: w is MGDA's, |d| <= max_norm too (status "fallback").
@@ -59,7 +59,8 @@ class FairGrad:
 
     Guarantees: conflicts with no objective.
 
-    Scale: g -> t g gives w t^(-2 alpha/(1+alpha)) and d t^((1-alpha)/(1+alpha)). Unscale gradients first (AMP).
+    Scale: g -> t g gives w t^(-2 alpha/(1+alpha)) and d t^((1-alpha)/(1+alpha)). Not for loss-scaled
+    gradients (AMP).
 
     Edge cases: with 0 in the convex hull of the gradients, to rounding, there is no solution: w is MGDA's (status
     "fallback").
