@@ -15,6 +15,7 @@ CPP := $(shell find cpp cuda examples/cpp tests/cpp bench/cpp \( -name '*.hpp' -
 
 # TorchJD's test files that have to do with the methods we have.
 TORCHJD_TESTS := values mean mgda cagrad pcgrad gradvac upgrad dualproj imtl_g aligned_mtl nash_mtl fairgrad config krum
+TORCHJD_DTYPE ?= float64
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,9 +88,9 @@ peer-test: $(STAMP)/extension $(STAMP)/peer ## Compare with TorchJD; TORCHJD=/pa
 	@echo "== our tests against TorchJD"
 	@$(BIN)/python -m pytest tests/peer
 ifdef TORCHJD
-	@echo "== TorchJD's own tests of its aggregators, unmodified, on our solvers"
-	@cd "$(TORCHJD)" && PYTHONPATH="$(CURDIR)/tests/peer:tests" PYTHONDONTWRITEBYTECODE=1 \
-	  "$(CURDIR)/$(BIN)/python" -m pytest -p torchjd_plugin -p no:cacheprovider -c pyproject.toml -q -rfE \
+	@echo "== TorchJD's own tests of its aggregators, unmodified, on our solvers, in $(TORCHJD_DTYPE)"
+	@cd "$(TORCHJD)" && OMP_NUM_THREADS=1 PYTEST_TORCH_DTYPE=$(TORCHJD_DTYPE) PYTHONPATH="$(CURDIR)/tests/peer:tests" PYTHONDONTWRITEBYTECODE=1 \
+	  "$(abspath $(BIN))/python" -m pytest -p torchjd_plugin -p no:cacheprovider -c pyproject.toml -q -rfE \
 	  $(foreach name,$(TORCHJD_TESTS),$(wildcard $(TORCHJD)/tests/unit/aggregation/test_$(name).py)) $(ARGS)
 else
 	@echo "TorchJD's source distribution holds no tests. To run its own, give a checkout: make peer-test TORCHJD=..."
