@@ -22,7 +22,8 @@ def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False
     """Replaces every rank's ``tensor`` by the conflict-aware combination of all ranks' tensors, in place.
 
     The counterpart of ``torch.distributed.all_reduce`` with ``ReduceOp.AVG``; each call is a step of its own, in which
-    the ranks tell each other their objectives and weights.
+    the ranks tell each other their objectives and weights. ``GradVac`` and ``Smoothed`` keep one memory for all calls
+    on tensors of this size.
 
     Args:
         tensor: Contiguous, dense, on the CPU, any shape; float32, bfloat16, float16 or float64. The same size and dtype

@@ -95,8 +95,8 @@ def weights(
     Returns:
         ``[K]`` or ``[B, K]`` float64. Objectives with a zero diagonal get 0 (except by ``Mean``); a Gramian with a NaN
         or an Inf gets 1/K everywhere. With ``return_certificate`` a pair: the weights, and ``[]`` or ``[B]`` float64,
-        the method's relative optimality residual (for MGDA the duality gap over the mean diagonal; 0 for direct
-        methods).
+        the method's relative optimality residual, always >= 0; ``available_methods()[name].certificate`` says of what
+        (for MGDA the duality gap over the mean diagonal; 0 for direct methods).
 
     Raises:
         TypeError: ``gramian`` is no floating-point array, or ``method`` is no method.

@@ -77,7 +77,8 @@ class BucketMOO:
     """Configuration and state of a conflict-aware reduction over one process group.
 
     Args:
-        method: A name of ``available_methods()`` or a method object. The same on every rank.
+        method: A name of ``available_methods()`` or a method object. The same on every rank. ``GradVac`` and
+            ``Smoothed`` remember every bucket, by the parameters that it holds and by objective names.
         objective: What this rank's gradient belongs to: a name (at most 63 bytes of UTF-8) or an int (the same as its
             decimal text). Ranks that name the same objective share it. None: the rank itself is the objective. At most
             64 objectives. May be changed for every step.
