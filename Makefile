@@ -59,7 +59,7 @@ test-cpp: $(STAMP)/build ## Build and run the torch-free C++ tests
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	  cmake --preset core-only > /dev/null && cmake --build --preset core-only && ctest --preset core-only
 
-test: $(STAMP)/extension $(STAMP)/dev test-cpp ## Run all tests
+test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp ## Run all tests
 	@echo "== Python tests"
 	@$(BIN)/python -m pytest
 

@@ -10,6 +10,7 @@ that of one that runs the first.
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -45,22 +46,31 @@ class Cheap(torch.autograd.Function):
 
 
 class Gradients(torch.nn.Module):
-    """A model that is nothing but `count` parameters of `size` elements each."""
+    """A model that is nothing but `count` parameters of `size` elements each.
+
+    The gradients of up to four ranks are orthogonal in every four parameters: all rows of the combination are read.
+    """
 
     def __init__(self, count: int, size: int) -> None:
         super().__init__()
         self.parameters_ = torch.nn.ParameterList(torch.zeros(size) for _ in range(count))
 
-    def forward(self, value: float) -> torch.Tensor:
-        """A scalar whose gradient in every parameter is `value`, with a sign that differs between parameters."""
-        return torch.stack([Cheap.apply(p, value * (-1) ** i) for i, p in enumerate(self.parameters_)]).sum()
+    def forward(self, rank: int) -> torch.Tensor:
+        """A scalar whose gradient in parameter i is 1 or -1: the sign of row `rank`, column i of a Hadamard matrix."""
+        signs = [(-1.0) ** (rank & i).bit_count() for i in range(len(self.parameters_))]
+        return torch.stack([Cheap.apply(p, s) for p, s in zip(self.parameters_, signs, strict=True)]).sum()
 
 
 def all_gather_hook(state: dict, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The textbook way: bring all K gradients of the bucket to every rank, then solve and combine there."""
+    """The textbook way: bring all K gradients of the bucket to every rank, then solve and combine there.
+
+    Its memory is kept between buckets like ours, and it uses our kernels; it does not overlap with the backward pass.
+    """
     buffer = bucket.buffer()
     world = dist.get_world_size()
-    gathered = torch.empty(world * buffer.numel(), dtype=buffer.dtype)
+    if state["memory"].numel() < world * buffer.numel():
+        state["memory"] = torch.empty(world * buffer.numel(), dtype=buffer.dtype)
+    gathered = state["memory"][: world * buffer.numel()]
     ALL_GATHER(gathered, buffer)
     jacobian = gathered.view(world, -1)
     buffer.copy_(moo.aggregate(jacobian, state["method"]))
@@ -71,12 +81,20 @@ def all_gather_hook(state: dict, bucket: dist.GradBucket) -> torch.futures.Futur
 
 def all_gather_variant(ddp: DistributedDataParallel, method: str) -> None:
     """Registers `all_gather_hook`."""
-    ddp.register_comm_hook({"method": method}, all_gather_hook)
+    ddp.register_comm_hook({"method": method, "memory": torch.empty(0)}, all_gather_hook)
+
+
+REGISTERED: dict[str, moo.BucketMOO] = {}
+
+
+def bucket_moo_variant(ddp: DistributedDataParallel, method: str) -> None:
+    """Registers our native hook."""
+    REGISTERED["bucket_moo"] = moo.register(ddp, method)
 
 
 VARIANTS: dict[str, Callable[[DistributedDataParallel, str], object]] = {
     "ddp": lambda ddp, method: None,
-    "bucket_moo": lambda ddp, method: moo.register(ddp, method),
+    "bucket_moo": bucket_moo_variant,
     "all_gather": all_gather_variant,
 }
 
@@ -100,10 +118,10 @@ def make_ddp(options: argparse.Namespace, variant: str, method: str) -> Distribu
     return ddp
 
 
-def backward_seconds(ddp: DistributedDataParallel, value: float) -> float:
+def backward_seconds(ddp: DistributedDataParallel, rank: int) -> float:
     """Seconds of one backward pass on the slowest rank."""
     ddp.zero_grad(set_to_none=not ddp.gradient_as_bucket_view)
-    loss = ddp(value)
+    loss = ddp(rank)
     dist.barrier()
     start = time.perf_counter()
     loss.backward()
@@ -115,14 +133,16 @@ def backward_seconds(ddp: DistributedDataParallel, value: float) -> float:
 def time_variants(options: argparse.Namespace, rank: int) -> dict[str, list[float]]:
     """Seconds of each variant's backward passes, taken in turns."""
     modules = {variant: make_ddp(options, variant, options.method) for variant in options.variants}
-    value = 1.0 + 0.1 * rank
     for _ in range(options.warmup):
         for ddp in modules.values():
-            backward_seconds(ddp, value)
+            backward_seconds(ddp, rank)
+    if (state := REGISTERED.get("bucket_moo")) is not None and options.world <= 4 and options.method != "pcgrad":
+        weights = torch.stack([bucket.weights for bucket in state.report().buckets])
+        assert (weights > 0).all(), f"a row of weight 0 is not read, which would flatter the hook: {weights}"
     seconds: dict[str, list[float]] = {variant: [] for variant in modules}
     for _ in range(options.repeat):
         for variant, ddp in modules.items():
-            seconds[variant].append(backward_seconds(ddp, value))
+            seconds[variant].append(backward_seconds(ddp, rank))
     return seconds
 
 
@@ -130,7 +150,7 @@ def peak_of(options: argparse.Namespace, variant: str, rank: int) -> float:
     """Peak resident MB of a process that runs backward passes under one variant and nothing else."""
     ddp = make_ddp(options, variant, options.method)
     for _ in range(5):
-        backward_seconds(ddp, 1.0 + 0.1 * rank)
+        backward_seconds(ddp, rank)
     return peak_memory() / 2**20
 
 
@@ -194,14 +214,17 @@ def main() -> None:
     print(
         f"backward pass, {options.world} processes, {options.gradients} MB of float32 gradients in {options.bucket} MB "
         f"buckets, method {options.method}, median of {options.repeat} (torch {torch.__version__}, "
-        f"{platform.machine()}, {torch.get_num_threads()} cores seen)"
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores)"
     )
-    print(f"{'variant':<12} {'median ms':>10} {'min':>8} {'max':>8} {'x ' + options.variants[0]:>8} {'extra MB':>9}")
+    print(
+        f"{'variant':<12} {'median ms':>10} {'min':>8} {'max':>8} {'x ' + options.variants[0]:>8} "
+        f"{'paired':>8} {'extra MB':>9}"
+    )
     for variant, row in rows.items():
         extra = "-" if row["extra_peak_mb"] is None else f"{row['extra_peak_mb']:.1f}"
         print(
             f"{variant:<12} {row['median_ms']:>10.1f} {row['min_ms']:>8.1f} {row['max_ms']:>8.1f} "
-            f"{row['ratio_of_medians']:>8.3f} {extra:>9}"
+            f"{row['ratio_of_medians']:>8.3f} {row['median_of_ratios']:>8.3f} {extra:>9}"
         )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

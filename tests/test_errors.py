@@ -47,7 +47,7 @@ def _expect(error: tuple[type[BaseException], str], kind: type[BaseException], *
         (lambda: moo.BucketMOO(seed=-1), ValueError, ["seed", "-1", r"2\*\*64"]),
         (lambda: moo.BucketMOO(seed=2**64), ValueError, ["seed", r"2\*\*64"]),
         (lambda: moo.BucketMOO(seed=1.0), ValueError, ["seed", "1.0"]),
-        (lambda: moo.BucketMOO(bucket_cap_mb=0), ValueError, ["bucket_cap_mb", "> 0", "0"]),
+        (lambda: moo.BucketMOO(bucket_cap_mb=-1), ValueError, ["bucket_cap_mb", ">= 0", "-1"]),
         (lambda: moo.BucketMOO(bucket_cap_mb=float("inf")), ValueError, ["bucket_cap_mb", "inf"]),
         (lambda: moo.BucketMOO(bucket_cap_mb="25"), TypeError, ["bucket_cap_mb", "str"]),
         (lambda: moo.MGDA(normalize="l1"), ValueError, ["MGDA", "normalize", "l1", "none", "l2"]),
@@ -255,7 +255,7 @@ def test_method_options_for_another_number_of_objectives(run_ranks: RunRanks) ->
 
 
 # --- ranks that disagree ---
-# More than 64 objectives take more than 64 ranks: the C++ tests of the objective table do that.
+# More than 64 objectives take more than 64 ranks, which no test here starts.
 
 
 def _configuration_mismatch(rank: int, world: int, way: str) -> list[Any]:
@@ -340,8 +340,9 @@ def _different_calls(rank: int, world: int, asynchronous: bool) -> list[Any]:
                 future.wait()
 
         errors.append(error_of(run))
-        # The ranks are out of step for good.
-        assert error_of(lambda state=state: moo.all_reduce(torch.ones(12), state)) == errors[-1]
+        # Nothing was sent, so the next step may be right again; only states that count differently stay apart.
+        after = error_of(lambda state=state: moo.all_reduce(torch.ones(12), state))
+        assert after[0] is (ValueError if case is cases[-1] else type(None)), after
     return errors
 
 
@@ -389,7 +390,6 @@ def _bad_tensors(rank: int, world: int) -> None:
     _expect(error_of(scatter(torch.ones(n, dtype=torch.float64), full)), TypeError, "output", "input")
     _expect(error_of(scatter(torch.ones(n, device="meta"), full)), ValueError, "output", "meta")
     # All that was refused before anything was sent: the state goes on.
-    assert state.step == 1
     x = torch.full((3,), float(rank))
     moo.all_reduce(x, state)
     assert x.tolist() == [(world - 1) / 2] * 3

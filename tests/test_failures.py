@@ -163,29 +163,82 @@ def test_a_peer_that_never_calls(run_ranks: RunRanks) -> None:
     run_ranks(3, _stuck_peer, timeout=TIMEOUT, group_timeout=GROUP_TIMEOUT)
 
 
-def _drop_in_flight(rank: int, world: int) -> str:
+def _drop_in_flight(rank: int, world: int) -> None:
+    """What is in flight keeps its state alive: a Future outlives the state that made it."""
     state = moo.BucketMOO("mean")
     moo.all_reduce(torch.ones(10), state)
-    text = ""
+    tensors = [torch.full((10_000,), float(rank)) for _ in range(3)]
     if rank == 0:
-        began = time.monotonic()
-        futures = [moo.all_reduce(torch.ones(10_000), state, async_op=True) for _ in range(3)]
+        futures = [moo.all_reduce(tensor, state, async_op=True) for tensor in tensors]
         del state
         gc.collect()
-        errors = [error_of(future.wait) for future in futures]
-        assert time.monotonic() - began < 30  # the group's timeout is 60 s
-        assert all(issubclass(kind, RuntimeError) for kind, _ in errors), errors
-        text = errors[0][1]
-        # A new state over the same ranks is not disturbed by what the old one left behind.
-    dist.barrier()
-    x = torch.full((10_000,), float(rank))
-    moo.all_reduce(x, moo.BucketMOO("mean"))
-    assert x.tolist() == [0.5] * 10_000
-    return text
+        dist.barrier()
+        for future in futures:
+            future.wait()
+    else:
+        dist.barrier()
+        for tensor in tensors:
+            moo.all_reduce(tensor, state)
+    assert all(tensor.tolist() == [0.5] * 10_000 for tensor in tensors)
 
 
 def test_a_state_that_is_dropped_with_an_exchange_in_flight(run_ranks: RunRanks) -> None:
-    assert "shut down" in run_ranks(2, _drop_in_flight, timeout=TIMEOUT)[0]
+    run_ranks(2, _drop_in_flight, timeout=TIMEOUT)
+
+
+def _callbacks(rank: int, world: int) -> list[Any]:
+    """Callbacks run on the worker's thread: they may drop the last reference to the state, but not wait for it."""
+
+    def last_reference() -> Any:
+        state = moo.BucketMOO()
+        return moo.all_reduce(torch.ones(5), state, async_op=True).then(lambda _: state.step)
+
+    steps = last_reference().wait()
+    state = moo.BucketMOO("mean")
+    nested = moo.all_reduce(torch.ones(5), state, async_op=True).then(lambda _: moo.all_reduce(torch.ones(3), state))
+    return [steps, error_of(nested.wait)]
+
+
+def test_callbacks_of_a_future(run_ranks: RunRanks) -> None:
+    for steps, (kind, text) in run_ranks(2, _callbacks, timeout=TIMEOUT):
+        assert steps == 1
+        assert issubclass(kind, RuntimeError)
+        assert "wait for itself" in text
+
+
+def _refused_on_one_rank(rank: int, world: int) -> list[Any]:
+    state = moo.BucketMOO("mean")
+    tensor = torch.ones(4, 4).t()[:, ::2] if rank == 1 else torch.ones(8)
+    errors = [error_of(lambda: moo.all_reduce(tensor, state))]
+    good = torch.full((8,), float(rank))
+    moo.all_reduce(good, state)
+    return [*errors, good.tolist()]
+
+
+def test_arguments_refused_on_one_rank_raise_on_all(run_ranks: RunRanks) -> None:
+    for rank, ((kind, text), good) in enumerate(run_ranks(3, _refused_on_one_rank, timeout=TIMEOUT)):
+        assert kind is ValueError
+        assert ("contiguous" if rank == 1 else "rank 1 refused") in text
+        assert good == [1.0] * 8
+
+
+def _dies_between_steps(rank: int, world: int) -> tuple[Any, str]:
+    state = moo.BucketMOO("mean")
+    moo.all_reduce(torch.ones(10), state)
+    if rank == 0:
+        os._exit(0)
+    for _ in range(100):  # until the closed connection is noticed
+        error = error_of(lambda: moo.all_reduce(torch.ones(10), state))
+        if error[0] is not type(None):
+            break
+    return error
+
+
+def test_a_peer_that_died_before_the_exchange_is_named(run_ranks: RunRanks) -> None:
+    for kind, text in run_ranks(3, _dies_between_steps, timeout=TIMEOUT, may_die=(0,))[1:]:
+        assert kind is dist.DistBackendError
+        assert "bucket_moo_ext" in text
+        assert "rank" in text
 
 
 _kept: list[Any] = []  # alive until the process ends
@@ -249,6 +302,7 @@ def _hold_the_gil(rank: int, world: int) -> list[bool]:
     x = torch.randn(20_000)
     moo.all_reduce(x, state)  # the worker runs
     done = []
+    kept = []  # as DDP keeps its buckets and Futures: to drop the last C++ reference to a Python tensor takes the GIL
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000.0)  # nobody takes the GIL from this thread between two calls either
     try:
@@ -260,6 +314,7 @@ def _hold_the_gil(rank: int, world: int) -> list[bool]:
                 if future.done():
                     break
             done.append(future.done())
+            kept.append((x, future))
             future.wait()
     finally:
         sys.setswitchinterval(interval)

@@ -478,7 +478,7 @@ def test_cagrad_of_a_short_and_a_long_gradient() -> None:
     )
     w, reported = solve(gram, moo.CAGrad(c=2.0))
     certificate = ref.cagrad_certificate(gram, w, 2.0, weights(gram, "mgda"))
-    assert certificate.rounding <= 2e-11
+    assert certificate.rounding <= 1e-10
     assert certificate.gap <= 1e-9 + 34 * certificate.rounding, certificate
     assert reported >= 0.5 * certificate.gap, "what is reported is what it is"
 

@@ -206,7 +206,7 @@ def test_properties() -> None:
         ({"seed": 2**64}, ValueError, ["seed", "2**64"]),
         ({"seed": 0.5}, ValueError, ["seed", "0.5"]),
         ({"seed": True}, ValueError, ["seed", "True"]),
-        ({"bucket_cap_mb": 0}, ValueError, ["bucket_cap_mb", "0", "> 0"]),
+        ({"bucket_cap_mb": -1}, ValueError, ["bucket_cap_mb", "-1", ">= 0"]),
         ({"bucket_cap_mb": float("nan")}, ValueError, ["bucket_cap_mb", "nan"]),
         ({"bucket_cap_mb": float("inf")}, ValueError, ["bucket_cap_mb", "inf"]),
         ({"bucket_cap_mb": "25"}, TypeError, ["bucket_cap_mb", "str"]),

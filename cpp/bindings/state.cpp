@@ -128,6 +128,7 @@ void bind_state(py::module_& module) {
            }),
            py::arg("bucket"))
       .def("all_reduce", torch::wrap_pybind_function_no_gil([](BucketMooState& state, const at::Tensor& tensor) {
+             state.check_may_wait();
              wait(state.all_reduce(tensor));
            }),
            py::arg("tensor"))
@@ -138,6 +139,7 @@ void bind_state(py::module_& module) {
       .def("reduce_scatter",
            torch::wrap_pybind_function_no_gil(
                [](BucketMooState& state, const at::Tensor& output, const at::Tensor& input) {
+                 state.check_may_wait();
                  wait(state.reduce_scatter(output, input));
                }),
            py::arg("output"), py::arg("input"))

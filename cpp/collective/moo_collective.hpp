@@ -30,7 +30,9 @@ struct BucketSolution {
 /// the partial Gramian of its tile; the partial Gramians are all-gathered and summed in rank order in float64, so that
 /// every rank solves the same problem to the same bits; rank r combines its tile into its shard of the result; for
 /// all_reduce the shards are all-gathered. Wire bytes a rank: 2 n (W-1)/W + O(K^2 W) for all_reduce, half of the first
-/// term for reduce_scatter. PersistentBuffer: (W-1)/W of the largest bucket, kept.
+/// term for reduce_scatter. Scratch, kept between calls: (W-1)/W of the bucket, or `tile_limit` bytes if that is less:
+/// the tile then holds a piece of the shard at a time, and all pieces but one are exchanged twice, for the Gramian and
+/// for the combination, which makes it at most 3 n (W-1)/W.
 ///
 /// Calls are collective: every rank, same order, one thread at a time. Memory is plain host memory.
 /// Source: arXiv 2606.05613 (bucket-level MOO); the reduction is a reduce-scatter followed by an all-gather, as in

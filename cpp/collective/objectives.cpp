@@ -19,6 +19,8 @@ const char* name_of(Operation operation) {
       return "all_reduce";
     case Operation::reduce_scatter:
       return "reduce_scatter";
+    case Operation::invalid:
+      return "call with bad arguments";
   }
   return "unknown";
 }
@@ -37,6 +39,10 @@ bool same_call(const StepRecord& a, const StepRecord& b) {
 }  // namespace
 
 ObjectiveTable make_objective_table(std::span<const StepRecord> records) {
+  for (std::size_t rank = 0; rank < records.size(); ++rank) {
+    TORCH_CHECK_VALUE(static_cast<Operation>(records[rank].operation) != Operation::invalid, "bucket_moo_ext: rank ",
+                      rank, " refused the arguments of its call; its own error says why");
+  }
   for (std::size_t rank = 1; rank < records.size(); ++rank) {
     TORCH_CHECK_VALUE(same_call(records[0], records[rank]),
                       "bucket_moo_ext: ranks of one group must make the same calls in the same order; rank 0 starts a ",

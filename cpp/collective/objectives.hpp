@@ -29,8 +29,8 @@ struct StepRecord {
 };
 static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 96);
 
-/// The kind of call a step starts with.
-enum class Operation : std::int32_t { ddp_bucket, all_reduce, reduce_scatter };
+/// The kind of call a step starts with. `invalid`: the rank's arguments were refused; it only tells the others so.
+enum class Operation : std::int32_t { ddp_bucket, all_reduce, reduce_scatter, invalid };
 
 /// Objectives of a step, numbered by the lowest rank that has them.
 struct ObjectiveTable {

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -12,6 +13,12 @@ namespace {
 
 std::vector<at::Tensor> as_bytes(std::byte* data, std::size_t bytes) {
   return {at::from_blob(data, {static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte))};
+}
+
+constexpr const char* kAborted = "the state was shut down";
+
+std::string describe(int peer, bool is_send) {
+  return (is_send ? "sending to rank " : "receiving from rank ") + std::to_string(peer) + " failed: ";
 }
 
 }  // namespace
@@ -24,33 +31,33 @@ void PointToPointTransport::all_to_all(const std::byte* input, std::size_t pitch
   if (bytes == 0 || size_ == 1) {
     return;
   }
-  const int tag = next_tag();
-  // Receives first, so that no message has to wait for its place; peers in rotated order, so that no rank is
-  // everybody's first target.
-  for (int i = 1; i < size_; ++i) {
-    const int peer = (rank_ + size_ - i) % size_;
-    post_receive(peer, rows[static_cast<std::size_t>(peer)], bytes, tag);
-  }
-  for (int i = 1; i < size_; ++i) {
-    const int peer = (rank_ + i) % size_;
-    post_send(peer, input + static_cast<std::size_t>(peer) * pitch, bytes, tag);
-  }
-  wait_all("all-to-all");
+  exchange("all-to-all", [&](int tag) {
+    // Receives first, so that no message has to wait for its place; peers in rotated order, so that no rank is
+    // everybody's first target.
+    for (int i = 1; i < size_; ++i) {
+      const int peer = (rank_ + size_ - i) % size_;
+      receive(peer, rows[static_cast<std::size_t>(peer)], bytes, tag);
+    }
+    for (int i = 1; i < size_; ++i) {
+      const int peer = (rank_ + i) % size_;
+      send(peer, input + static_cast<std::size_t>(peer) * pitch, bytes, tag);
+    }
+  });
 }
 
 void PointToPointTransport::all_gather(std::byte* blocks, std::size_t bytes) {
   if (bytes == 0 || size_ == 1) {
     return;
   }
-  const int tag = next_tag();
-  for (int i = 1; i < size_; ++i) {
-    const int peer = (rank_ + size_ - i) % size_;
-    post_receive(peer, blocks + static_cast<std::size_t>(peer) * bytes, bytes, tag);
-  }
-  for (int i = 1; i < size_; ++i) {
-    post_send((rank_ + i) % size_, blocks + static_cast<std::size_t>(rank_) * bytes, bytes, tag);
-  }
-  wait_all("all-gather");
+  exchange("all-gather", [&](int tag) {
+    for (int i = 1; i < size_; ++i) {
+      const int peer = (rank_ + size_ - i) % size_;
+      receive(peer, blocks + static_cast<std::size_t>(peer) * bytes, bytes, tag);
+    }
+    for (int i = 1; i < size_; ++i) {
+      send((rank_ + i) % size_, blocks + static_cast<std::size_t>(rank_) * bytes, bytes, tag);
+    }
+  });
 }
 
 void PointToPointTransport::abort() noexcept {
@@ -64,49 +71,59 @@ void PointToPointTransport::abort() noexcept {
   }
 }
 
-void PointToPointTransport::post_receive(int peer, std::byte* data, std::size_t bytes, int tag) {
-  auto tensors = as_bytes(data, bytes);
-  post({group_->recv(tensors, peer, tag), peer, false});
-}
-
-void PointToPointTransport::post_send(int peer, const std::byte* data, std::size_t bytes, int tag) {
-  auto tensors = as_bytes(const_cast<std::byte*>(data), bytes);  // c10d has no tensor of const bytes; send only reads
-  post({group_->send(tensors, peer, tag), peer, true});
-}
-
-void PointToPointTransport::post(Pending pending) {
-  const std::lock_guard lock(mutex_);
-  pending_.push_back(std::move(pending));
-}
-
-void PointToPointTransport::wait_all(const char* operation) {
+void PointToPointTransport::exchange(const char* operation, const std::function<void(int tag)>& post) {
   std::string failure;
-  for (std::size_t i = 0; i < pending_.size() && failure.empty(); ++i) {
-    const Pending& pending = pending_[i];
-    {
-      const std::lock_guard lock(mutex_);
-      if (aborted_) {
-        failure = "the state was shut down";
-        break;
-      }
-    }
-    try {
-      if (!pending.work->wait()) {
-        failure = "the state was shut down";
-      }
-    } catch (const std::exception& error) {
-      failure = (pending.is_send ? "sending to rank " : "receiving from rank ") + std::to_string(pending.peer) +
-                " failed: " + error.what();
-    }
+  try {
+    post(next_tag());
+    wait_all();
+  } catch (const std::exception& error) {
+    failure = error.what();
   }
   {
-    // Dropping the works also withdraws what is still posted, so no peer can write into our buffers after this.
+    // However the exchange ended: dropping the works withdraws what is still posted, so that no peer can write into
+    // our callers' memory once this has returned.
     const std::lock_guard lock(mutex_);
     pending_.clear();
   }
   if (!failure.empty()) {
     C10_THROW_ERROR(DistBackendError,
                     c10::str("bucket_moo_ext: ", operation, " on rank ", rank_, " of ", size_, ": ", failure));
+  }
+}
+
+void PointToPointTransport::receive(int peer, std::byte* data, std::size_t bytes, int tag) {
+  auto tensors = as_bytes(data, bytes);
+  start(peer, false, [&] { return group_->recv(tensors, peer, tag); });
+}
+
+void PointToPointTransport::send(int peer, const std::byte* data, std::size_t bytes, int tag) {
+  auto tensors = as_bytes(const_cast<std::byte*>(data), bytes);  // c10d has no tensor of const bytes; send only reads
+  start(peer, true, [&] { return group_->send(tensors, peer, tag); });
+}
+
+void PointToPointTransport::start(int peer, bool is_send, const std::function<c10::intrusive_ptr<c10d::Work>()>& post) {
+  const std::lock_guard lock(mutex_);
+  if (aborted_) {
+    throw std::runtime_error(kAborted);
+  }
+  try {
+    pending_.push_back({post(), peer, is_send});
+  } catch (const std::exception& error) {  // the connection was closed before this message
+    throw std::runtime_error(describe(peer, is_send) + error.what());
+  }
+}
+
+void PointToPointTransport::wait_all() {
+  for (const Pending& pending : pending_) {
+    bool completed = false;
+    try {
+      completed = pending.work->wait();
+    } catch (const std::exception& error) {
+      throw std::runtime_error(describe(pending.peer, pending.is_send) + error.what());
+    }
+    if (!completed) {
+      throw std::runtime_error(kAborted);
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <span>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -35,10 +36,11 @@ class PointToPointTransport final : public Transport {
     bool is_send;
   };
 
-  void post_receive(int peer, std::byte* data, std::size_t bytes, int tag);
-  void post_send(int peer, const std::byte* data, std::size_t bytes, int tag);
-  void post(Pending pending);
-  void wait_all(const char* operation);
+  void exchange(const char* operation, const std::function<void(int tag)>& post);
+  void receive(int peer, std::byte* data, std::size_t bytes, int tag);
+  void send(int peer, const std::byte* data, std::size_t bytes, int tag);
+  void start(int peer, bool is_send, const std::function<c10::intrusive_ptr<c10d::Work>()>& post);
+  void wait_all();
   int next_tag();
 
   const c10::intrusive_ptr<c10d::ProcessGroup> group_;

@@ -1,5 +1,6 @@
 #include "hooks/bucket_moo_state.hpp"
 
+#include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/jit_type.h>
 #include <c10/util/Exception.h>
@@ -22,7 +23,34 @@ void check_dense(const at::Tensor& tensor, const char* what) {
                     tensor.layout());
   TORCH_CHECK_VALUE(tensor.is_contiguous(), "bucket_moo_ext: ", what, " must be contiguous; got sizes ", tensor.sizes(),
                     " with strides ", tensor.strides());
+  TORCH_CHECK_VALUE(!tensor.is_neg(), "bucket_moo_ext: ", what, " must not be a negative view; use resolve_neg()");
   dtype_of(tensor.scalar_type(), what);
+}
+
+void check_bucket(const at::Tensor& buffer) {
+  if (buffer.is_sparse()) {
+    TORCH_CHECK_VALUE(buffer.device().is_cpu(), "bucket_moo_ext: a DDP bucket must be on the CPU; got device ",
+                      buffer.device());
+    dtype_of(buffer.scalar_type(), "a DDP bucket");
+  } else {
+    check_dense(buffer, "a DDP bucket");
+  }
+}
+
+void check_reduce_scatter(const at::Tensor& output, const at::Tensor& input, int rank, int world) {
+  check_dense(output, "output");
+  check_dense(input, "input");
+  TORCH_CHECK_TYPE(output.scalar_type() == input.scalar_type(),
+                   "bucket_moo_ext: output and input must have the same dtype; got ", output.scalar_type(), " and ",
+                   input.scalar_type());
+  TORCH_CHECK_VALUE(input.numel() == output.numel() * world, "bucket_moo_ext: input must have world_size * ",
+                    "output.numel() = ", world, " * ", output.numel(), " elements; got ", input.numel());
+  const auto* const out = static_cast<const std::byte*>(output.const_data_ptr());
+  const auto* const in = static_cast<const std::byte*>(input.const_data_ptr());
+  const bool apart = out + output.nbytes() <= in || in + input.nbytes() <= out;
+  const bool own_shard = out == in + static_cast<std::size_t>(rank) * output.nbytes();
+  TORCH_CHECK_VALUE(apart || own_shard,
+                    "bucket_moo_ext: output must be apart from input or exactly its own rank's shard of it");
 }
 
 std::string shape_of(const at::Tensor& parameter) {
@@ -48,8 +76,7 @@ std::string nth_label(std::size_t n) {
 
 BucketMooState::BucketMooState(c10::intrusive_ptr<c10d::ProcessGroup> group, MethodConfig method, std::uint64_t seed,
                                std::int64_t bucket_cap, Configuration configuration)
-    : group_(std::move(group)),
-      transport_(group_ ? std::make_shared<PointToPointTransport>(group_) : nullptr),
+    : transport_(group ? std::make_shared<PointToPointTransport>(std::move(group)) : nullptr),
       method_(std::move(method)),
       seed_(seed),
       bucket_cap_(bucket_cap),
@@ -58,7 +85,7 @@ BucketMooState::BucketMooState(c10::intrusive_ptr<c10d::ProcessGroup> group, Met
       objective_(std::to_string(collective_.rank())),
       solver_states_(method_.method()) {}
 
-BucketMooState::~BucketMooState() { shutdown(); }
+BucketMooState::~BucketMooState() { worker_.stop(); }
 
 void BucketMooState::set_objective(std::string name) {
   TORCH_CHECK_VALUE(!name.empty() && name.size() <= kMaxObjectiveName && name.find('\0') == std::string::npos,
@@ -78,7 +105,8 @@ void BucketMooState::set_weight(double weight) {
 void BucketMooState::name_parameters(const std::vector<std::pair<std::string, at::Tensor>>& named) {
   const std::lock_guard lock(mutex_);
   for (const auto& [name, parameter] : named) {
-    parameter_names_[parameter.unsafeGetTensorImpl()] = name;
+    parameter_names_.insert_or_assign(parameter.unsafeGetTensorImpl(),
+                                      NamedParameter{WeakTensorImpl(parameter.getIntrusivePtr()), name});
   }
 }
 
@@ -89,8 +117,13 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
   job.result = std::move(result);
   job.index = static_cast<std::int64_t>(bucket.getIndex());
   job.starts_step = job.index == 0;
-  if (!job.output.is_sparse()) {
-    check_dense(job.output, "a DDP bucket");
+  try {
+    check_bucket(job.output);
+  } catch (...) {
+    if (job.starts_step) {
+      refuse();
+    }
+    throw;
   }
   const std::vector<at::Tensor> parameters = bucket.getParameters();
   // DDP closes a bucket once it has reached the cap, hence a regular one holds at most this.
@@ -104,9 +137,10 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
       const void* const identity = parameter.unsafeGetTensorImpl();
       const auto found = parameter_names_.find(identity);
       job.key.push_back(identity);
-      job.parameters.push_back(found == parameter_names_.end() ? shape_of(parameter) : found->second);
+      const bool named = found != parameter_names_.end() && !found->second.identity.expired();
+      job.parameters.push_back(named ? found->second.name : shape_of(parameter));
       // Ranks meet their parameters in the same order, and so does a later run.
-      const std::string label = found == parameter_names_.end() ? nth_label(state_labels_.size()) : found->second;
+      const std::string label = named ? found->second.name : nth_label(state_labels_.size());
       job.state_key.push_back({state_labels_.emplace(identity, label).first->second, parameter.numel()});
     }
   }
@@ -114,7 +148,12 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
 }
 
 FuturePtr BucketMooState::all_reduce(at::Tensor tensor) {
-  check_dense(tensor, "tensor");
+  try {
+    check_dense(tensor, "tensor");
+  } catch (...) {
+    refuse();
+    throw;
+  }
   Job job;
   job.operation = Operation::all_reduce;
   job.tile_limit = static_cast<std::int64_t>(tensor.nbytes());
@@ -125,13 +164,12 @@ FuturePtr BucketMooState::all_reduce(at::Tensor tensor) {
 }
 
 FuturePtr BucketMooState::reduce_scatter(at::Tensor output, at::Tensor input) {
-  check_dense(output, "output");
-  check_dense(input, "input");
-  TORCH_CHECK_TYPE(output.scalar_type() == input.scalar_type(),
-                   "bucket_moo_ext: output and input must have the same dtype; got ", output.scalar_type(), " and ",
-                   input.scalar_type());
-  TORCH_CHECK_VALUE(input.numel() == output.numel() * world_size(), "bucket_moo_ext: input must have world_size * ",
-                    "output.numel() = ", world_size(), " * ", output.numel(), " elements; got ", input.numel());
+  try {
+    check_reduce_scatter(output, input, rank(), world_size());
+  } catch (...) {
+    refuse();
+    throw;
+  }
   Job job;
   job.operation = Operation::reduce_scatter;
   job.tile_limit = static_cast<std::int64_t>(input.nbytes());
@@ -149,16 +187,16 @@ FuturePtr BucketMooState::submit(Job job) {
   }
   const c10::TypePtr type = job.result.isTensor() ? c10::TypePtr(c10::TensorType::get()) : c10::AnyType::get();
   auto future = c10::make_intrusive<c10::ivalue::Future>(type);
-  const bool accepted = worker_.submit([this, job = std::move(job), future]() mutable {
-    if (!failure_) {
-      try {
-        run(job);
-      } catch (...) {
-        failure_ = std::current_exception();
-      }
-    }
-    if (failure_) {
-      future->setError(failure_);
+  // The job keeps the state alive while it runs, and lets go of it before its Future is done, so that whoever waits for
+  // the Future and then drops the state ends the worker, and not the worker itself.
+  const bool accepted = worker_.submit([self = shared_from_this(), job = std::move(job), future]() mutable {
+    self->run_step_of(job);
+    const std::exception_ptr failure = self->failure_ ? self->failure_ : self->step_failure_;
+    self.reset();
+    // While `result` still holds the tensor: to drop the last C++ reference to one that Python knows takes the GIL.
+    job.output.reset();
+    if (failure) {
+      future->setError(failure);
     } else {
       future->markCompleted(std::move(job.result));
     }
@@ -167,8 +205,37 @@ FuturePtr BucketMooState::submit(Job job) {
   return future;
 }
 
+/// Tells the other ranks, which make a call of their own, that this one refused its arguments: they raise too instead of
+/// waiting for it.
+void BucketMooState::refuse() {
+  Job job;
+  job.operation = Operation::invalid;
+  job.starts_step = true;
+  submit(std::move(job));
+}
+
+void BucketMooState::run_step_of(const Job& job) {
+  if (failure_) {
+    return;
+  }
+  if (job.starts_step) {
+    step_failure_ = nullptr;
+  }
+  if (step_failure_) {
+    return;
+  }
+  try {
+    run(job);
+  } catch (const c10::ValueError&) {  // raised alike on every rank, before the step's first bucket
+    step_failure_ = std::current_exception();
+  } catch (...) {
+    failure_ = std::current_exception();
+  }
+}
+
 void BucketMooState::stamp(Job& job) {
   const at::Tensor& first = job.operation == Operation::reduce_scatter ? job.input : job.output;
+  const bool dense = job.operation != Operation::invalid && !first.is_sparse();
   const std::lock_guard lock(mutex_);
   step_ += job.starts_step;
   job.step = step_;
@@ -176,8 +243,8 @@ void BucketMooState::stamp(Job& job) {
   job.record.weight = weight_;
   job.record.step = step_;
   // A sparse bucket holds as many elements as its rank has rows: nothing to compare.
-  job.record.numel = first.is_sparse() ? 0 : first.numel();
-  job.record.dtype = static_cast<std::int32_t>(dtype_of(first.scalar_type(), "a bucket"));
+  job.record.numel = dense ? first.numel() : 0;
+  job.record.dtype = static_cast<std::int32_t>(dense ? dtype_of(first.scalar_type(), "a bucket") : DType::float32);
   job.record.operation = static_cast<std::int32_t>(job.operation);
 }
 
@@ -247,17 +314,40 @@ void BucketMooState::store_state(const Job& job, const std::vector<double>& valu
   solver_states_.store(job.state_key, collective_.objectives().names, values);
 }
 
+/// Concatenates [..., m_r] tensors of all ranks along their last dimension, in rank order.
+at::Tensor BucketMooState::gather_columns(const at::Tensor& own) {
+  const auto world = static_cast<std::size_t>(world_size());
+  const auto rank_index = static_cast<std::size_t>(rank());
+  std::vector<std::int64_t> counts(world);
+  counts[rank_index] = own.size(-1);
+  if (transport_) {
+    transport_->all_gather(reinterpret_cast<std::byte*>(counts.data()), sizeof(counts[0]));
+  }
+  std::vector<std::int64_t> sizes = own.sizes().vec();
+  sizes.back() = *std::max_element(counts.begin(), counts.end());
+  sizes.insert(sizes.begin(), world_size());
+  const at::Tensor blocks = at::zeros(sizes, own.options());
+  blocks[rank()].narrow(-1, 0, own.size(-1)).copy_(own);
+  if (transport_) {
+    transport_->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()), blocks.nbytes() / world);
+  }
+  std::vector<at::Tensor> columns;
+  for (std::size_t r = 0; r < world; ++r) {
+    columns.push_back(blocks[static_cast<std::int64_t>(r)].narrow(-1, 0, counts[r]));
+  }
+  return at::cat(columns, -1);
+}
+
 void BucketMooState::reduce_sparse(const Job& job) {
   TORCH_WARN_ONCE(
       "bucket_moo_ext: a sparse gradient bucket is averaged like plain DDP does; conflicts are resolved in dense "
       "buckets "
       "only (use sparse=False in nn.Embedding to include it)");
   at::Tensor gradient = job.output;
-  gradient.div_(world_size());
-  if (group_) {
-    std::vector<at::Tensor> tensors{gradient};
-    group_->allreduce(tensors)->wait();
-  }
+  const at::Tensor own = gradient.coalesce();
+  const at::Tensor indices = gather_columns(own.indices());
+  const at::Tensor values = gather_columns(own.values().movedim(0, -1).contiguous()).movedim(-1, 0);
+  gradient.copy_(at::sparse_coo_tensor(indices, values / world_size(), gradient.sizes()).coalesce());
   const std::lock_guard lock(mutex_);
   ++counters_.buckets;
   ++counters_.sparse;
@@ -300,6 +390,13 @@ void BucketMooState::set_step(std::int64_t step) {
   TORCH_CHECK_VALUE(step >= 0, "bucket_moo_ext: step must be >= 0; got ", step);
   const std::lock_guard lock(mutex_);
   step_ = step;
+  records_.clear();  // those of steps that have not been, seen from here
+}
+
+void BucketMooState::check_may_wait() const {
+  TORCH_CHECK(!worker_.is_this_thread(),
+              "bucket_moo_ext: a blocking call from a callback of this state's own Future would wait for itself; use "
+              "async_op=True there");
 }
 
 std::vector<SavedSolverState> BucketMooState::solver_states() const {

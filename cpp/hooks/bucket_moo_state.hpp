@@ -50,9 +50,12 @@ struct Counters {
 /// Runs MOO collectives for one group of ranks on a thread of its own and completes Futures. Thread-safe; calls that
 /// reduce must come in the same order on every rank. Needs no Python.
 ///
-/// After a failure every later reduction fails at once with the same error: ranks are out of step, and only a new state
-/// over a new group can go on.
-class BucketMooState {
+/// What all ranks find wrong with a step before its first bucket (ValueError: other calls, other configuration, too many
+/// objectives) fails that step on every rank, and the next one may be right again. After any other failure every later
+/// reduction fails at once with the same error: ranks are out of step, and only a new state over a new group can go on.
+///
+/// Owned by shared pointers: what is in flight keeps the state alive until its Future is done.
+class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
  public:
   /// `group`: a group of CPU ranks (Gloo) that nothing else uses; null for a single rank. `configuration` is compared
   /// across ranks at the first reduction.
@@ -101,8 +104,18 @@ class BucketMooState {
   /// Gives up what is in flight (its Futures get an error) and takes no more work. Idempotent.
   void shutdown();
 
+  /// Raises RuntimeError on the thread that completes the Futures, which would wait for itself.
+  void check_may_wait() const;
+
  private:
   using BucketKey = std::vector<const void*>;  // identities of the parameters a bucket holds
+
+  using WeakTensorImpl = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
+
+  struct NamedParameter {
+    WeakTensorImpl identity;  // addresses are used again
+    std::string name;
+  };
 
   struct Job {
     Operation operation;
@@ -120,15 +133,17 @@ class BucketMooState {
   };
 
   FuturePtr submit(Job job);
+  void refuse();
   void stamp(Job& job);
+  void run_step_of(const Job& job);
   void run(const Job& job);
   void reduce_dense(const Job& job);
   BucketSolution reduce_with(const Job& job, DType dtype, const RandomKey& key, double* state);
   std::vector<double> load_state(const Job& job);
   void store_state(const Job& job, const std::vector<double>& values);
   void reduce_sparse(const Job& job);
+  at::Tensor gather_columns(const at::Tensor& own);
 
-  const c10::intrusive_ptr<c10d::ProcessGroup> group_;
   const std::shared_ptr<Transport> transport_;
   const MethodConfig method_;
   const std::uint64_t seed_;
@@ -138,13 +153,14 @@ class BucketMooState {
   // Used by the worker alone.
   MooCollective collective_;
   bool configuration_checked_ = false;
-  std::exception_ptr failure_;
+  std::exception_ptr step_failure_;  // of this step, alike on every rank
+  std::exception_ptr failure_;       // for good
 
   mutable std::mutex mutex_;  // guards what follows
   std::string objective_;
   double weight_ = 1.0;
   std::int64_t step_ = 0;
-  std::unordered_map<const void*, std::string> parameter_names_;
+  std::unordered_map<const void*, NamedParameter> parameter_names_;
   std::unordered_map<const void*, std::string> state_labels_;  // by which solver states know parameters; never changed
   SolverStates solver_states_;
   std::map<BucketKey, BucketRecord> records_;

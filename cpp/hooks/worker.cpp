@@ -8,48 +8,56 @@
 
 namespace bucket_moo {
 
-Worker::~Worker() { stop(); }
-
 bool Worker::submit(std::function<void()> job) {
-  const std::lock_guard lock(mutex_);
-  if (stopping_) {
+  const std::lock_guard lock(queue_->mutex);
+  if (queue_->stopping) {
     return false;
   }
   if (!thread_.joinable()) {
-    thread_ = std::thread([this] { run(); });
+    thread_ = std::thread([queue = queue_] { run(queue); });
   }
-  jobs_.push_back(std::move(job));
-  wake_.notify_one();
+  queue_->jobs.push_back(std::move(job));
+  queue_->wake.notify_one();
   return true;
 }
 
 void Worker::stop() {
   std::thread finished;
   {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
+    const std::lock_guard lock(queue_->mutex);
+    queue_->stopping = true;
     std::swap(finished, thread_);
-    wake_.notify_one();
+    queue_->wake.notify_one();
   }
-  if (finished.joinable()) {
+  if (!finished.joinable()) {
+    return;
+  }
+  if (finished.get_id() == std::this_thread::get_id()) {
+    finished.detach();  // a thread cannot wait for itself; it ends with its queue
+  } else {
     finished.join();
   }
 }
 
-void Worker::run() {
+bool Worker::is_this_thread() const {
+  const std::lock_guard lock(queue_->mutex);
+  return thread_.get_id() == std::this_thread::get_id();
+}
+
+void Worker::run(const std::shared_ptr<Queue>& queue) {
 #ifdef __linux__
   pthread_setname_np(pthread_self(), "bucket_moo");
 #endif
   for (;;) {
     std::function<void()> job;
     {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
-      if (jobs_.empty()) {
+      std::unique_lock lock(queue->mutex);
+      queue->wake.wait(lock, [&] { return queue->stopping || !queue->jobs.empty(); });
+      if (queue->jobs.empty()) {
         return;
       }
-      job = std::move(jobs_.front());
-      jobs_.pop_front();
+      job = std::move(queue->jobs.front());
+      queue->jobs.pop_front();
     }
     job();
   }

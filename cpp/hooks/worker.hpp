@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -14,24 +15,32 @@ namespace bucket_moo {
 class Worker {
  public:
   Worker() = default;
-  ~Worker();
+  ~Worker() { stop(); }
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
   /// Queues a job, which must not throw. Returns false, without queueing it, once stop() was called.
   bool submit(std::function<void()> job);
 
-  /// Takes no more jobs, runs those queued, and waits for the last one. Not to be called from a job.
+  /// Takes no more jobs, runs those queued, and waits for the last one, except when called from a job.
   void stop();
 
- private:
-  void run();
+  /// Whether the caller runs on the worker's thread, that is, in a job.
+  bool is_this_thread() const;
 
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> jobs_;
-  bool stopping_ = false;
-  std::thread thread_;
+ private:
+  // Shared with the thread, which outlives the Worker when a job drops the last reference to its owner.
+  struct Queue {
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::deque<std::function<void()>> jobs;
+    bool stopping = false;
+  };
+
+  static void run(const std::shared_ptr<Queue>& queue);
+
+  const std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
+  std::thread thread_;  // guarded by queue_->mutex
 };
 
 }  // namespace bucket_moo

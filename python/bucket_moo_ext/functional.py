@@ -23,7 +23,7 @@ def _tensor(name: str, value: ArrayLike) -> torch.Tensor:
         raise TypeError(f"{name} must be a tensor or an array that supports DLPack; got {type(value).__name__}")
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} must be dense; got layout {tensor.layout}")
-    return tensor
+    return tensor.resolve_neg()
 
 
 def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> tuple[list[torch.Tensor], torch.Size]:

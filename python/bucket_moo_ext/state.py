@@ -1,5 +1,6 @@
 """The state of a hook: what to solve, for whom, and what came out."""
 
+import atexit
 import math
 import weakref
 from collections.abc import Iterable
@@ -73,6 +74,16 @@ def _check_buckets(buckets: object, method: Method) -> list[_Bucket]:
     return checked
 
 
+# What is in flight keeps its native state alive. At exit, though, a rank must not wait for peers that may never come.
+_live: "weakref.WeakSet[_C.State]" = weakref.WeakSet()
+
+
+@atexit.register
+def _shut_down() -> None:
+    for native in list(_live):
+        native.shutdown()
+
+
 class BucketMOO:
     """Configuration and state of a conflict-aware reduction over one process group.
 
@@ -87,7 +98,7 @@ class BucketMOO:
         gramian: "exact". The same on every rank.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
         seed: Key of the methods' random choices, 0 to 2**64 - 1. The same on every rank.
-        bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, > 0 (``register`` reads it off the module). DDP's
+        bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, >= 0 (``register`` reads it off the module). DDP's
             first iteration puts all gradients in one bucket; a bucket above this cap plus its largest parameter is
             exchanged in pieces, at up to 1.5 times the traffic, so that scratch memory stays near that of one regular
             bucket. The same on every rank.
@@ -114,8 +125,8 @@ class BucketMOO:
         self._seed = _word("seed", seed)
         if isinstance(bucket_cap_mb, bool) or not isinstance(bucket_cap_mb, int | float):
             raise TypeError(f"bucket_cap_mb must be a number; got {type(bucket_cap_mb).__name__}")
-        if not 0 < bucket_cap_mb < float("inf"):
-            raise ValueError(f"bucket_cap_mb must be finite and > 0; got {bucket_cap_mb!r}")
+        if not 0 <= bucket_cap_mb < math.inf:
+            raise ValueError(f"bucket_cap_mb must be finite and >= 0; got {bucket_cap_mb!r}")
         self._bucket_cap_mb = float(bucket_cap_mb)
         self._process_group = process_group
         self._native: _C.State | None = None
@@ -277,6 +288,7 @@ class BucketMOO:
         """The native state; the first call makes it, which is collective over the group."""
         if self._native is None:
             parent = parent_group(self._process_group)
+            objective = self._objective_name()
             own = private_group(parent)
             configuration = [
                 ("method", describe(self._method)),
@@ -285,15 +297,14 @@ class BucketMOO:
                 ("bucket_cap_mb", repr(self._bucket_cap_mb)),
                 ("version", str(_C.build_info()["version"])),
             ]
-            cap = round(self._bucket_cap_mb * 2**20)
+            cap = min(round(self._bucket_cap_mb * 2**20), 2**60)
             native = _C.State(own, self._method._native(), self._seed, cap, configuration)
-            native.set_objective(self._objective_name())
+            native.set_objective(objective)
             native.set_weight(self._weight)
             native.step = self._step
             native.set_solver_states(self._saved_buckets)
             native.name_parameters(self._named)
             self._named.clear()
             self._native = native
-            # Also at interpreter exit: a rank that leaves in the middle of an exchange must not wait for its peers.
-            weakref.finalize(self, native.shutdown)
+            _live.add(native)
         return self._native

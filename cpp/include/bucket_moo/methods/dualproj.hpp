@@ -8,7 +8,9 @@
 #include <bucket_moo/cosines.hpp>
 #include <bucket_moo/duplicates.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/methods/mgda.hpp>
 #include <bucket_moo/nonnegative_qp.hpp>
+#include <bucket_moo/out_of_proportion.hpp>
 #include <bucket_moo/preference.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -19,6 +21,7 @@ namespace bucket_moo {
 /// w = argmin {vᵀGv : v >= p}, with p the preference. The update conflicts with no objective; where p does not either,
 /// w = p. Unchanged by g -> t g.
 ///
+/// Where rounding has left nothing of a solution (out_of_proportion.hpp) the weights are MGDA's, status fallback.
 /// \param weights [k], out: >= p
 /// \return residual: the larger of -<g_l, d> / (|g_l| r) and of the complementarity (w - p)ᵀGw / r², with
 ///         r = Σ p_i |g_i|
@@ -45,6 +48,10 @@ BUCKET_MOO_HD Solution solve_dualproj(Lanes lanes, const DualprojOptions& option
   share_between_duplicates(lanes, k, problem.gram, weights, scratch);
   for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] += preference[l];
   lanes.sync();
+  if (out_of_proportion(lanes, solution.residual, k, problem.gram, weights, preference)) {
+    solution = solve_mgda(lanes, MgdaOptions{}, k, problem.gram, weights, scratch);
+    solution.status = Status::fallback;
+  }
   return solution;
 }
 

@@ -8,7 +8,9 @@
 #include <bucket_moo/cosines.hpp>
 #include <bucket_moo/duplicates.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/methods/mgda.hpp>
 #include <bucket_moo/nonnegative_qp.hpp>
+#include <bucket_moo/out_of_proportion.hpp>
 #include <bucket_moo/preference.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -20,6 +22,7 @@ namespace bucket_moo {
 /// conflicting pairs w = p.
 ///
 /// Solved over the unit gradients, so that norms of any spread cost no accuracy. Unchanged by g -> t g.
+/// Where rounding has left nothing of a solution (out_of_proportion.hpp) the weights are MGDA's, status fallback.
 /// \param weights [k], out: >= p
 /// \return residual: over all i, the largest of -<g_l, d_i> / (|g_l| |p_i g_i|) and of the complementarity
 ///         (v - p_i e_i)ᵀGv / |p_i g_i|²
@@ -61,6 +64,10 @@ BUCKET_MOO_HD Solution solve_upgrad(Lanes lanes, const UpgradOptions& options, c
   share_between_duplicates(lanes, k, gram, weights, scratch);
   for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] += preference[l];
   lanes.sync();
+  if (out_of_proportion(lanes, solution.residual, k, gram, weights, preference)) {
+    solution = solve_mgda(lanes, MgdaOptions{}, k, problem.gram, weights, scratch);
+    solution.status = Status::fallback;
+  }
   return solution;
 }
 
