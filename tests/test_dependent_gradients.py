@@ -1,10 +1,9 @@
 """Linearly dependent gradients in float32: the only update without conflict is 0, and rounding must not hide that."""
 
+import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
-
-import bucket_moo_ext as moo
 
 
 @pytest.mark.parametrize("method", [moo.UPGrad(), moo.DualProj(), moo.MGDA()])

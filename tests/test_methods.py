@@ -480,7 +480,7 @@ def test_cagrad_of_a_short_and_a_long_gradient() -> None:
     certificate = ref.cagrad_certificate(gram, w, 2.0, weights(gram, "mgda"))
     assert certificate.rounding <= 1e-10
     assert certificate.gap <= 1e-9 + 34 * certificate.rounding, certificate
-    assert reported >= 0.5 * certificate.gap, "what is reported is what it is"
+    assert reported >= 0.5 * certificate.gap - certificate.rounding, "what is reported is what it is"
 
 
 @pytest.mark.parametrize("c", CS)

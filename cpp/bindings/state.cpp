@@ -39,6 +39,9 @@ std::shared_ptr<PythonFutureWrapper> wrap(FuturePtr future) {
   return std::make_shared<PythonFutureWrapper>(std::move(future));
 }
 
+/// What the Future of a blocking call holds: the caller has the tensor.
+const c10::IValue kNothing(true);
+
 void wait(const FuturePtr& future) {
   future->wait();
   future->value();  // throws what the worker caught, with its type
@@ -129,7 +132,7 @@ void bind_state(py::module_& module) {
            py::arg("bucket"))
       .def("all_reduce", torch::wrap_pybind_function_no_gil([](BucketMooState& state, const at::Tensor& tensor) {
              state.check_may_wait();
-             wait(state.all_reduce(tensor));
+             wait(state.all_reduce(tensor, kNothing));
            }),
            py::arg("tensor"))
       .def("all_reduce_async", torch::wrap_pybind_function([](BucketMooState& state, const at::Tensor& tensor) {
@@ -140,7 +143,7 @@ void bind_state(py::module_& module) {
            torch::wrap_pybind_function_no_gil(
                [](BucketMooState& state, const at::Tensor& output, const at::Tensor& input) {
                  state.check_may_wait();
-                 wait(state.reduce_scatter(output, input));
+                 wait(state.reduce_scatter(output, input, kNothing));
                }),
            py::arg("output"), py::arg("input"))
       .def("reduce_scatter_async",

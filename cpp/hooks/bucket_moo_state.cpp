@@ -147,7 +147,7 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
   return submit(std::move(job));
 }
 
-FuturePtr BucketMooState::all_reduce(at::Tensor tensor) {
+FuturePtr BucketMooState::all_reduce(at::Tensor tensor, c10::IValue result) {
   try {
     check_dense(tensor, "tensor");
   } catch (...) {
@@ -159,11 +159,12 @@ FuturePtr BucketMooState::all_reduce(at::Tensor tensor) {
   job.tile_limit = static_cast<std::int64_t>(tensor.nbytes());
   job.state_key = {call_label("all_reduce", tensor.numel())};
   job.output = std::move(tensor);
+  job.result = std::move(result);
   job.starts_step = true;
   return submit(std::move(job));
 }
 
-FuturePtr BucketMooState::reduce_scatter(at::Tensor output, at::Tensor input) {
+FuturePtr BucketMooState::reduce_scatter(at::Tensor output, at::Tensor input, c10::IValue result) {
   try {
     check_reduce_scatter(output, input, rank(), world_size());
   } catch (...) {
@@ -176,6 +177,7 @@ FuturePtr BucketMooState::reduce_scatter(at::Tensor output, at::Tensor input) {
   job.state_key = {call_label("reduce_scatter", input.numel())};
   job.output = std::move(output);
   job.input = std::move(input);
+  job.result = std::move(result);
   job.starts_step = true;
   return submit(std::move(job));
 }
@@ -193,8 +195,10 @@ FuturePtr BucketMooState::submit(Job job) {
     self->run_step_of(job);
     const std::exception_ptr failure = self->failure_ ? self->failure_ : self->step_failure_;
     self.reset();
-    // While `result` still holds the tensor: to drop the last C++ reference to one that Python knows takes the GIL.
+    // While `result` or the waiting caller still holds them: to drop the last C++ reference to a tensor that Python knows
+    // takes the GIL.
     job.output.reset();
+    job.input.reset();
     if (failure) {
       future->setError(failure);
     } else {

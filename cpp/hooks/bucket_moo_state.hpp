@@ -80,11 +80,11 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   /// The Future holds the bucket's buffer, or `result` where that is given: the buffer in another wrapping.
   FuturePtr run_bucket(c10d::GradBucket& bucket, c10::IValue result = {});
 
-  /// Replaces `tensor` (contiguous, dense) by the MOO all-reduce over the group; a step of its own.
-  FuturePtr all_reduce(at::Tensor tensor);
+  /// Replaces `tensor` (contiguous, dense) by the MOO all-reduce over the group; a step of its own. `result` as above.
+  FuturePtr all_reduce(at::Tensor tensor, c10::IValue result = {});
 
   /// output = this rank's shard of the MOO reduction of `input`, which holds world_size() shards; a step of its own.
-  FuturePtr reduce_scatter(at::Tensor output, at::Tensor input);
+  FuturePtr reduce_scatter(at::Tensor output, at::Tensor input, c10::IValue result = {});
 
   /// What is known of the newest step's buckets, by index. Waits for nothing: complete once backward has returned.
   std::vector<BucketRecord> records() const;
