@@ -167,7 +167,7 @@ class BucketMOO:
 
     @property
     def step(self) -> int:
-        """Steps so far: backward passes that reduced, and calls of the collectives."""
+        """Steps so far: backward passes that reduced, and calls of the collectives, refused ones among them."""
         return self._step if self._native is None else self._native.step
 
     def name_parameters(self, named_parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
