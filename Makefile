@@ -49,6 +49,7 @@ setup: $(STAMP)/extension $(STAMP)/dev ## Create .venv, install what is pinned, 
 	@echo "== set up: $$($(BIN)/python -c 'import bucket_moo_ext as m; print(m.build_info())')"
 
 demo: $(STAMP)/extension $(STAMP)/demo ## Fine-tune a language model on four languages, plain DDP beside two methods (ARGS=...)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the demo needs Python 3.11 or newer (transformers does); run make PYTHON=/path/to/python after rm -rf .venv")'
 	@echo "== demo"
 	@$(BIN)/python examples/multilingual/corpus.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 4 \

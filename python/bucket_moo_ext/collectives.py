@@ -35,7 +35,8 @@ def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False
         None, or a Future of ``tensor``.
 
     Raises:
-        TypeError, ValueError: Bad arguments, before anything is sent; ranks that make different calls, on every rank.
+        TypeError, ValueError: Bad arguments, before anything is sent (the other ranks get a ValueError that says so);
+            ranks that make different calls, on every rank.
         RuntimeError: A peer failed or the group's timeout passed.
     """
     native = _check_state(state)._bound()
