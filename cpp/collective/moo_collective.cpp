@@ -56,7 +56,7 @@ void MooCollective::begin_step(const StepRecord& own) {
   if (transport_) {
     transport_->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
   }
-  table_ = make_objective_table(records);
+  table_ = read_objectives(records);
   solver_scratch_.resize(solve_scratch_size(table_.k()));
 }
 

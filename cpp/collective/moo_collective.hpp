@@ -50,7 +50,7 @@ class MooCollective {
   void begin_step(const StepRecord& own);
 
   /// Objectives of the current step.
-  const ObjectiveTable& objectives() const { return table_; }
+  const Objectives& objectives() const { return table_; }
 
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
   /// `state`: [state_size(method, K)], what the method carries from step to step for this bucket and these objectives,
@@ -90,7 +90,7 @@ class MooCollective {
   const Method method_;
   const int rank_;
   const int world_;
-  ObjectiveTable table_;
+  Objectives table_;
   PersistentBuffer tile_;               // other ranks' blocks of our shard
   PersistentBuffer messages_;           // [W] of partial Gramian and tail
   std::vector<std::byte*> rows_;        // [W] where each rank's block of our shard lies

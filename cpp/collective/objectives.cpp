@@ -3,8 +3,10 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 
+#include "bucket_moo/lanes.hpp"
 #include "bucket_moo/limits.hpp"
 #include "collective/dtype.hpp"
 
@@ -32,52 +34,53 @@ std::string describe(const StepRecord& record) {
   return text.str();
 }
 
-bool same_call(const StepRecord& a, const StepRecord& b) {
-  return a.step == b.step && a.numel == b.numel && a.dtype == b.dtype && a.operation == b.operation;
-}
-
 }  // namespace
 
-ObjectiveTable make_objective_table(std::span<const StepRecord> records) {
-  for (std::size_t rank = 0; rank < records.size(); ++rank) {
-    TORCH_CHECK_VALUE(static_cast<Operation>(records[rank].operation) != Operation::invalid, "bucket_moo_ext: rank ",
-                      rank, " refused the arguments of its call; its own error says why");
+ObjectiveName make_objective_name(const std::string& name) {
+  ObjectiveName padded;
+  std::memcpy(padded.text(), name.data(), std::min(name.size(), kMaxObjectiveName));
+  return padded;
+}
+
+void check_step(const StepHeader& header, std::span<const StepRecord> records) {
+  switch (header.error) {
+    case StepError::none:
+      return;
+    case StepError::invalid_call:
+      TORCH_CHECK_VALUE(false, "bucket_moo_ext: rank ", header.culprit,
+                        " refused the arguments of its call; its own error says why");
+    case StepError::other_call:
+      TORCH_CHECK_VALUE(
+          false, "bucket_moo_ext: ranks of one group must make the same calls in the same order; rank 0 starts a ",
+          describe(records[0]), ", rank ", header.culprit, " a ",
+          describe(records[static_cast<std::size_t>(header.culprit)]));
+    case StepError::too_many_objectives:
+      TORCH_CHECK_VALUE(false, "bucket_moo_ext: at most ", kMaxObjectives, " objectives are supported, got ",
+                        header.culprit, " over ", records.size(),
+                        " ranks; let several ranks share an objective (objective=...)");
+    case StepError::objective_count:
+      TORCH_CHECK_VALUE(false, "bucket_moo_ext: the method's options are for another number of objectives than the ",
+                        header.culprit, " of this step");
   }
-  for (std::size_t rank = 1; rank < records.size(); ++rank) {
-    TORCH_CHECK_VALUE(same_call(records[0], records[rank]),
-                      "bucket_moo_ext: ranks of one group must make the same calls in the same order; rank 0 starts a ",
-                      describe(records[0]), ", rank ", rank, " a ", describe(records[rank]));
+}
+
+Objectives read_objectives(std::span<const StepRecord> records) {
+  const std::size_t world = records.size();
+  Objectives result;
+  result.objective.resize(world);
+  result.share.resize(world);
+  StepHeader header;
+  std::vector<int> leader(world);
+  std::vector<int> begin(world + 1);
+  std::vector<int> member(world);
+  make_objective_table(
+      HostLanes{}, records.data(), static_cast<int>(world), {},
+      {&header, leader.data(), result.objective.data(), result.share.data(), begin.data(), member.data()});
+  check_step(header, records);
+  for (std::size_t k = 0; k < static_cast<std::size_t>(header.k); ++k) {
+    result.names.emplace_back(records[static_cast<std::size_t>(leader[k])].objective.text());
   }
-  ObjectiveTable table;
-  std::vector<double> largest;  // weight of each objective's ranks; dividing by it first keeps sums from overflowing
-  for (const StepRecord& record : records) {
-    const std::string name(record.objective.data());
-    const auto found = std::find(table.names.begin(), table.names.end(), name);
-    const auto k = static_cast<std::size_t>(found - table.names.begin());
-    if (found == table.names.end()) {
-      table.names.push_back(name);
-      largest.push_back(0.0);
-    }
-    table.objective.push_back(static_cast<int>(k));
-    largest[k] = std::max(largest[k], record.weight);
-  }
-  TORCH_CHECK_VALUE(table.k() <= kMaxObjectives, "bucket_moo_ext: at most ", kMaxObjectives,
-                    " objectives are supported, got ", table.k(), " over ", records.size(),
-                    " ranks; let several ranks share an objective (objective=...)");
-  std::vector<double> total(table.names.size());
-  for (std::size_t rank = 0; rank < records.size(); ++rank) {
-    const auto k = static_cast<std::size_t>(table.objective[rank]);
-    const double relative = largest[k] > 0.0 ? records[rank].weight / largest[k] : 0.0;
-    // The kernels multiply in float32: a share below its range is none.
-    table.share.push_back(relative < kSmallestShare ? 0.0 : relative);
-    total[k] += table.share.back();
-  }
-  for (std::size_t rank = 0; rank < records.size(); ++rank) {
-    if (table.share[rank] > 0.0) {
-      table.share[rank] /= total[static_cast<std::size_t>(table.objective[rank])];
-    }
-  }
-  return table;
+  return result;
 }
 
 }  // namespace bucket_moo

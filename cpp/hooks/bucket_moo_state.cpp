@@ -243,7 +243,7 @@ void BucketMooState::stamp(Job& job) {
   const std::lock_guard lock(mutex_);
   step_ += job.starts_step;
   job.step = step_;
-  std::memcpy(job.record.objective.data(), objective_.data(), objective_.size());
+  job.record.objective = make_objective_name(objective_);
   job.record.weight = weight_;
   job.record.step = step_;
   // A sparse bucket holds as many elements as its rank has rows: nothing to compare.

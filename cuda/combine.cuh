@@ -1,0 +1,20 @@
+// Weighted sum of rows in device memory. Torch-free; none of these functions throws, synchronises or allocates.
+#ifndef BUCKET_MOO_CUDA_COMBINE_CUH
+#define BUCKET_MOO_CUDA_COMBINE_CUH
+
+#include <cuda_runtime_api.h>
+
+#include "rows.cuh"
+
+namespace bucket_moo::cuda {
+
+/// Enqueues out = sum over r of coefficient[r] * row[r], to the same bits as bucket_moo::combine() on the host.
+/// \param rows         on the device
+/// \param coefficient  [W] float64, device; a row whose coefficient is exactly 0 is not read
+/// \param out          [n], the rows' dtype, device; may be exactly one of the rows, but must not overlap one in part
+/// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
+cudaError_t launch_combine(const DeviceRows& rows, const double* coefficient, void* out, cudaStream_t stream);
+
+}  // namespace bucket_moo::cuda
+
+#endif  // BUCKET_MOO_CUDA_COMBINE_CUH

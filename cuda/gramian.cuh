@@ -1,0 +1,40 @@
+// Gramian of rows in device memory. Torch-free; none of these functions throws, synchronises or allocates.
+#ifndef BUCKET_MOO_CUDA_GRAMIAN_CUH
+#define BUCKET_MOO_CUDA_GRAMIAN_CUH
+
+#include <cuda_runtime_api.h>
+
+#include <bucket_moo/objective_table.hpp>
+#include <cstddef>
+
+#include "rows.cuh"
+
+namespace bucket_moo::cuda {
+
+/// How many blocks share the work. `device`: as many as fill the current device. `fixed`: the same number everywhere,
+/// so that different GPUs compute the same bits; for small pieces that several ranks compute for themselves.
+enum class Grid { device, fixed };
+
+struct GramianArguments {
+  DeviceRows rows;
+  /// The step's objectives, in device memory (all pointers of the table): objective k's gradient is the sum over its
+  /// members of share[r] * row[r], and K is known to the device alone. nullptr header: row k is objective k.
+  ObjectiveTable table = {};
+  /// With a table: the K that is likely; one kernel is made for it, and a slower one runs where it is another.
+  int likely_k = 0;
+  Grid grid = Grid::device;
+  bool add = false;           ///< add to `packed` instead of overwriting it
+  double* packed = nullptr;   ///< [K (K + 1) / 2] the lower triangle, row by row, device, out
+  void* workspace = nullptr;  ///< gramian_workspace_size() bytes, device, 16-byte aligned; in use until the kernels ran
+};
+
+/// Bytes of workspace for up to k objectives on the current device.
+cudaError_t gramian_workspace_size(int k, std::size_t* bytes);
+
+/// Enqueues packed = the lower triangle of the Gramian of the objectives' gradients.
+/// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
+cudaError_t launch_gramian(const GramianArguments& arguments, cudaStream_t stream);
+
+}  // namespace bucket_moo::cuda
+
+#endif  // BUCKET_MOO_CUDA_GRAMIAN_CUH
