@@ -7,14 +7,15 @@
 #include <set>
 #include <utility>
 
-#include "bucket_moo/solve.hpp"
+#include "bucket_moo/lanes.hpp"
+#include "bucket_moo/state_layout.hpp"
 
 namespace bucket_moo {
 namespace {
 
-std::vector<std::size_t> first(std::size_t count) {
-  std::vector<std::size_t> places(count);
-  std::iota(places.begin(), places.end(), std::size_t{0});
+std::vector<int> first(std::size_t count) {
+  std::vector<int> places(count);
+  std::iota(places.begin(), places.end(), 0);
   return places;
 }
 
@@ -25,7 +26,7 @@ std::size_t SolverStates::size(std::size_t k) const { return state_size(method_,
 std::vector<double> SolverStates::load(const std::vector<Parameter>& parameters,
                                        const std::vector<std::string>& objectives) {
   State& state = *state_of(parameters);
-  const std::vector<std::size_t> place = places(state, objectives);
+  const std::vector<int> place = places(state, objectives);
   std::vector<double> values(size(objectives.size()));
   copy(state.values, place, values, first(objectives.size()));
   return values;
@@ -34,7 +35,7 @@ std::vector<double> SolverStates::load(const std::vector<Parameter>& parameters,
 void SolverStates::store(const std::vector<Parameter>& parameters, const std::vector<std::string>& objectives,
                          const std::vector<double>& values) {
   State& state = *state_of(parameters);
-  const std::vector<std::size_t> place = places(state, objectives);
+  const std::vector<int> place = places(state, objectives);
   copy(values, first(objectives.size()), state.values, place);
 }
 
@@ -112,18 +113,18 @@ SolverStates::StatePtr SolverStates::successor(const std::vector<Parameter>& par
 }
 
 /// Where each objective lies in the state, which is extended by those it lacks.
-std::vector<std::size_t> SolverStates::places(State& state, const std::vector<std::string>& objectives) const {
+std::vector<int> SolverStates::places(State& state, const std::vector<std::string>& objectives) const {
   std::vector<std::string> names = state.objectives;
-  std::vector<std::size_t> place;
+  std::vector<int> place;
   for (const std::string& objective : objectives) {
     const auto found = std::find(names.begin(), names.end(), objective);
-    place.push_back(static_cast<std::size_t>(found - names.begin()));
+    place.push_back(static_cast<int>(found - names.begin()));
     if (found == names.end()) {
       names.push_back(objective);
     }
   }
   if (names.size() > state.objectives.size()) {
-    const std::vector<std::size_t> known = first(state.objectives.size());
+    const std::vector<int> known = first(state.objectives.size());
     std::vector<double> values(size(names.size()));
     copy(state.values, known, values, known);
     state.values = std::move(values);
@@ -133,36 +134,17 @@ std::vector<std::size_t> SolverStates::places(State& state, const std::vector<st
 }
 
 /// Copies the state of some objectives, at from_place in `from`, to to_place in `to`.
-void SolverStates::copy(const std::vector<double>& from, const std::vector<std::size_t>& from_place,
-                        std::vector<double>& to, const std::vector<std::size_t>& to_place) const {
+void SolverStates::copy(const std::vector<double>& from, const std::vector<int>& from_place, std::vector<double>& to,
+                        const std::vector<int>& to_place) const {
   const auto side = [this](const std::vector<double>& values) {  // the number of objectives of a state of this size
-    std::size_t k = 0;
-    while (size(k) < values.size()) {
+    int k = 0;
+    while (state_size(method_, k) < values.size()) {
       ++k;
     }
     return k;
   };
-  const std::size_t count = from_place.size();
-  const std::size_t source = side(from);
-  const std::size_t target = side(to);
-  std::size_t from_at = 0;
-  std::size_t to_at = 0;
-  if (method_.id == MethodId::gradvac) {  // [k, k]
-    for (std::size_t i = 0; i < count; ++i) {
-      for (std::size_t j = 0; j < count; ++j) {
-        to[to_place[i] * target + to_place[j]] = from[from_place[i] * source + from_place[j]];
-      }
-    }
-    from_at = source * source;
-    to_at = target * target;
-  }
-  if (smooths(method_.smoothing)) {  // [2, k]
-    for (std::size_t part = 0; part < 2; ++part) {
-      for (std::size_t i = 0; i < count; ++i) {
-        to[to_at + part * target + to_place[i]] = from[from_at + part * source + from_place[i]];
-      }
-    }
-  }
+  copy_state(HostLanes{}, method_, static_cast<int>(from_place.size()), {from.data(), side(from), from_place.data()},
+             {to.data(), side(to), to_place.data()});
 }
 
 }  // namespace bucket_moo

@@ -62,9 +62,9 @@ class SolverStates {
 
   StatePtr state_of(const std::vector<Parameter>& parameters);
   StatePtr successor(const std::vector<Parameter>& parameters) const;
-  std::vector<std::size_t> places(State& state, const std::vector<std::string>& objectives) const;
-  void copy(const std::vector<double>& from, const std::vector<std::size_t>& from_place, std::vector<double>& to,
-            const std::vector<std::size_t>& to_place) const;
+  std::vector<int> places(State& state, const std::vector<std::string>& objectives) const;
+  void copy(const std::vector<double>& from, const std::vector<int>& from_place, std::vector<double>& to,
+            const std::vector<int>& to_place) const;
 
   Method method_;
   std::map<std::string, StatePtr> owner_;  // by label
