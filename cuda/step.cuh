@@ -19,8 +19,10 @@ cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, St
 /// Enqueues make_objective_table(), and after it assign_slots() if `registry` has names.
 /// \param records [world], device
 /// \param table, registry  all pointers on the device
+/// \param failed  header of the first step that had an error, device; error == none: there was none yet
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
-                              const ObjectiveTable& table, const ObjectiveRegistry& registry, cudaStream_t stream);
+                              const ObjectiveTable& table, const ObjectiveRegistry& registry, StepHeader* failed,
+                              cudaStream_t stream);
 
 /// Partial Gramians of a bucket, as the ranks sent them.
 struct PartialGramians {

@@ -33,8 +33,12 @@ class MethodConfig {
 
   /// Ready for solve(). Only the options of the method itself are read, so all may point to the same vectors.
   Method method() const {
-    const double* const preference = preference_.empty() ? nullptr : preference_.data();
-    const int* const permutation = permutation_.empty() ? nullptr : permutation_.data();
+    return method(preference_.empty() ? nullptr : preference_.data(),
+                  permutation_.empty() ? nullptr : permutation_.data());
+  }
+
+  /// The same with copies of preference() and permutation() that lie elsewhere.
+  Method method(const double* preference, const int* permutation) const {
     Method method = method_;
     method.mean.weights = preference;
     method.upgrad.preference = preference;
@@ -45,6 +49,12 @@ class MethodConfig {
     method.gradvac.permutation = permutation;
     return method;
   }
+
+  const std::vector<double>& preference() const { return preference_; }
+  const std::vector<int>& permutation() const { return permutation_; }
+
+  /// The number of objectives that the options are for; 0: any.
+  int expected_objectives() const { return static_cast<int>(preference_.empty() ? rows_ : preference_.size()); }
 
   /// Raises ValueError if an option was made for another number of objectives than K.
   void check(int k) const {

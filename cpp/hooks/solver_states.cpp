@@ -23,93 +23,54 @@ std::vector<int> first(std::size_t count) {
 
 std::size_t SolverStates::size(std::size_t k) const { return state_size(method_, static_cast<int>(k)); }
 
-std::vector<double> SolverStates::load(const std::vector<Parameter>& parameters,
+std::vector<double> SolverStates::load(const std::vector<BucketParameter>& parameters,
                                        const std::vector<std::string>& objectives) {
-  State& state = *state_of(parameters);
+  State& state = state_of(parameters);
   const std::vector<int> place = places(state, objectives);
   std::vector<double> values(size(objectives.size()));
   copy(state.values, place, values, first(objectives.size()));
   return values;
 }
 
-void SolverStates::store(const std::vector<Parameter>& parameters, const std::vector<std::string>& objectives,
+void SolverStates::store(const std::vector<BucketParameter>& parameters, const std::vector<std::string>& objectives,
                          const std::vector<double>& values) {
-  State& state = *state_of(parameters);
+  State& state = state_of(parameters);
   const std::vector<int> place = places(state, objectives);
   copy(values, first(objectives.size()), state.values, place);
 }
 
 std::vector<SavedSolverState> SolverStates::save() const {
   std::vector<SavedSolverState> saved;
-  std::map<const State*, std::size_t> place;
-  for (const auto& [label, state] : owner_) {
-    const auto [found, fresh] = place.emplace(state.get(), saved.size());
-    if (fresh) {
-      saved.push_back({{}, state->objectives, state->values});
-    }
-    saved[found->second].parameters.push_back(label);
+  for (const auto& [labels, state] : owners_.buckets()) {
+    saved.push_back({labels, state->objectives, state->values});
   }
   return saved;
 }
 
+void check_saved(const Method& method, const SavedSolverState& saved) {
+  const std::set<std::string> distinct(saved.objectives.begin(), saved.objectives.end());
+  TORCH_CHECK_VALUE(distinct.size() == saved.objectives.size(),
+                    "bucket_moo_ext: a saved bucket names an objective twice");
+  const std::size_t size = state_size(method, static_cast<int>(saved.objectives.size()));
+  TORCH_CHECK_VALUE(saved.values.size() == size, "bucket_moo_ext: a saved bucket of ", saved.objectives.size(),
+                    " objectives must hold ", size, " values; got ", saved.values.size());
+}
+
+void check_distinct(const std::string* label) {
+  TORCH_CHECK_VALUE(label == nullptr, "bucket_moo_ext: parameter '", *label, "' is in two saved buckets");
+}
+
 void SolverStates::restore(const std::vector<SavedSolverState>& saved) {
-  std::map<std::string, StatePtr> owner;
+  ParameterOwners<State> owners;
   for (const SavedSolverState& bucket : saved) {
-    const std::set<std::string> distinct(bucket.objectives.begin(), bucket.objectives.end());
-    TORCH_CHECK_VALUE(distinct.size() == bucket.objectives.size(),
-                      "bucket_moo_ext: a saved bucket names an objective twice");
-    TORCH_CHECK_VALUE(bucket.values.size() == size(bucket.objectives.size()), "bucket_moo_ext: a saved bucket of ",
-                      bucket.objectives.size(), " objectives must hold ", size(bucket.objectives.size()),
-                      " values; got ", bucket.values.size());
-    const auto state = std::make_shared<State>(State{bucket.objectives, bucket.values, bucket.parameters.size()});
-    for (const std::string& label : bucket.parameters) {
-      TORCH_CHECK_VALUE(owner.emplace(label, state).second, "bucket_moo_ext: parameter '", label,
-                        "' is in two saved buckets");
-    }
+    check_saved(method_, bucket);
+    check_distinct(owners.add(bucket.parameters, {bucket.objectives, bucket.values}));
   }
-  owner_ = std::move(owner);
+  owners_ = std::move(owners);
 }
 
-/// The state that exactly these parameters belong to, made if there is none.
-SolverStates::StatePtr SolverStates::state_of(const std::vector<Parameter>& parameters) {
-  const auto found = owner_.find(parameters.at(0).label);
-  if (found != owner_.end() && found->second->parameters == parameters.size() &&
-      std::all_of(parameters.begin(), parameters.end(), [&](const Parameter& parameter) {
-        const auto other = owner_.find(parameter.label);
-        return other != owner_.end() && other->second == found->second;
-      })) {
-    return found->second;
-  }
-  const StatePtr made = successor(parameters);
-  for (const Parameter& parameter : parameters) {
-    StatePtr& owner = owner_[parameter.label];
-    if (owner) {
-      --owner->parameters;
-    }
-    owner = made;
-    ++made->parameters;
-  }
-  return made;
-}
-
-/// A copy of the state that most elements of these parameters belong to.
-SolverStates::StatePtr SolverStates::successor(const std::vector<Parameter>& parameters) const {
-  std::map<const State*, std::int64_t> elements;
-  for (const Parameter& parameter : parameters) {
-    if (const auto found = owner_.find(parameter.label); found != owner_.end()) {
-      elements[found->second.get()] += parameter.numel;
-    }
-  }
-  const State* best = nullptr;
-  for (const Parameter& parameter : parameters) {  // not in the order of `elements`, which is that of addresses
-    const auto found = owner_.find(parameter.label);
-    if (found != owner_.end() && (best == nullptr || elements[found->second.get()] > elements[best])) {
-      best = found->second.get();
-    }
-  }
-  const auto made = std::make_shared<State>(best == nullptr ? State{} : *best);
-  made->parameters = 0;
-  return made;
+SolverStates::State& SolverStates::state_of(const std::vector<BucketParameter>& parameters) {
+  return owners_.find(parameters, [](const State* from) { return from == nullptr ? State{} : *from; });
 }
 
 /// Where each objective lies in the state, which is extended by those it lacks.
