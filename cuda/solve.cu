@@ -5,12 +5,11 @@
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/solve.hpp>
 
+#include "launch.cuh"
 #include "solve.cuh"
 
 namespace bucket_moo::cuda {
 namespace {
-
-constexpr int kWarp = 32;
 
 /// One block of one warp per problem: a problem's scratch is then the block's shared memory, and warps need no barrier.
 /// One kernel per method, so that each has registers for itself alone.
@@ -19,10 +18,9 @@ __global__ void __launch_bounds__(kWarp, 1)
     solve_kernel(const Method method, const RandomKey key, const int k, const double* __restrict__ gramians,
                  double* __restrict__ weights, Solution* __restrict__ solutions, double* __restrict__ workspace,
                  double* __restrict__ states) {
-  extern __shared__ double shared[];
   const std::size_t problem = blockIdx.x;
   const std::size_t size = static_cast<std::size_t>(k);
-  double* const scratch = workspace == nullptr ? shared : workspace + problem * solve_scratch_size(k);
+  double* const scratch = workspace == nullptr ? dynamic_shared<double>() : workspace + problem * solve_scratch_size(k);
   const RandomKey own{key.seed, key.step, key.bucket + problem};
   double* const state = states == nullptr ? nullptr : states + problem * state_size(method, k);
   const Solution solution = solve_one<id>(WarpLanes{}, method, own, k, gramians + problem * size * size,
@@ -101,19 +99,13 @@ cudaError_t launch_solve(const Method& method, RandomKey key, int batch, int k, 
   const SolveKernel kernel = kernel_of(method.id);
   if (kernel == nullptr) return cudaErrorInvalidValue;
   bool fits = false;
-  cudaError_t status = fits_shared(k, &fits);
+  const cudaError_t status = fits_shared(k, &fits);
   if (status != cudaSuccess) return status;
   if (!fits && workspace == nullptr) return cudaErrorInvalidValue;
 
   const std::size_t shared = fits ? scratch_bytes(k) : 0;
-  constexpr std::size_t kWithoutOptIn = 48 * 1024;
-  if (shared > kWithoutOptIn) {
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (status != cudaSuccess) return status;
-  }
-  kernel<<<static_cast<unsigned>(batch), kWarp, shared, stream>>>(method, key, k, gramians, weights, solutions,
-                                                                  fits ? nullptr : workspace, states);
-  return cudaGetLastError();
+  return launch(kernel, {static_cast<unsigned>(batch), kWarp, shared}, stream, method, key, k, gramians, weights,
+                solutions, fits ? nullptr : workspace, states);
 }
 
 }  // namespace bucket_moo::cuda
