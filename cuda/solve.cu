@@ -12,8 +12,6 @@
 namespace bucket_moo::cuda {
 namespace {
 
-constexpr int kWarp = 32;
-
 /// Scratch of one problem: the solver's, then the state of the step's objectives.
 __host__ __device__ std::size_t scratch_size(const Method& method, int k) {
   return solve_scratch_size(k) + state_size(method, k);
@@ -81,7 +79,7 @@ struct Arguments {
 /// One kernel per method, so that each has registers for itself alone.
 template <MethodId id>
 __global__ void __launch_bounds__(kWarp, 1) solve_kernel(const Arguments arguments) {
-  extern __shared__ double shared[];
+  double* const shared = dynamic_shared<double>();
   if (!arguments.in_step) {
     solve_problem<id>(arguments.batch, shared);
   } else if (arguments.step.table.header->error != StepError::none) {
@@ -153,13 +151,7 @@ cudaError_t launch_kernel(const Arguments& arguments, const Method& method, int 
     if (!fits) return cudaErrorInvalidValue;
     shared = scratch_size(method, k) * sizeof(double);
   }
-  constexpr std::size_t kWithoutOptIn = 48 * 1024;
-  if (shared > kWithoutOptIn) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (status != cudaSuccess) return status;
-  }
-  return launch(kernel, static_cast<unsigned>(batch), kWarp, shared, stream, arguments);
+  return launch(kernel, {static_cast<unsigned>(batch), kWarp, shared}, stream, arguments);
 }
 
 }  // namespace

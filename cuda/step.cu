@@ -8,7 +8,6 @@
 namespace bucket_moo::cuda {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kThreads = 128;
 
 __global__ void write_record(const StepRecord own, std::int64_t* counter, StepRecord* slot) {
@@ -48,21 +47,21 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, StepRecord* slot, cudaStream_t stream) {
-  return launch(write_record, 1, kWarp, 0, stream, own, counter, slot);
+  return launch(write_record, {1, kWarp}, stream, own, counter, slot);
 }
 
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const ObjectiveRegistry& registry, StepHeader* failed,
                               cudaStream_t stream) {
   if (world < 1) return cudaErrorInvalidValue;
-  return launch(make_table, 1, kWarp, 0, stream, records, world, limits, table, registry, failed);
+  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, registry, failed);
 }
 
 cudaError_t launch_sum_partials(const PartialGramians& partials, const StepHeader* header, double* gramian,
                                 cudaStream_t stream) {
   const int bound = partials.world < kMaxObjectives ? partials.world : kMaxObjectives;  // K is known to the device only
   const int entries = bound * (bound + 1) / 2;
-  return launch(sum_partials, static_cast<unsigned>((entries + kThreads - 1) / kThreads), kThreads, 0, stream, partials,
+  return launch(sum_partials, {static_cast<unsigned>((entries + kThreads - 1) / kThreads), kThreads}, stream, partials,
                 header, gramian);
 }
 
