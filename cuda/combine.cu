@@ -136,10 +136,28 @@ __global__ void __launch_bounds__(kThreads, kResident) combine_kernel(const __gr
   }
 }
 
+/// A thread an element.
+__global__ void __launch_bounds__(kThreads) combine_float64(const __grid_constant__ CombinePass pass) {
+  for (std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; at < pass.rows.size;
+       at += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    double sum = -0.0;
+    bool any = false;
+    for (int r = 0; r < pass.rows.count; ++r) {
+      const double coefficient = pass.coefficient[r];
+      if (coefficient == 0.0) continue;
+      any = true;
+      sum = sum + coefficient * static_cast<const double*>(pass.rows.row(r))[at];
+    }
+    static_cast<double*>(pass.out)[at] = any ? sum : 0.0;
+  }
+}
+
 using Kernel = void (*)(CombinePass);
 
 Kernel kernel_of(DType dtype) {
   switch (dtype) {
+    case DType::float64:
+      return combine_float64;
     case DType::float32:
       return combine_kernel<DType::float32>;
     case DType::bfloat16:

@@ -12,7 +12,8 @@
 
 namespace bucket_moo::cuda {
 
-/// How an element lies in memory, what it is worth, and the inverse: rounded to nearest even.
+/// How an element lies in memory, what it is worth, and the inverse: rounded to nearest even. float64 has kernels of its
+/// own.
 template <DType D>
 struct Element;
 
@@ -112,9 +113,18 @@ __device__ std::uint32_t any_nonzero(const Vector& vector) {
   return (vector.word[0] | vector.word[1] | vector.word[2] | vector.word[3]) & Element<D>::kMagnitude;
 }
 
-/// Bytes of an element; 0 for types that these kernels do not take.
+/// Bytes of an element; 0 for what is no DType.
 constexpr std::int64_t element_bytes(DType dtype) {
-  return dtype == DType::float32 ? 4 : dtype == DType::bfloat16 || dtype == DType::float16 ? 2 : 0;
+  switch (dtype) {
+    case DType::float64:
+      return 8;
+    case DType::float32:
+      return 4;
+    case DType::bfloat16:
+    case DType::float16:
+      return 2;
+  }
+  return 0;
 }
 
 /// Whether the rows can be read 16 bytes at a time.

@@ -1,4 +1,4 @@
-// Inner products in float64, for gradients whose float32 products overflow or underflow. Slow, rarely run.
+// Inner products in float64: of float64 rows, and where float32 products overflow or underflow. Slow, rarely run.
 #ifndef BUCKET_MOO_CUDA_EXACT_PRODUCT_CUH
 #define BUCKET_MOO_CUDA_EXACT_PRODUCT_CUH
 
@@ -14,7 +14,11 @@ namespace bucket_moo::cuda {
 
 template <DType D>
 __device__ double exact_element(const void* row, std::int64_t at) {
-  return static_cast<double>(Element<D>::value(static_cast<const Bits<D>*>(row)[at]));
+  if constexpr (D == DType::float64) {
+    return static_cast<const double*>(row)[at];
+  } else {
+    return static_cast<double>(Element<D>::value(static_cast<const Bits<D>*>(row)[at]));
+  }
 }
 
 /// Element `at` of objective k's gradient.

@@ -5,6 +5,7 @@
 
 #include "elements.cuh"
 #include "gramian.cuh"
+#include "gramian_float64.cuh"
 #include "gramian_pass.cuh"
 #include "gramian_small.cuh"
 #include "gramian_tiled.cuh"
@@ -66,14 +67,23 @@ SmallKernel small_kernel(DType dtype, int k) {
   }
 }
 
-Kernel tiled_kernel(DType dtype) {
+struct TiledKernel {
+  Kernel kernel;
+  std::size_t shared;
+  std::int64_t piece;  ///< elements that a block takes at a time, at least
+};
+
+TiledKernel tiled_kernel(DType dtype) {
+  constexpr std::size_t kShared = sizeof(TiledShared);
   switch (dtype) {
+    case DType::float64:
+      return {float64_gramian, kFloat64Shared, kFloat64Tile};
     case DType::float32:
-      return tiled_gramian<DType::float32>;
+      return {tiled_gramian<DType::float32>, kShared, kMinTileColumns};
     case DType::bfloat16:
-      return tiled_gramian<DType::bfloat16>;
+      return {tiled_gramian<DType::bfloat16>, kShared, kMinTileColumns};
     default:
-      return tiled_gramian<DType::float16>;
+      return {tiled_gramian<DType::float16>, kShared, kMinTileColumns};
   }
 }
 
@@ -136,7 +146,7 @@ cudaError_t launch_gramian(const GramianArguments& arguments, cudaStream_t strea
   for (int r = 0; r < most; ++r) pass.rows.scattered[r] = rows.row(r);
   int small_blocks = 0;
   int tiled_blocks = 0;
-  if (likely >= 1 && likely <= kMaxSmall) {
+  if (likely >= 1 && likely <= kMaxSmall && rows.dtype != DType::float64) {
     pass.likely_k = likely;
     const auto [kernel, shared] = small_kernel(rows.dtype, likely);
     const std::int64_t pieces = pieces_of(rows.size, kChunk * kGramianWarps);
@@ -146,12 +156,11 @@ cudaError_t launch_gramian(const GramianArguments& arguments, cudaStream_t strea
     if (status != cudaSuccess) return status;
   }
   if (with_table || pass.likely_k == 0) {
-    const Kernel kernel = tiled_kernel(rows.dtype);
-    constexpr std::size_t kShared = sizeof(TiledShared);
-    const std::int64_t pieces = pieces_of(rows.size, kMinTileColumns);
-    cudaError_t status = choose_blocks(arguments.grid, kernel, kShared, kTiledBlocks, pieces, &tiled_blocks);
+    const auto [kernel, shared, piece] = tiled_kernel(rows.dtype);
+    const std::int64_t pieces = pieces_of(rows.size, piece);
+    cudaError_t status = choose_blocks(arguments.grid, kernel, shared, kTiledBlocks, pieces, &tiled_blocks);
     if (status != cudaSuccess) return status;
-    status = launch(kernel, {static_cast<unsigned>(tiled_blocks), kGramianThreads, kShared}, stream, pass);
+    status = launch(kernel, {static_cast<unsigned>(tiled_blocks), kGramianThreads, shared}, stream, pass);
     if (status != cudaSuccess) return status;
   }
   const auto finish_blocks = static_cast<unsigned>(pieces_of(packed_size(most), kGramianWarps));

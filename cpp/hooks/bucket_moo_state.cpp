@@ -70,9 +70,7 @@ void BucketMooState::check_dense(const at::Tensor& tensor, const char* what) con
   TORCH_CHECK_VALUE(tensor.is_contiguous(), "bucket_moo_ext: ", what, " must be contiguous; got sizes ", tensor.sizes(),
                     " with strides ", tensor.strides());
   TORCH_CHECK_VALUE(!tensor.is_neg(), "bucket_moo_ext: ", what, " must not be a negative view; use resolve_neg()");
-  const DType dtype = dtype_of(tensor.scalar_type(), what);
-  TORCH_CHECK_TYPE(device_.is_cpu() || dtype != DType::float64, "bucket_moo_ext: ", what,
-                   " must have one of the dtypes float32, bfloat16, float16 on ", device_, "; got float64");
+  dtype_of(tensor.scalar_type(), what);
 }
 
 void BucketMooState::check_bucket(const at::Tensor& buffer) const {
