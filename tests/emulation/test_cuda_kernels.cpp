@@ -553,6 +553,27 @@ void combine_in_place() {
   }
 }
 
+/// An empty tensor has no address.
+void empty_rows_may_be_nowhere() {
+  checks::context = "nowhere";
+  DeviceRows rows;
+  rows.count = 1000;
+  const std::vector<double> c(1000, 1.0);
+  CHECK(bucket_moo::cuda::launch_combine(rows, c.data(), nullptr, nullptr) == cudaSuccess);
+  Objectives o(1000);
+  o.k = 3;
+  for (int& objective : o.objective) objective %= 3;
+  std::vector<double> packed(6, kPoison);
+  std::vector<double> workspace(200000);
+  bucket_moo::cuda::GramianArguments arguments;
+  arguments.rows = rows;
+  arguments.table = o.table();
+  arguments.packed = packed.data();
+  arguments.workspace = workspace.data();
+  CHECK(bucket_moo::cuda::launch_gramian(arguments, nullptr) == cudaSuccess);
+  CHECK(packed == std::vector<double>(6, 0.0));
+}
+
 void combine_refuses() {
   checks::context = "refused";
   Tile t(DType::float32, 3, 10);
@@ -588,5 +609,6 @@ int main() {
   combine_rounds_once();
   combine_in_place();
   combine_refuses();
+  empty_rows_may_be_nowhere();
   return checks::finish();
 }
