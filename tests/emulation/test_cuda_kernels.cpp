@@ -312,6 +312,7 @@ void huge_and_tiny_values() {
     for (const int w : {6, 20}) {
       for (const double scale : {1e25, 1e-25, 1e-40, 3e18, 1e19, 5e-16, 1e-17, 1e-19, 1e-22, 1e-37}) {
         for (const bool shared : {false, true}) {
+          if (w == 20 && shared == (d == DType::float32)) continue;  // takes long
           Tile t(d, w, 2500, w == 6 ? Layout::scattered : Layout::misaligned);
           for (int r = 0; r < w; ++r) t.fill(r, scale);
           t.fill(1, 1.0);                                                // beside an ordinary one,
