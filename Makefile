@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/stamps
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cmake cpp cuda -type f 2>/dev/null)
-CPP := $(shell find cpp cuda examples/cpp tests/cpp bench/cpp \( -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+CPP := $(shell find cpp cuda examples/cpp tests/cpp tests/emulation bench/cpp \( -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 # TorchJD's test files that have to do with the methods we have.
 TORCHJD_TESTS := values mean mgda cagrad pcgrad gradvac upgrad dualproj imtl_g aligned_mtl nash_mtl fairgrad config krum

@@ -130,6 +130,7 @@ constexpr std::int64_t element_bytes(DType dtype) {
 /// Whether the rows can be read 16 bytes at a time.
 inline bool vector_aligned(const DeviceRows& rows) {
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % kVectorBytes == 0; };
+  if (rows.size == 0) return true;
   if (rows.base != nullptr) return aligned(rows.base) && (rows.count <= 1 || rows.pitch % kVectorBytes == 0);
   for (int r = 0; r < rows.count; ++r) {
     if (!aligned(rows.scattered[r])) return false;
@@ -140,10 +141,10 @@ inline bool vector_aligned(const DeviceRows& rows) {
 /// Whether these are rows that the kernels can take.
 inline bool valid(const DeviceRows& rows) {
   if (rows.count < 0 || rows.size < 0 || element_bytes(rows.dtype) == 0) return false;
-  if (rows.base != nullptr) return true;
+  if (rows.base != nullptr || rows.size == 0) return true;  // empty rows may be nowhere
   if (rows.count > kMaxObjectives) return false;
   for (int r = 0; r < rows.count; ++r) {
-    if (rows.scattered[r] == nullptr && rows.size > 0) return false;
+    if (rows.scattered[r] == nullptr) return false;
   }
   return true;
 }

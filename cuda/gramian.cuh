@@ -20,7 +20,8 @@ struct GramianArguments {
   /// The step's objectives, in device memory (all pointers of the table): objective k's gradient is the sum over its
   /// members of share[r] * row[r], and K is known to the device alone. nullptr header: row k is objective k.
   ObjectiveTable table = {};
-  /// With a table: the K that is likely; one kernel is made for it, and a slower one runs where it is another.
+  /// With a table: the K that is likely, up to 16; 0: none. One kernel is made for it and for objectives of one row
+  /// each; where that is not what the table says, a slower one does the work. Changes the last bits.
   int likely_k = 0;
   Grid grid = Grid::device;
   bool add = false;           ///< add to `packed` instead of overwriting it
@@ -28,10 +29,21 @@ struct GramianArguments {
   void* workspace = nullptr;  ///< gramian_workspace_size() bytes, device, 16-byte aligned; in use until the kernels ran
 };
 
-/// Bytes of workspace for up to k objectives on the current device.
+/// Bytes of workspace for up to k objectives on the current device; with a table, of W rows, k is min(W, 64).
+/// \return cudaErrorInvalidValue for k out of range
 cudaError_t gramian_workspace_size(int k, std::size_t* bytes);
 
-/// Enqueues packed = the lower triangle of the Gramian of the objectives' gradients.
+/// Enqueues packed = the lower triangle of the Gramian of the objectives' gradients. With a table that tells of an error
+/// nothing is written.
+///
+/// Accuracy: float32 sums of at most 1024 products, then float64. Where the float32 products of a part may have
+/// overflowed or underflowed they are formed again in float64, so that
+///  - entry (k, k) is non-finite only if g_k is (a NaN or Inf in a row that is read), and always then;
+///  - entry (k, k) is zero only if g_k is, subnormal elements included.
+/// Rows of share 0 are not read; float64 rows are refused.
+///
+/// Bits: no atomics. Of the values, `likely_k` and, with Grid::device, the device alone; not of the rows' alignment.
+///
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
 cudaError_t launch_gramian(const GramianArguments& arguments, cudaStream_t stream);
 

@@ -19,10 +19,9 @@ inline constexpr int kChunk = 1024;
 
 /// Blocks that a multiprocessor is to hold at least: the bound on registers that each K can do with without spilling.
 template <int K>
-inline constexpr int kSmallResident = K <= 3    ? 4
-                                      : K <= 6  ? 3
-                                      : K <= 10 ? 2
-                                                : 1;
+inline constexpr int kSmallResident = K <= 6   ? 3
+                                      : K <= 9 ? 2
+                                               : 1;
 
 template <int K>
 inline constexpr std::size_t kSmallShared = sizeof(double) * kGramianWarps * packed_size(K);

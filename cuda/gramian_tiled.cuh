@@ -57,6 +57,7 @@ class TiledGramian {
       : pass_(pass),
         shared_(*dynamic_shared<TiledShared>()),
         k_(k),
+        one_to_one_(rows_are_objectives(pass)),
         shape_(k),
         warp_(static_cast<int>(threadIdx.x) / kWarp),
         lane_(static_cast<int>(threadIdx.x) % kWarp) {
@@ -125,7 +126,7 @@ class TiledGramian {
     float* const row = shared_.tile + k * shape_.columns;
     float squares = 0.0f;
     std::uint32_t nonzero = 0;
-    if (rows_are_objectives(pass_)) {
+    if (one_to_one_) {
 #pragma unroll 4
       for (int v = lane_; v < vectors; v += kWarp) {
         const Vector vector = load(pass_.rows.scattered[k], begin + v * kPerVector<D>, whole);
@@ -217,6 +218,7 @@ class TiledGramian {
   const GramianPass& pass_;
   TiledShared& shared_;
   int k_;
+  bool one_to_one_;
   TileShape shape_;
   int warp_;
   int lane_;

@@ -14,7 +14,7 @@ namespace bucket_moo::cuda {
 /// W rows of n elements in device memory: side by side in one block (any W), or anywhere (at most kMaxObjectives).
 /// A row is contiguous and aligned to its element size.
 struct DeviceRows {
-  const void* base = nullptr;  ///< row 0 of a block; nullptr: the rows are at `scattered`
+  const void* base = nullptr;  ///< row 0 of a block; nullptr: the rows are at `scattered`, or n is 0
   std::int64_t pitch = 0;      ///< bytes from one row of the block to the next
   const void* scattered[kMaxObjectives] = {};
   int count = 0;          ///< W >= 0

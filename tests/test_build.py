@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -109,16 +110,48 @@ def test_the_cpp_example_needs_the_core_alone(tmp_path: Path) -> None:
     assert weights == pytest.approx([0.5, 0.5, 0.0], abs=1e-6)
 
 
+FUNCTION = re.compile(
+    r"Function properties for (?P<name>\S+)\s+"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+)
+KERNEL = re.compile(
+    r"Compiling entry function '(?P<name>\S+)' for '(?P<arch>\w+)'"
+    r"(?:(?!Compiling).)*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+
+
 @pytest.mark.build
 @needs_nvcc
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda p: p.name)
-def test_cuda_sources_compile_for_every_architecture(source: Path, tmp_path: Path) -> None:
+def test_kernels_keep_to_their_registers(source: Path, tmp_path: Path) -> None:
+    """Every kernel compiles for every architecture without spilling, in the registers that cuda/budget.json grants."""
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    options = ["-std=c++20", "-Werror", "all-warnings", "--threads", "2"]
-    _run(
-        "nvcc", *options, *targets, "-I", CORE, "-I", ROOT / "cuda", "-c", source,
-        "-o", tmp_path / "object.o",
+    targets.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
+    options = ["-std=c++20", "-fmad=false", "-Werror", "all-warnings", "--threads", "2"]
+    done = subprocess.run(
+        ["nvcc", *options, "-Xptxas", "-v", *targets, "-I", CORE, "-I", ROOT / "cpp", "-I", ROOT / "cuda",
+         "-c", source, "-o", tmp_path / "object.o"],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = done.stdout + done.stderr
+    functions = list(FUNCTION.finditer(report))
+    assert len(functions) == report.count("Function properties")
+    local = [f[0] for f in functions if (f["stack"], f["stores"], f["loads"]) != ("0", "0", "0")]
+    assert not local, "\n".join(local)
+
+    budget: dict[str, int] = json.loads((ROOT / "cuda" / "budget.json").read_text())
+    kernels = list(KERNEL.finditer(report))
+    assert len(kernels) == report.count("Compiling entry function")
+    assert {k["arch"] for k in kernels} == {f"sm_{a}" for a in ARCHITECTURES}
+    over = []
+    for kernel in kernels:
+        granted = [registers for pattern, registers in budget.items() if re.search(pattern, kernel["name"])]
+        assert len(granted) == 1, f"{kernel['name']} is in cuda/budget.json {len(granted)} times"
+        if int(kernel["registers"]) > granted[0]:
+            over.append(f"{kernel['name']} on {kernel['arch']}: {kernel['registers']} registers, {granted[0]} granted")
+    assert not over, "\n".join(over)
 
 
 # --- the package ---

@@ -312,6 +312,7 @@ void huge_and_tiny_values() {
     for (const int w : {6, 20}) {
       for (const double scale : {1e25, 1e-25, 1e-40, 3e18, 1e19, 5e-16, 1e-17, 1e-19, 1e-22, 1e-37}) {
         for (const bool shared : {false, true}) {
+          if (w == 20 && shared == (d == DType::float32)) continue;  // takes long
           Tile t(d, w, 2500, w == 6 ? Layout::scattered : Layout::misaligned);
           for (int r = 0; r < w; ++r) t.fill(r, scale);
           t.fill(1, 1.0);                                                // beside an ordinary one,
@@ -553,6 +554,27 @@ void combine_in_place() {
   }
 }
 
+/// An empty tensor has no address.
+void empty_rows_may_be_nowhere() {
+  checks::context = "nowhere";
+  DeviceRows rows;
+  rows.count = 1000;
+  const std::vector<double> c(1000, 1.0);
+  CHECK(bucket_moo::cuda::launch_combine(rows, c.data(), nullptr, nullptr) == cudaSuccess);
+  Objectives o(1000);
+  o.k = 3;
+  for (int& objective : o.objective) objective %= 3;
+  std::vector<double> packed(6, kPoison);
+  std::vector<double> workspace(200000);
+  bucket_moo::cuda::GramianArguments arguments;
+  arguments.rows = rows;
+  arguments.table = o.table();
+  arguments.packed = packed.data();
+  arguments.workspace = workspace.data();
+  CHECK(bucket_moo::cuda::launch_gramian(arguments, nullptr) == cudaSuccess);
+  CHECK(packed == std::vector<double>(6, 0.0));
+}
+
 void combine_refuses() {
   checks::context = "refused";
   Tile t(DType::float32, 3, 10);
@@ -588,5 +610,6 @@ int main() {
   combine_rounds_once();
   combine_in_place();
   combine_refuses();
+  empty_rows_may_be_nowhere();
   return checks::finish();
 }
