@@ -36,7 +36,7 @@ class OptionReader {
 
   /// The next number; `fallback` where none are given.
   template <class Allowed>
-  double number(const char* name, double fallback, const char* allowed, Allowed is_allowed) {
+  double number(const char* name, double fallback, const std::string& allowed, Allowed is_allowed) {
     const std::size_t place = numbers_++;
     if (place >= options_.numbers.size()) return fallback;
     const double value = options_.numbers[place];
@@ -50,7 +50,7 @@ class OptionReader {
     const auto allowed = [least](double value) {
       return value >= least && value < kLimit && value == std::floor(value);
     };
-    return static_cast<int>(number(name, fallback, "an integer in range", allowed));
+    return static_cast<int>(number(name, fallback, "an integer >= " + std::to_string(least) + " and < 2**31", allowed));
   }
 
   /// The word's value; the first one where none is given.
