@@ -1,8 +1,10 @@
 """Arrays of other libraries, with stand-ins for those that need a GPU: what is refused, and the order of streams."""
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -227,3 +229,37 @@ def test_cupy_itself_is_refused_by_a_build_without_kernels(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "cupy", module)
     with pytest.raises(RuntimeError, match=r"jacobian .*build_info\(\)\['cuda'\] is False"):
         moo.aggregate(OnCudaByDLPack())
+
+
+# --- the example ---
+
+STAND_IN = """
+class cuda:
+    class runtime:
+        class CUDARuntimeError(RuntimeError): pass
+        @staticmethod
+        def getDeviceCount(): {count}
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("raise ImportError('not here')", ["CuPy", "not here", "pip install cupy-cuda13x"]),
+        (STAND_IN.format(count="return 0"), ["finds no GPU"]),
+        (STAND_IN.format(count="raise cuda.runtime.CUDARuntimeError('no driver')"), ["finds no GPU", "no driver"]),
+        pytest.param(STAND_IN.format(count="return 1"), ["no CUDA kernels", "nvcc"], marks=without_kernels),
+    ],
+    ids=["no CuPy", "no device", "no driver", "no kernels"],
+)
+def test_the_example_says_what_is_missing(tmp_path: Path, repository: Path, module: str, words: list[str]) -> None:
+    (tmp_path / "cupy.py").write_text(module)
+    script = repository / "examples" / "cupy" / "aggregate.py"
+    run = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['aggregate.py']; import runpy; "
+    run += f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    for word in words:
+        assert word in done.stderr
