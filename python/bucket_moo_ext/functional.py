@@ -130,15 +130,19 @@ def weights(
     tensor = as_tensor("gramian", gramian)
     if tensor.dim() not in (2, 3) or tensor.shape[-1] != tensor.shape[-2]:
         raise ValueError(f"gramian must be [K, K] or [B, K, K]; got shape {tuple(tensor.shape)}")
-    solved, _, _, residual = _solve(tensor, *options, _word("seed", seed), _word("step", step))
+    solved, _, _, residual = _solve(tensor, *options, _signed(_word("seed", seed)), _signed(_word("step", step)))
     return (solved, residual) if return_certificate else solved
 
 
 def _word(name: str, value: int) -> int:
-    """A 64-bit word as the operators take it: as an int64 in two's complement."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
         raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1; got {value!r}")
-    return value if value < 2**63 else value - 2**64
+    return value
+
+
+def _signed(word: int) -> int:
+    """The 64-bit word as the operators take it: an int64 in two's complement."""
+    return word if word < 2**63 else word - 2**64
 
 
 @overload
