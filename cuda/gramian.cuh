@@ -24,7 +24,7 @@ struct GramianArguments {
   int likely_k = 0;
   Grid grid = Grid::device;
   bool add = false;           ///< add to `packed` instead of overwriting it
-  double* packed = nullptr;   ///< [K (K + 1) / 2] the lower triangle, row by row, device, out
+  double* packed = nullptr;   ///< [K (K + 1) / 2] entry (i, j), j <= i, at i (i + 1) / 2 + j; device, out
   void* workspace = nullptr;  ///< gramian_workspace_size() bytes, device, 16-byte aligned; in use until the kernels ran
 };
 

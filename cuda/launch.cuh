@@ -1,4 +1,5 @@
-// Launching a kernel without <<<>>>, so that the same source compiles for the CPU under the emulation of the tests.
+// How kernels are launched and how they find their shared memory. Nothing here is syntax that only a CUDA compiler
+// knows, so that the kernels can be tested on machines without one.
 #ifndef BUCKET_MOO_CUDA_LAUNCH_CUH
 #define BUCKET_MOO_CUDA_LAUNCH_CUH
 
@@ -8,14 +9,41 @@
 
 namespace bucket_moo::cuda {
 
-/// Enqueues kernel(arguments...) on `blocks` blocks of `threads` threads with `shared` bytes of dynamic shared memory.
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+/// The block's shared memory, of the size given to launch(); 16-byte aligned, not initialised. Kernels have no other.
+template <class T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];
+  return reinterpret_cast<T*>(dynamic_shared_bytes);
+}
+
+/// What a launch takes beside its arguments.
+struct LaunchShape {
+  unsigned blocks;
+  unsigned threads;        ///< of a block
+  std::size_t shared = 0;  ///< bytes of shared memory of a block
+};
+
+/// Lets blocks of `kernel` have that much shared memory; to be called before a launch or a question about occupancy.
+template <class... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...), std::size_t bytes) {
+  constexpr std::size_t kWithoutOptIn = 48 * 1024;
+  if (bytes <= kWithoutOptIn) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
+/// Enqueues a kernel.
+/// \return what the launch says, or cudaErrorInvalidValue for a size that the device does not have
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, std::size_t shared, cudaStream_t stream,
-                   Arguments&&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = blocks;
-  config.blockDim = threads;
-  config.dynamicSmemBytes = shared;
+cudaError_t launch(void (*kernel)(Parameters...), LaunchShape shape, cudaStream_t stream, Arguments&&... arguments) {
+  const cudaError_t status = allow_shared(kernel, shape.shared);
+  if (status != cudaSuccess) return status;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.blocks);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared;
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
 }

@@ -1,36 +1,95 @@
-// Batched solve on the GPU: the core's solve() under the WarpLanes policy.
+// Solves on the GPU: the core's solve() under the WarpLanes policy.
 #include <cuda_runtime.h>
 
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/solve.hpp>
+#include <bucket_moo/state_layout.hpp>
 
+#include "launch.cuh"
 #include "solve.cuh"
 
 namespace bucket_moo::cuda {
 namespace {
 
-constexpr int kWarp = 32;
+/// Scratch of one problem: the solver's, then the state of the step's objectives.
+__host__ __device__ std::size_t scratch_size(const Method& method, int k) {
+  return solve_scratch_size(k) + state_size(method, k);
+}
+
+template <MethodId id>
+__device__ void solve_problem(const SolveBatch& batch, double* shared) {
+  const std::size_t problem = blockIdx.x;
+  const std::size_t k = static_cast<std::size_t>(batch.k);
+  double* const scratch =
+      batch.workspace == nullptr ? shared : batch.workspace + problem * scratch_size(batch.method, batch.k);
+  const RandomKey key{batch.key.seed, batch.key.step, batch.key.bucket + problem};
+  double* const state = batch.states == nullptr ? nullptr : batch.states + problem * state_size(batch.method, batch.k);
+  const Solution solution = solve_one<id>(WarpLanes{}, batch.method, key, batch.k, batch.gramians + problem * k * k,
+                                          batch.weights + problem * k, scratch, state);
+  if (batch.solutions != nullptr && WarpLanes::lane() == 0) batch.solutions[problem] = solution;
+}
+
+/// Nobody may train on with a step that has an error: the combination becomes NaN, which the host reports later.
+__device__ void refuse_step(const SolveStep& step) {
+  for (int r = WarpLanes::lane(); r < step.world; r += WarpLanes::count()) {
+    step.coefficients[r] = nan("");
+  }
+  if (WarpLanes::lane() == 0) {
+    *step.result.header = *step.table.header;
+    *step.result.solution = Solution{.status = Status::nonfinite};
+  }
+}
+
+template <MethodId id>
+__device__ void solve_bucket(const SolveStep& step, double* shared) {
+  constexpr WarpLanes lanes;
+  const StepHeader header = *step.table.header;
+  const int k = header.k;
+  double* const scratch = step.workspace == nullptr ? shared : step.workspace;
+  double* const state = step.slot == nullptr ? nullptr : scratch + solve_scratch_size(k);
+  const StateView<double> kept{step.state, step.capacity, step.slot};
+  if (state != nullptr) copy_state(lanes, step.method, k, {kept.values, kept.size, kept.place}, {state, k, nullptr});
+  const RandomKey key{step.seed, static_cast<std::uint64_t>(header.step), step.bucket};
+  const Solution solution =
+      solve_one<id>(lanes, step.method, key, k, step.result.gramian, step.result.weights, scratch, state);
+  if (state != nullptr) {
+    copy_state(lanes, step.method, k, {state, k, nullptr}, kept);
+    double* const met = step.state + state_size(step.method, step.capacity);
+    for (int i = lanes.lane(); i < k; i += lanes.count()) met[step.slot[i]] = 1.0;
+  }
+  for (int r = lanes.lane(); r < step.world; r += lanes.count()) {
+    step.coefficients[r] = step.result.weights[step.table.objective[r]] * step.table.share[r];
+  }
+  if (lanes.lane() == 0) {
+    *step.result.header = header;
+    *step.result.solution = solution;
+    ++step.counters->buckets;
+    step.counters->nonfinite += solution.status == Status::nonfinite ? 1 : 0;
+  }
+}
+
+struct Arguments {
+  bool in_step;
+  SolveBatch batch;
+  SolveStep step;
+};
 
 /// One block of one warp per problem: a problem's scratch is then the block's shared memory, and warps need no barrier.
 /// One kernel per method, so that each has registers for itself alone.
 template <MethodId id>
-__global__ void __launch_bounds__(kWarp, 1)
-    solve_kernel(const Method method, const RandomKey key, const int k, const double* __restrict__ gramians,
-                 double* __restrict__ weights, Solution* __restrict__ solutions, double* __restrict__ workspace,
-                 double* __restrict__ states) {
-  extern __shared__ double shared[];
-  const std::size_t problem = blockIdx.x;
-  const std::size_t size = static_cast<std::size_t>(k);
-  double* const scratch = workspace == nullptr ? shared : workspace + problem * solve_scratch_size(k);
-  const RandomKey own{key.seed, key.step, key.bucket + problem};
-  double* const state = states == nullptr ? nullptr : states + problem * state_size(method, k);
-  const Solution solution = solve_one<id>(WarpLanes{}, method, own, k, gramians + problem * size * size,
-                                          weights + problem * size, scratch, state);
-  if (solutions != nullptr && WarpLanes::lane() == 0) solutions[problem] = solution;
+__global__ void __launch_bounds__(kWarp, 1) solve_kernel(const Arguments arguments) {
+  double* const shared = dynamic_shared<double>();
+  if (!arguments.in_step) {
+    solve_problem<id>(arguments.batch, shared);
+  } else if (arguments.step.table.header->error != StepError::none) {
+    refuse_step(arguments.step);
+  } else {
+    solve_bucket<id>(arguments.step, shared);
+  }
 }
 
-using SolveKernel = void (*)(Method, RandomKey, int, const double*, double*, Solution*, double*, double*);
+using SolveKernel = void (*)(Arguments);
 
 SolveKernel kernel_of(MethodId id) {
   switch (id) {
@@ -66,54 +125,57 @@ SolveKernel kernel_of(MethodId id) {
   return nullptr;
 }
 
-std::size_t scratch_bytes(int k) { return solve_scratch_size(k) * sizeof(double); }
-
 bool in_range(int batch, int k) { return batch >= 0 && k >= 1 && k <= kMaxObjectives; }
 
 /// Whether a problem's scratch fits into the shared memory a block may ask for.
-cudaError_t fits_shared(int k, bool* fits) {
+cudaError_t fits_shared(const Method& method, int k, bool* fits) {
   int device = 0;
   int available = 0;
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) {
     status = cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
-  *fits = scratch_bytes(k) <= static_cast<std::size_t>(available);
+  *fits = scratch_size(method, k) * sizeof(double) <= static_cast<std::size_t>(available);
   return status;
+}
+
+cudaError_t launch_kernel(const Arguments& arguments, const Method& method, int batch, int k, bool has_workspace,
+                          cudaStream_t stream) {
+  const SolveKernel kernel = kernel_of(method.id);
+  if (kernel == nullptr) return cudaErrorInvalidValue;
+  std::size_t shared = 0;
+  if (!has_workspace) {
+    bool fits = false;
+    const cudaError_t status = fits_shared(method, k, &fits);
+    if (status != cudaSuccess) return status;
+    if (!fits) return cudaErrorInvalidValue;
+    shared = scratch_size(method, k) * sizeof(double);
+  }
+  return launch(kernel, {static_cast<unsigned>(batch), kWarp, shared}, stream, arguments);
 }
 
 }  // namespace
 
-cudaError_t solve_workspace_size(int batch, int k, std::size_t* bytes) {
+cudaError_t solve_workspace_size(const Method& method, int batch, int k, std::size_t* bytes) {
   if (!in_range(batch, k) || bytes == nullptr) return cudaErrorInvalidValue;
   bool fits = false;
-  const cudaError_t status = fits_shared(k, &fits);
-  *bytes = fits ? 0 : static_cast<std::size_t>(batch) * scratch_bytes(k);
+  const cudaError_t status = fits_shared(method, k, &fits);
+  *bytes = fits ? 0 : static_cast<std::size_t>(batch) * scratch_size(method, k) * sizeof(double);
   return status;
 }
 
-cudaError_t launch_solve(const Method& method, RandomKey key, int batch, int k, const double* gramians, double* weights,
-                         Solution* solutions, double* workspace, double* states, cudaStream_t stream) {
-  if (!in_range(batch, k)) return cudaErrorInvalidValue;
-  if (batch == 0) return cudaSuccess;
-  if (gramians == nullptr || weights == nullptr) return cudaErrorInvalidValue;
+cudaError_t launch_solve(const SolveBatch& batch, cudaStream_t stream) {
+  if (!in_range(batch.batch, batch.k)) return cudaErrorInvalidValue;
+  if (batch.batch == 0) return cudaSuccess;
+  if (batch.gramians == nullptr || batch.weights == nullptr) return cudaErrorInvalidValue;
+  return launch_kernel({.in_step = false, .batch = batch, .step = {}}, batch.method, batch.batch, batch.k,
+                       batch.workspace != nullptr, stream);
+}
 
-  const SolveKernel kernel = kernel_of(method.id);
-  if (kernel == nullptr) return cudaErrorInvalidValue;
-  bool fits = false;
-  cudaError_t status = fits_shared(k, &fits);
-  if (status != cudaSuccess) return status;
-  if (!fits && workspace == nullptr) return cudaErrorInvalidValue;
-
-  const std::size_t shared = fits ? scratch_bytes(k) : 0;
-  constexpr std::size_t kWithoutOptIn = 48 * 1024;
-  if (shared > kWithoutOptIn) {
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (status != cudaSuccess) return status;
-  }
-  kernel<<<static_cast<unsigned>(batch), kWarp, shared, stream>>>(method, key, k, gramians, weights, solutions,
-                                                                  fits ? nullptr : workspace, states);
-  return cudaGetLastError();
+cudaError_t launch_solve(const SolveStep& step, cudaStream_t stream) {
+  if (!in_range(1, step.k_bound) || step.world < 1) return cudaErrorInvalidValue;
+  return launch_kernel({.in_step = true, .batch = {}, .step = step}, step.method, 1, step.k_bound,
+                       step.workspace != nullptr, stream);
 }
 
 }  // namespace bucket_moo::cuda

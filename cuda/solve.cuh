@@ -7,36 +7,74 @@
 #include <cuda_runtime_api.h>
 
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/objective_table.hpp>
 #include <bucket_moo/random.hpp>
 #include <bucket_moo/solution.hpp>
 #include <cstddef>
+#include <cstdint>
 
 namespace bucket_moo::cuda {
 
-/// Bytes of device workspace that launch_solve() needs on the current device.
+/// Problems that are solved side by side, independent of one another.
+struct SolveBatch {
+  Method method;                     ///< options; their pointers must be device pointers and apply to every problem
+  RandomKey key;                     ///< problem b uses (seed, step, bucket + b)
+  int batch = 0;                     ///< number of problems, >= 0
+  int k = 0;                         ///< objectives, 1 <= k <= kMaxObjectives
+  const double* gramians = nullptr;  ///< [batch, k, k] float64, device
+  double* weights = nullptr;         ///< [batch, k] float64, device, out
+  Solution* solutions = nullptr;     ///< [batch], device, out; nullptr: not wanted
+  double* states = nullptr;          ///< [batch, state_size(method, k)], device, in and out; nullptr: all first steps
+  double* workspace = nullptr;       ///< solve_workspace_size() bytes, device; nullptr where that is 0
+};
+
+/// Totals of a state, on the device.
+struct DeviceCounters {
+  std::int64_t step = 0;       ///< steps begun
+  std::int64_t buckets = 0;    ///< buckets reduced
+  std::int64_t nonfinite = 0;  ///< of those, how many fell back to the mean for a NaN or Inf
+};
+
+/// What is known of a bucket once it is solved, in device memory.
+struct BucketResult {
+  StepHeader* header = nullptr;  ///< that of the step
+  Solution* solution = nullptr;
+  double* gramian = nullptr;  ///< [K, K]
+  double* weights = nullptr;  ///< [K]
+};
+
+/// The problem of one bucket of a step, whose objectives only the device knows.
+struct SolveStep {
+  Method method;                       ///< as in SolveBatch
+  std::uint64_t seed = 0;              ///< with the step of the table and `bucket` the key of random choices
+  std::uint64_t bucket = 0;            ///< index of the bucket in the step
+  ObjectiveTable table = {};           ///< of the step, device
+  int world = 0;                       ///< W, ranks in the table
+  int k_bound = 0;                     ///< K is at most this
+  BucketResult result = {};            ///< its gramian is read, the rest written
+  double* coefficients = nullptr;      ///< [W] of the combination, device, out; NaN where the step has an error
+  DeviceCounters* counters = nullptr;  ///< device, buckets and nonfinite are counted up
+  const int* slot = nullptr;           ///< [K] of the registry, device; nullptr for methods without a memory
+  int capacity = 0;                    ///< of the registry
+  double* state = nullptr;             ///< [state_size(method, capacity)], then [capacity] 1 for every name met; device
+  double* workspace = nullptr;         ///< as in SolveBatch, for a batch of 1 of k_bound objectives
+};
+
+/// Bytes of device workspace that a solve needs on the current device.
 /// \param batch number of problems, >= 0
 /// \param k     objectives, 1 <= k <= kMaxObjectives
-/// \param bytes out: 0 where the scratch of a problem fits into a block's shared memory (K = 64 on sm_80 and newer data
-///              centre GPUs)
+/// \param bytes out: 0 where the scratch of a problem fits into a block's shared memory
 /// \return cudaErrorInvalidValue for sizes out of range
-cudaError_t solve_workspace_size(int batch, int k, std::size_t* bytes);
+cudaError_t solve_workspace_size(const Method& method, int batch, int k, std::size_t* bytes);
 
-/// Solves `batch` independent problems of k objectives.
-/// \param method    options; their pointers must be device pointers and apply to every problem
-/// \param key       problem b uses (seed, step, bucket + b)
-/// \param batch     number of problems, >= 0
-/// \param k         objectives, 1 <= k <= kMaxObjectives
-/// \param gramians  [batch, k, k] float64, device
-/// \param weights   [batch, k] float64, device, out
-/// \param solutions [batch], device, out; nullptr: not wanted
-/// \param workspace solve_workspace_size() bytes, device, 8-byte aligned; nullptr where that is 0. In use until the
-///                  kernel has run
-/// \param states    [batch, state_size(method, k)] float64, device, in and out, all zeros when fresh; nullptr: every
-///                  step is a first step
-/// \param stream    where the kernel is enqueued
+/// Enqueues the solves of a batch.
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
-cudaError_t launch_solve(const Method& method, RandomKey key, int batch, int k, const double* gramians, double* weights,
-                         Solution* solutions, double* workspace, double* states, cudaStream_t stream);
+cudaError_t launch_solve(const SolveBatch& batch, cudaStream_t stream);
+
+/// Enqueues the solve of a bucket, and the coefficients of its combination: coefficient[r] = weight[objective of r] *
+/// share[r].
+/// \return as launch_solve()
+cudaError_t launch_solve(const SolveStep& step, cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda
 

@@ -8,7 +8,7 @@
 namespace bucket_moo::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr unsigned kThreads = 256;
 
 /// Well inside the 4 KiB of arguments that every launch may have.
 struct Piece {
@@ -28,7 +28,7 @@ cudaError_t launch_store(const void* values, std::size_t bytes, void* device, cu
     const std::size_t size = std::min(bytes - start, sizeof(Piece));
     Piece piece{};
     std::memcpy(piece.bytes, static_cast<const std::uint8_t*>(values) + start, size);
-    const cudaError_t status = launch(store_kernel, dim3(1), dim3(kThreads), 0, stream, piece, static_cast<int>(size),
+    const cudaError_t status = launch(store_kernel, {1, kThreads}, stream, piece, static_cast<int>(size),
                                       static_cast<std::uint8_t*>(device) + start);
     if (status != cudaSuccess) return status;
   }

@@ -6,7 +6,7 @@
 namespace bucket_moo::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr unsigned kThreads = 256;
 
 __global__ void unpack_kernel(const double* __restrict__ packed, const int k, double* __restrict__ full) {
   for (int e = static_cast<int>(threadIdx.x); e < k * k; e += static_cast<int>(blockDim.x)) {
@@ -32,7 +32,7 @@ __global__ void unpack_solutions_kernel(const Solution* __restrict__ solutions, 
 
 cudaError_t launch_unpack(const double* packed, int k, double* full, cudaStream_t stream) {
   if (packed == nullptr || full == nullptr || k < 1 || k > kMaxObjectives) return cudaErrorInvalidValue;
-  return launch(unpack_kernel, dim3(1), dim3(kThreads), 0, stream, packed, k, full);
+  return launch(unpack_kernel, {1, kThreads}, stream, packed, k, full);
 }
 
 cudaError_t launch_unpack_solutions(const Solution* solutions, int batch, std::int64_t* status,
@@ -43,8 +43,7 @@ cudaError_t launch_unpack_solutions(const Solution* solutions, int batch, std::i
     return cudaErrorInvalidValue;
   }
   const auto blocks = (static_cast<unsigned>(batch) + kThreads - 1) / kThreads;
-  return launch(unpack_solutions_kernel, dim3(blocks), dim3(kThreads), 0, stream, solutions, batch, status, iterations,
-                residual);
+  return launch(unpack_solutions_kernel, {blocks, kThreads}, stream, solutions, batch, status, iterations, residual);
 }
 
 }  // namespace bucket_moo::cuda

@@ -22,7 +22,7 @@ pybind11::dict build_info() {
   info["version"] = BUCKET_MOO_VERSION;
   info["torch"] = BUCKET_MOO_TORCH_VERSION;
   info["compiler"] = BUCKET_MOO_COMPILER;
-  info["cuda"] = BUCKET_MOO_CUDA != 0;
+  info["cuda"] = BUCKET_MOO_CUDA != 0 && BUCKET_MOO_EMULATED_CUDA == 0;
   info["max_objectives"] = bucket_moo::kMaxObjectives;
   info["max_objective_name_bytes"] = bucket_moo::kMaxObjectiveName;
   return info;

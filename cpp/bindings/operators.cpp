@@ -23,7 +23,7 @@
 #include "kernels/gramian.hpp"
 
 #if BUCKET_MOO_CUDA
-#include "collective/cuda_scope.hpp"
+#include "collective/device_memory.hpp"
 #include "combine.cuh"
 #include "gramian.cuh"
 #include "rows.cuh"
@@ -213,7 +213,8 @@ cuda::DeviceRows device_rows(const JacobianRows& rows) {
 
 at::Tensor gramian_cuda(at::TensorList jacobian) {
   check_cuda_jacobian(jacobian);
-  const CudaScope scope(jacobian[0].device());
+  const KernelDeviceGuard guard(jacobian[0].device());
+  const cudaStream_t stream = current_stream(jacobian[0].device());
   const JacobianRows rows(jacobian);
   const int k = rows.count();
   at::Tensor out = empty_gramian(jacobian);
@@ -225,22 +226,23 @@ at::Tensor gramian_cuda(at::TensorList jacobian) {
   arguments.rows = device_rows(rows);
   arguments.packed = packed.mutable_data_ptr<double>();
   arguments.workspace = workspace.mutable_data_ptr();
-  check_cuda(cuda::launch_gramian(arguments, scope.stream()), "launching the Gramian");
-  check_cuda(cuda::launch_unpack(arguments.packed, k, out.mutable_data_ptr<double>(), scope.stream()),
-             "launching the Gramian's unpacking");
+  check_cuda(cuda::launch_gramian(arguments, stream), "enqueueing the Gramian");
+  check_cuda(cuda::launch_unpack(arguments.packed, k, out.mutable_data_ptr<double>(), stream),
+             "enqueueing the Gramian's unpacking");
   return out;
 }
 
 at::Tensor combine_cuda(at::TensorList jacobian, const at::Tensor& weights) {
   check_cuda_jacobian(jacobian);
   check_weights(weights, jacobian);
-  const CudaScope scope(jacobian[0].device());
+  const KernelDeviceGuard guard(jacobian[0].device());
+  const cudaStream_t stream = current_stream(jacobian[0].device());
   const JacobianRows rows(jacobian);
   const at::Tensor coefficient = weights.to(at::kDouble).contiguous();
   at::Tensor out = empty_update(jacobian);
-  check_cuda(cuda::launch_combine(device_rows(rows), coefficient.const_data_ptr<double>(), out.mutable_data_ptr(),
-                                  scope.stream()),
-             "launching the combination");
+  check_cuda(
+      cuda::launch_combine(device_rows(rows), coefficient.const_data_ptr<double>(), out.mutable_data_ptr(), stream),
+      "enqueueing the combination");
   return out;
 }
 
@@ -259,7 +261,8 @@ Solved solve_cuda(const at::Tensor& gramians, std::string_view method, at::Array
                   std::int64_t seed, std::int64_t step) {
   check_gramians(gramians);
   const MethodConfig config({method, numbers, mode, preference, permutation});
-  const CudaScope scope(gramians.device());
+  const KernelDeviceGuard guard(gramians.device());
+  const cudaStream_t stream = current_stream(gramians.device());
   const at::Tensor input = gramians.to(at::kDouble).contiguous();
   const int k = static_cast<int>(input.size(-1));
   config.check(k);
@@ -269,24 +272,27 @@ Solved solve_cuda(const at::Tensor& gramians, std::string_view method, at::Array
                     "bucket_moo_ext: gramian must be a batch of at most ", std::numeric_limits<int>::max(),
                     " on CUDA; got ", residual.numel());
   const int batch = static_cast<int>(residual.numel());
-  const at::Tensor shares = stored(config.preference(), input, scope.stream());
-  const at::Tensor orders = stored(config.permutation(), input, scope.stream());
-  const Method chosen = config.method(shares.defined() ? static_cast<const double*>(shares.const_data_ptr()) : nullptr,
-                                      orders.defined() ? static_cast<const int*>(orders.const_data_ptr()) : nullptr);
+  const at::Tensor shares = stored(config.preference(), input, stream);
+  const at::Tensor orders = stored(config.permutation(), input, stream);
   const at::Tensor solutions = workspace_of(sizeof(Solution) * static_cast<std::size_t>(batch), input);
-  auto* const solutions_data = static_cast<Solution*>(solutions.mutable_data_ptr());
+  cuda::SolveBatch problems;
+  problems.method = config.method(shares.defined() ? static_cast<const double*>(shares.const_data_ptr()) : nullptr,
+                                  orders.defined() ? static_cast<const int*>(orders.const_data_ptr()) : nullptr);
+  problems.key = {static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(step), 0};
+  problems.batch = batch;
+  problems.k = k;
+  problems.gramians = input.const_data_ptr<double>();
+  problems.weights = weights.mutable_data_ptr<double>();
+  problems.solutions = static_cast<Solution*>(solutions.mutable_data_ptr());
   std::size_t bytes = 0;
-  check_cuda(cuda::solve_workspace_size(batch, k, &bytes), "sizing the solver's workspace");
+  check_cuda(cuda::solve_workspace_size(problems.method, batch, k, &bytes), "sizing the solver's workspace");
   const at::Tensor workspace = workspace_of(bytes, input);
-  const RandomKey key{static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(step), 0};
-  check_cuda(
-      cuda::launch_solve(chosen, key, batch, k, input.const_data_ptr<double>(), weights.mutable_data_ptr<double>(),
-                         solutions_data, static_cast<double*>(workspace.mutable_data_ptr()), nullptr, scope.stream()),
-      "launching the solver");
-  check_cuda(cuda::launch_unpack_solutions(solutions_data, batch, status.mutable_data_ptr<std::int64_t>(),
+  problems.workspace = bytes == 0 ? nullptr : static_cast<double*>(workspace.mutable_data_ptr());
+  check_cuda(cuda::launch_solve(problems, stream), "enqueueing the solver");
+  check_cuda(cuda::launch_unpack_solutions(problems.solutions, batch, status.mutable_data_ptr<std::int64_t>(),
                                            iterations.mutable_data_ptr<std::int64_t>(),
-                                           residual.mutable_data_ptr<double>(), scope.stream()),
-             "launching the solutions' unpacking");
+                                           residual.mutable_data_ptr<double>(), stream),
+             "enqueueing the solutions' unpacking");
   return out;
 }
 

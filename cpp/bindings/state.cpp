@@ -11,6 +11,7 @@
 #include "collective/dtype.hpp"
 #include "hooks/bucket_moo_state.hpp"
 #include "hooks/ddp_comm_hook.hpp"
+#include "hooks/make_state.hpp"
 
 namespace bucket_moo {
 namespace {
@@ -29,10 +30,10 @@ void delete_state(BucketMooState* state) {
   }
 }
 
-StatePtr make_state(std::optional<GroupPtr> group, const MethodConfig& method, std::uint64_t seed,
-                    std::int64_t bucket_cap, Configuration configuration) {
-  return StatePtr(new BucketMooState(group.value_or(GroupPtr()), method, seed, bucket_cap, std::move(configuration)),
-                  &delete_state);
+StatePtr new_state(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
+                   std::uint64_t seed, std::int64_t bucket_cap, Configuration configuration) {
+  StateOptions options{method, seed, bucket_cap, std::move(configuration)};
+  return StatePtr(make_state(group.value_or(GroupPtr()), device, std::move(options)), &delete_state);
 }
 
 std::shared_ptr<PythonFutureWrapper> wrap(FuturePtr future) {
@@ -63,16 +64,23 @@ py::dict to_dict(const BucketRecord& record) {
   return fields;
 }
 
+/// Calls a member function that may wait for the device, without the GIL.
+template <class Result>
+Result without_gil(const BucketMooState& state, Result (BucketMooState::*function)() const) {
+  const py::gil_scoped_release no_gil;
+  return (state.*function)();
+}
+
 py::list records_of(const BucketMooState& state) {
   py::list list;
-  for (const BucketRecord& record : state.records()) {
+  for (const BucketRecord& record : without_gil(state, &BucketMooState::records)) {
     list.append(to_dict(record));
   }
   return list;
 }
 
 py::dict counters_of(const BucketMooState& state) {
-  const Counters counters = state.counters();
+  const Counters counters = without_gil(state, &BucketMooState::counters);
   py::dict fields;
   fields["buckets"] = counters.buckets;
   fields["nonfinite"] = counters.nonfinite;
@@ -82,7 +90,7 @@ py::dict counters_of(const BucketMooState& state) {
 
 py::list solver_states_of(const BucketMooState& state) {
   py::list list;
-  for (const SavedSolverState& bucket : state.solver_states()) {
+  for (const SavedSolverState& bucket : without_gil(state, &BucketMooState::solver_states)) {
     list.append(py::make_tuple(bucket.parameters, bucket.objectives, bucket.values));
   }
   return list;
@@ -95,6 +103,7 @@ void set_solver_states(
   for (const auto& [parameters, objectives, values] : saved) {
     buckets.push_back({parameters, objectives, values});
   }
+  const py::gil_scoped_release no_gil;
   state.set_solver_states(buckets);
 }
 
@@ -113,8 +122,8 @@ bool backward_has_run(const std::shared_ptr<c10d::Reducer>& reducer) {
 void bind_state(py::module_& module) {
   // Functions that wait or take the state's locks release the GIL.
   py::class_<BucketMooState, StatePtr>(module, "State")
-      .def(py::init(&make_state), py::arg("group"), py::arg("method"), py::arg("seed"), py::arg("bucket_cap"),
-           py::arg("configuration"))
+      .def(py::init(&new_state), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
+           py::arg("bucket_cap"), py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&BucketMooState::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&BucketMooState::set_weight), py::arg("weight"))
       .def("name_parameters", torch::wrap_pybind_function_no_gil(&BucketMooState::name_parameters), py::arg("named"))
@@ -151,13 +160,14 @@ void bind_state(py::module_& module) {
              return wrap(state.reduce_scatter(output, input));
            }),
            py::arg("output"), py::arg("input"))
-      .def("records", &records_of)
-      .def("counters", &counters_of)
-      .def("solver_states", &solver_states_of)
+      .def("records", torch::wrap_pybind_function(records_of))
+      .def("counters", torch::wrap_pybind_function(counters_of))
+      .def("solver_states", torch::wrap_pybind_function(solver_states_of))
       .def("set_solver_states", torch::wrap_pybind_function(set_solver_states), py::arg("saved"))
       .def("scratch_bytes", &BucketMooState::scratch_bytes)
       .def("shutdown", torch::wrap_pybind_function_no_gil(&BucketMooState::shutdown))
-      .def_property("step", &BucketMooState::step, &BucketMooState::set_step);
+      .def_property("step", &BucketMooState::step, torch::wrap_pybind_function_no_gil(&BucketMooState::set_step));
+  module.def("reduces_on_device", &reduces_on_device, py::arg("device"));
   module.def("register_ddp_hook", torch::wrap_pybind_function(register_ddp_hook), py::arg("reducer").none(false),
              py::arg("state").none(false));
   module.def("backward_has_run", torch::wrap_pybind_function(backward_has_run), py::arg("reducer").none(false));

@@ -32,16 +32,15 @@ std::map<std::string, std::string> parse(const std::string& text) {
   return fields;
 }
 
-std::vector<std::string> gather(Transport& transport, const std::string& own) {
-  const auto world = static_cast<std::size_t>(transport.size());
-  const auto rank = static_cast<std::size_t>(transport.rank());
+std::vector<std::string> gather(std::size_t rank, std::size_t world, const AllGather& all_gather,
+                                const std::string& own) {
   std::vector<std::uint64_t> lengths(world);
   lengths[rank] = own.size();
-  transport.all_gather(reinterpret_cast<std::byte*>(lengths.data()), sizeof(lengths[0]));
+  all_gather(reinterpret_cast<std::byte*>(lengths.data()), sizeof(lengths[0]));
   const std::size_t longest = *std::max_element(lengths.begin(), lengths.end());
   std::vector<std::byte> blocks(world * longest);
   std::memcpy(blocks.data() + rank * longest, own.data(), own.size());
-  transport.all_gather(blocks.data(), longest);
+  all_gather(blocks.data(), longest);
   std::vector<std::string> texts;
   for (std::size_t r = 0; r < world; ++r) {
     texts.emplace_back(reinterpret_cast<const char*>(blocks.data() + r * longest), lengths[r]);
@@ -51,20 +50,21 @@ std::vector<std::string> gather(Transport& transport, const std::string& own) {
 
 }  // namespace
 
-void check_same_configuration(Transport& transport, const Configuration& configuration) {
-  if (transport.size() == 1) {
+void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration) {
+  if (world == 1) {
     return;
   }
   std::vector<std::map<std::string, std::string>> by_rank;
-  for (const std::string& text : gather(transport, serialize(configuration))) {
+  for (const std::string& text :
+       gather(static_cast<std::size_t>(rank), static_cast<std::size_t>(world), all_gather, serialize(configuration))) {
     by_rank.push_back(parse(text));
   }
   std::ostringstream differences;
   for (const auto& [name, unused] : configuration) {
     std::map<std::string, std::vector<std::size_t>> ranks_by_value;
-    for (std::size_t rank = 0; rank < by_rank.size(); ++rank) {
-      const auto found = by_rank[rank].find(name);
-      ranks_by_value[found == by_rank[rank].end() ? "(absent)" : found->second].push_back(rank);
+    for (std::size_t r = 0; r < by_rank.size(); ++r) {
+      const auto found = by_rank[r].find(name);
+      ranks_by_value[found == by_rank[r].end() ? "(absent)" : found->second].push_back(r);
     }
     if (ranks_by_value.size() == 1) {
       continue;
@@ -72,8 +72,8 @@ void check_same_configuration(Transport& transport, const Configuration& configu
     differences << "\n  " << name << ":";
     for (const auto& [value, ranks] : ranks_by_value) {
       differences << " " << value << " on rank";
-      for (const std::size_t rank : ranks) {
-        differences << " " << rank;
+      for (const std::size_t r : ranks) {
+        differences << " " << r;
       }
       differences << ";";
     }

@@ -42,7 +42,7 @@ ObjectiveName make_objective_name(const std::string& name) {
   return padded;
 }
 
-void check_step(const StepHeader& header, std::span<const StepRecord> records) {
+void check_step(const StepHeader& header, std::span<const StepRecord> records, int limit) {
   switch (header.error) {
     case StepError::none:
       return;
@@ -50,17 +50,22 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records) {
       TORCH_CHECK_VALUE(false, "bucket_moo_ext: rank ", header.culprit,
                         " refused the arguments of its call; its own error says why");
     case StepError::other_call:
+      TORCH_CHECK_VALUE(!records.empty(), "bucket_moo_ext: ranks of one group must make the same calls in the same ",
+                        "order; in step ", header.step, " rank ", header.culprit, " made another than rank 0");
       TORCH_CHECK_VALUE(
           false, "bucket_moo_ext: ranks of one group must make the same calls in the same order; rank 0 starts a ",
           describe(records[0]), ", rank ", header.culprit, " a ",
           describe(records[static_cast<std::size_t>(header.culprit)]));
     case StepError::too_many_objectives:
-      TORCH_CHECK_VALUE(false, "bucket_moo_ext: at most ", kMaxObjectives, " objectives are supported, got ",
-                        header.culprit, " over ", records.size(),
-                        " ranks; let several ranks share an objective (objective=...)");
+      TORCH_CHECK_VALUE(false, "bucket_moo_ext: at most ", limit, " objectives are supported",
+                        limit < kMaxObjectives ? " where a run on a GPU began with few" : "", ", got ", header.culprit,
+                        "; let several ranks share an objective (objective=...)");
     case StepError::objective_count:
       TORCH_CHECK_VALUE(false, "bucket_moo_ext: the method's options are for another number of objectives than the ",
-                        header.culprit, " of this step");
+                        header.culprit, " of step ", header.step);
+    case StepError::too_many_names:
+      TORCH_CHECK_VALUE(false, "bucket_moo_ext: in step ", header.step, " the state had met ", header.culprit,
+                        " objective names, more than it can remember");
   }
 }
 
@@ -76,7 +81,7 @@ Objectives read_objectives(std::span<const StepRecord> records) {
   make_objective_table(
       HostLanes{}, records.data(), static_cast<int>(world), {},
       {&header, leader.data(), result.objective.data(), result.share.data(), begin.data(), member.data()});
-  check_step(header, records);
+  check_step(header, records, kMaxObjectives);
   for (std::size_t k = 0; k < static_cast<std::size_t>(header.k); ++k) {
     result.names.emplace_back(records[static_cast<std::size_t>(leader[k])].objective.text());
   }

@@ -1,18 +1,15 @@
-// The state behind a registered hook: configuration, objective, worker, and what was solved last.
+// The state behind a registered hook, as hooks and bindings see it: configuration, objective, and what was solved last.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
+#include <c10/core/Device.h>
 #include <c10/util/intrusive_ptr.h>
 
 #include <cstdint>
-#include <exception>
-#include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 #include <unordered_map>
 #include <utility>
@@ -20,10 +17,9 @@
 
 #include "collective/configuration.hpp"
 #include "collective/moo_collective.hpp"
-#include "collective/point_to_point_transport.hpp"
 #include "hooks/method_config.hpp"
+#include "hooks/parameter_owners.hpp"
 #include "hooks/solver_states.hpp"
-#include "hooks/worker.hpp"
 
 namespace bucket_moo {
 
@@ -47,23 +43,24 @@ struct Counters {
   std::int64_t sparse = 0;     ///< sparse buckets, which are averaged
 };
 
-/// Runs MOO collectives for one group of ranks on a thread of its own and completes Futures. Thread-safe; calls that
-/// reduce must come in the same order on every rank. Needs no Python.
-///
-/// What all ranks find wrong with a step before its first bucket (ValueError: other calls, other configuration, too many
-/// objectives) fails that step on every rank, and the next one may be right again. After any other failure every later
-/// reduction fails at once with the same error: ranks are out of step, and only a new state over a new group can go on.
+/// What all ranks of a group give alike.
+struct StateOptions {
+  MethodConfig method;
+  std::uint64_t seed = 0;
+  /// Bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single bucket of DDP's
+  /// first iteration does not take scratch memory for the whole model.
+  std::int64_t bucket_cap = 0;
+  Configuration configuration;  ///< compared across ranks at the first reduction
+};
+
+/// Runs MOO collectives for one group of ranks and completes Futures. Thread-safe; calls that reduce must come in the
+/// same order on every rank. Needs no Python. Made by make_state(); where the work is done is up to HostState and
+/// DeviceState.
 ///
 /// Owned by shared pointers: what is in flight keeps the state alive until its Future is done.
 class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
  public:
-  /// `group`: a group of CPU ranks (Gloo) that nothing else uses; null for a single rank. `configuration` is compared
-  /// across ranks at the first reduction.
-  /// `bucket_cap`: bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single
-  /// bucket of DDP's first iteration does not take scratch memory for the whole model.
-  BucketMooState(c10::intrusive_ptr<c10d::ProcessGroup> group, MethodConfig method, std::uint64_t seed,
-                 std::int64_t bucket_cap, Configuration configuration);
-  ~BucketMooState();
+  virtual ~BucketMooState() = default;
 
   /// This rank's objective and its weight inside it, from the next step on.
   /// ValueError: an empty name, one longer than kMaxObjectiveName bytes or with a zero byte, a weight that is negative
@@ -76,7 +73,7 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   void name_parameters(const std::vector<std::pair<std::string, at::Tensor>>& named);
 
   /// Reduces a DDP bucket in place. A bucket of index 0 starts a step. Errors of the bucket itself (dtype, device,
-  /// layout) are raised here, before anything is sent; the others are in the Future, with their types.
+  /// layout) are raised here, before anything is sent; the others here or in the Future, with their types.
   /// The Future holds the bucket's buffer, or `result` where that is given: the buffer in another wrapping.
   FuturePtr run_bucket(c10d::GradBucket& bucket, c10::IValue result = {});
 
@@ -86,38 +83,32 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   /// output = this rank's shard of the MOO reduction of `input`, which holds world_size() shards; a step of its own.
   FuturePtr reduce_scatter(at::Tensor output, at::Tensor input, c10::IValue result = {});
 
-  /// What is known of the newest step's buckets, by index. Waits for nothing: complete once backward has returned.
-  std::vector<BucketRecord> records() const;
-  Counters counters() const;
-  std::size_t scratch_bytes() const;
+  /// What is known of the newest step's buckets, by index. Complete once backward has returned.
+  virtual std::vector<BucketRecord> records() const = 0;
+  virtual Counters counters() const = 0;
+  virtual std::size_t scratch_bytes() const = 0;
 
-  /// What the method carries from step to step, by bucket; see SolverStates. Complete once backward has returned.
-  /// all_reduce and reduce_scatter have a state for every operation and number of elements.
-  std::vector<SavedSolverState> solver_states() const;
-  void set_solver_states(const std::vector<SavedSolverState>& saved);
+  /// What the method carries from step to step, by bucket. Complete once backward has returned. all_reduce and
+  /// reduce_scatter have a state for every operation and number of elements.
+  virtual std::vector<SavedSolverState> solver_states() const = 0;
+  virtual void set_solver_states(const std::vector<SavedSolverState>& saved) = 0;
 
   std::int64_t step() const;
   void set_step(std::int64_t step);
-  int rank() const { return collective_.rank(); }
-  int world_size() const { return collective_.world_size(); }
+  virtual int rank() const = 0;
+  virtual int world_size() const = 0;
 
   /// Gives up what is in flight (its Futures get an error) and takes no more work. Idempotent.
-  void shutdown();
+  virtual void shutdown() = 0;
 
-  /// Raises RuntimeError on the thread that completes the Futures, which would wait for itself.
-  void check_may_wait() const;
+  /// Raises RuntimeError on a thread that must not wait for this state's Futures, because it completes them.
+  virtual void check_may_wait() const = 0;
 
- private:
+ protected:
   using BucketKey = std::vector<const void*>;  // identities of the parameters a bucket holds
 
-  using WeakTensorImpl = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
-
-  struct NamedParameter {
-    WeakTensorImpl identity;  // addresses are used again
-    std::string name;
-  };
-
-  struct Job {
+  /// One reduction.
+  struct Call {
     Operation operation;
     at::Tensor output;   // where the result goes
     at::Tensor input;    // reduce_scatter only
@@ -127,47 +118,56 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
     std::int64_t tile_limit = 0;  // bytes
     BucketKey key;
     std::vector<std::string> parameters;
-    std::vector<SolverStates::Parameter> state_key;
+    std::vector<BucketParameter> state_key;
     bool starts_step = false;
     StepRecord record;  // of the step; complete if starts_step
+
+    const at::Tensor& bucket() const { return operation == Operation::reduce_scatter ? input : output; }
   };
 
-  FuturePtr submit(Job job);
-  void refuse();
-  void stamp(Job& job);
-  void run_step_of(const Job& job);
-  void run(const Job& job);
-  void reduce_dense(const Job& job);
-  BucketSolution reduce_with(const Job& job, DType dtype, const RandomKey& key, double* state);
-  std::vector<double> load_state(const Job& job);
-  void store_state(const Job& job, const std::vector<double>& values);
-  void reduce_sparse(const Job& job);
-  at::Tensor gather_columns(const at::Tensor& own);
+  /// `where`: what check_dense() calls the memory that this state reduces.
+  BucketMooState(StateOptions options, c10::Device device, int rank);
 
-  const std::shared_ptr<Transport> transport_;
-  const MethodConfig method_;
-  const std::uint64_t seed_;
-  const std::int64_t bucket_cap_;
-  const Configuration configuration_;
+  /// Does the work of a call whose arguments are right. Raises or puts into the Future what goes wrong.
+  virtual FuturePtr submit(Call call) = 0;
 
-  // Used by the worker alone.
-  MooCollective collective_;
-  bool configuration_checked_ = false;
-  std::exception_ptr step_failure_;  // of this step, alike on every rank
-  std::exception_ptr failure_;       // for good
+  /// A call was refused, of which the other ranks know nothing yet.
+  virtual void refuse() = 0;
 
-  mutable std::mutex mutex_;  // guards what follows
+  /// set_step(), for those who count themselves.
+  virtual void moved_to(std::int64_t step) = 0;
+
+  /// A call of this step, or the first of the next one.
+  void stamp(Call& call);
+
+  const MethodConfig& method() const { return options_.method; }
+  const Configuration& configuration() const { return options_.configuration; }
+  std::uint64_t seed() const { return options_.seed; }
+  c10::Device device() const { return device_; }
+  std::mutex& mutex() const { return mutex_; }
+
+ private:
+  using WeakTensorImpl = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
+
+  struct NamedParameter {
+    WeakTensorImpl identity;  // addresses are used again
+    std::string name;
+  };
+
+  template <class Check>
+  void check_or_refuse(bool starts_step, Check check);
+  void check_dense(const at::Tensor& tensor, const char* what) const;
+  void check_bucket(const at::Tensor& buffer) const;
+  void check_reduce_scatter(const at::Tensor& output, const at::Tensor& input) const;
+
+  const StateOptions options_;
+  const c10::Device device_;
+  mutable std::mutex mutex_;  // guards what follows, and what subclasses say
   std::string objective_;
   double weight_ = 1.0;
   std::int64_t step_ = 0;
   std::unordered_map<const void*, NamedParameter> parameter_names_;
   std::unordered_map<const void*, std::string> state_labels_;  // by which solver states know parameters; never changed
-  SolverStates solver_states_;
-  std::map<BucketKey, BucketRecord> records_;
-  Counters counters_;
-  std::size_t scratch_bytes_ = 0;
-
-  Worker worker_;  // last: its thread must end before the rest goes
 };
 
 }  // namespace bucket_moo

@@ -7,14 +7,15 @@
 #include <set>
 #include <utility>
 
-#include "bucket_moo/solve.hpp"
+#include "bucket_moo/lanes.hpp"
+#include "bucket_moo/state_layout.hpp"
 
 namespace bucket_moo {
 namespace {
 
-std::vector<std::size_t> first(std::size_t count) {
-  std::vector<std::size_t> places(count);
-  std::iota(places.begin(), places.end(), std::size_t{0});
+std::vector<int> first(std::size_t count) {
+  std::vector<int> places(count);
+  std::iota(places.begin(), places.end(), 0);
   return places;
 }
 
@@ -22,108 +23,69 @@ std::vector<std::size_t> first(std::size_t count) {
 
 std::size_t SolverStates::size(std::size_t k) const { return state_size(method_, static_cast<int>(k)); }
 
-std::vector<double> SolverStates::load(const std::vector<Parameter>& parameters,
+std::vector<double> SolverStates::load(const std::vector<BucketParameter>& parameters,
                                        const std::vector<std::string>& objectives) {
-  State& state = *state_of(parameters);
-  const std::vector<std::size_t> place = places(state, objectives);
+  State& state = state_of(parameters);
+  const std::vector<int> place = places(state, objectives);
   std::vector<double> values(size(objectives.size()));
   copy(state.values, place, values, first(objectives.size()));
   return values;
 }
 
-void SolverStates::store(const std::vector<Parameter>& parameters, const std::vector<std::string>& objectives,
+void SolverStates::store(const std::vector<BucketParameter>& parameters, const std::vector<std::string>& objectives,
                          const std::vector<double>& values) {
-  State& state = *state_of(parameters);
-  const std::vector<std::size_t> place = places(state, objectives);
+  State& state = state_of(parameters);
+  const std::vector<int> place = places(state, objectives);
   copy(values, first(objectives.size()), state.values, place);
 }
 
 std::vector<SavedSolverState> SolverStates::save() const {
   std::vector<SavedSolverState> saved;
-  std::map<const State*, std::size_t> place;
-  for (const auto& [label, state] : owner_) {
-    const auto [found, fresh] = place.emplace(state.get(), saved.size());
-    if (fresh) {
-      saved.push_back({{}, state->objectives, state->values});
-    }
-    saved[found->second].parameters.push_back(label);
+  for (const auto& [labels, state] : owners_.buckets()) {
+    saved.push_back({labels, state->objectives, state->values});
   }
   return saved;
 }
 
+void check_saved(const Method& method, const SavedSolverState& saved) {
+  const std::set<std::string> distinct(saved.objectives.begin(), saved.objectives.end());
+  TORCH_CHECK_VALUE(distinct.size() == saved.objectives.size(),
+                    "bucket_moo_ext: a saved bucket names an objective twice");
+  const std::size_t size = state_size(method, static_cast<int>(saved.objectives.size()));
+  TORCH_CHECK_VALUE(saved.values.size() == size, "bucket_moo_ext: a saved bucket of ", saved.objectives.size(),
+                    " objectives must hold ", size, " values; got ", saved.values.size());
+}
+
+void check_distinct(const std::string* label) {
+  TORCH_CHECK_VALUE(label == nullptr, "bucket_moo_ext: parameter '", *label, "' is in two saved buckets");
+}
+
 void SolverStates::restore(const std::vector<SavedSolverState>& saved) {
-  std::map<std::string, StatePtr> owner;
+  ParameterOwners<State> owners;
   for (const SavedSolverState& bucket : saved) {
-    const std::set<std::string> distinct(bucket.objectives.begin(), bucket.objectives.end());
-    TORCH_CHECK_VALUE(distinct.size() == bucket.objectives.size(),
-                      "bucket_moo_ext: a saved bucket names an objective twice");
-    TORCH_CHECK_VALUE(bucket.values.size() == size(bucket.objectives.size()), "bucket_moo_ext: a saved bucket of ",
-                      bucket.objectives.size(), " objectives must hold ", size(bucket.objectives.size()),
-                      " values; got ", bucket.values.size());
-    const auto state = std::make_shared<State>(State{bucket.objectives, bucket.values, bucket.parameters.size()});
-    for (const std::string& label : bucket.parameters) {
-      TORCH_CHECK_VALUE(owner.emplace(label, state).second, "bucket_moo_ext: parameter '", label,
-                        "' is in two saved buckets");
-    }
+    check_saved(method_, bucket);
+    check_distinct(owners.add(bucket.parameters, {bucket.objectives, bucket.values}));
   }
-  owner_ = std::move(owner);
+  owners_ = std::move(owners);
 }
 
-/// The state that exactly these parameters belong to, made if there is none.
-SolverStates::StatePtr SolverStates::state_of(const std::vector<Parameter>& parameters) {
-  const auto found = owner_.find(parameters.at(0).label);
-  if (found != owner_.end() && found->second->parameters == parameters.size() &&
-      std::all_of(parameters.begin(), parameters.end(), [&](const Parameter& parameter) {
-        const auto other = owner_.find(parameter.label);
-        return other != owner_.end() && other->second == found->second;
-      })) {
-    return found->second;
-  }
-  const StatePtr made = successor(parameters);
-  for (const Parameter& parameter : parameters) {
-    StatePtr& owner = owner_[parameter.label];
-    if (owner) {
-      --owner->parameters;
-    }
-    owner = made;
-    ++made->parameters;
-  }
-  return made;
-}
-
-/// A copy of the state that most elements of these parameters belong to.
-SolverStates::StatePtr SolverStates::successor(const std::vector<Parameter>& parameters) const {
-  std::map<const State*, std::int64_t> elements;
-  for (const Parameter& parameter : parameters) {
-    if (const auto found = owner_.find(parameter.label); found != owner_.end()) {
-      elements[found->second.get()] += parameter.numel;
-    }
-  }
-  const State* best = nullptr;
-  for (const Parameter& parameter : parameters) {  // not in the order of `elements`, which is that of addresses
-    const auto found = owner_.find(parameter.label);
-    if (found != owner_.end() && (best == nullptr || elements[found->second.get()] > elements[best])) {
-      best = found->second.get();
-    }
-  }
-  const auto made = std::make_shared<State>(best == nullptr ? State{} : *best);
-  made->parameters = 0;
-  return made;
+SolverStates::State& SolverStates::state_of(const std::vector<BucketParameter>& parameters) {
+  return owners_.find(parameters, [](const State* from) { return from == nullptr ? State{} : *from; });
 }
 
 /// Where each objective lies in the state, which is extended by those it lacks.
-std::vector<std::size_t> SolverStates::places(State& state, const std::vector<std::string>& objectives) const {
+std::vector<int> SolverStates::places(State& state, const std::vector<std::string>& objectives) const {
   std::vector<std::string> names = state.objectives;
-  std::vector<std::size_t> place;
+  std::vector<int> place;
   for (const std::string& objective : objectives) {
     const auto found = std::find(names.begin(), names.end(), objective);
-    place.push_back(static_cast<std::size_t>(found - names.begin()));
+    place.push_back(static_cast<int>(found - names.begin()));
     if (found == names.end()) {
       names.push_back(objective);
     }
   }
   if (names.size() > state.objectives.size()) {
-    const std::vector<std::size_t> known = first(state.objectives.size());
+    const std::vector<int> known = first(state.objectives.size());
     std::vector<double> values(size(names.size()));
     copy(state.values, known, values, known);
     state.values = std::move(values);
@@ -133,36 +95,17 @@ std::vector<std::size_t> SolverStates::places(State& state, const std::vector<st
 }
 
 /// Copies the state of some objectives, at from_place in `from`, to to_place in `to`.
-void SolverStates::copy(const std::vector<double>& from, const std::vector<std::size_t>& from_place,
-                        std::vector<double>& to, const std::vector<std::size_t>& to_place) const {
+void SolverStates::copy(const std::vector<double>& from, const std::vector<int>& from_place, std::vector<double>& to,
+                        const std::vector<int>& to_place) const {
   const auto side = [this](const std::vector<double>& values) {  // the number of objectives of a state of this size
-    std::size_t k = 0;
-    while (size(k) < values.size()) {
+    int k = 0;
+    while (state_size(method_, k) < values.size()) {
       ++k;
     }
     return k;
   };
-  const std::size_t count = from_place.size();
-  const std::size_t source = side(from);
-  const std::size_t target = side(to);
-  std::size_t from_at = 0;
-  std::size_t to_at = 0;
-  if (method_.id == MethodId::gradvac) {  // [k, k]
-    for (std::size_t i = 0; i < count; ++i) {
-      for (std::size_t j = 0; j < count; ++j) {
-        to[to_place[i] * target + to_place[j]] = from[from_place[i] * source + from_place[j]];
-      }
-    }
-    from_at = source * source;
-    to_at = target * target;
-  }
-  if (smooths(method_.smoothing)) {  // [2, k]
-    for (std::size_t part = 0; part < 2; ++part) {
-      for (std::size_t i = 0; i < count; ++i) {
-        to[to_at + part * target + to_place[i]] = from[from_at + part * source + from_place[i]];
-      }
-    }
-  }
+  copy_state(HostLanes{}, method_, static_cast<int>(from_place.size()), {from.data(), side(from), from_place.data()},
+             {to.data(), side(to), to_place.data()});
 }
 
 }  // namespace bucket_moo

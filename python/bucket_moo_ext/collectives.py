@@ -14,6 +14,12 @@ def _check_state(state: object) -> BucketMOO:
     return state
 
 
+def _device(name: str, tensor: object) -> torch.device:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+    return tensor.device
+
+
 @overload
 def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: Literal[False] = False) -> None: ...
 @overload
@@ -39,7 +45,7 @@ def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False
             ranks that make different calls, on every rank.
         RuntimeError: A peer failed or the group's timeout passed.
     """
-    native = _check_state(state)._bound()
+    native = _check_state(state)._bound(_device("tensor", tensor))
     if async_op:
         return native.all_reduce_async(tensor)
     native.all_reduce(tensor)
@@ -72,7 +78,7 @@ def reduce_scatter(
     Raises:
         As ``all_reduce``; ValueError also if ``input`` does not hold world_size times the elements of ``output``.
     """
-    native = _check_state(state)._bound()
+    native = _check_state(state)._bound(_device("input", input))
     if async_op:
         return native.reduce_scatter_async(output, input)
     native.reduce_scatter(output, input)

@@ -33,7 +33,8 @@ def register(
     To be called on every rank of the module's group, before its first backward pass.
 
     Args:
-        module: A DistributedDataParallel module with CPU parameters of dtype float32, bfloat16, float16 or float64.
+        module: A DistributedDataParallel module with parameters of dtype float32, bfloat16, float16 or (on the CPU)
+            float64, on the CPU or, in a build with CUDA kernels, on one GPU.
         method, objective, weight, gramian, seed: As for ``BucketMOO``.
         process_group: None, or the group that the module was made with.
 
@@ -53,7 +54,7 @@ def register(
     group = module.process_group
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the DDP module was made with")
-    _check_parameters(module)
+    device = _check_parameters(module)
     _check_options(module)
     _check_unused(module)
     state = BucketMOO(
@@ -65,7 +66,7 @@ def register(
         seed=seed,
         bucket_cap_mb=max([module.bucket_bytes_cap, *getattr(module, "bucket_bytes_cap_list", ())]) / 2**20,
     )
-    native = state._bound()
+    native = state._bound(device)
     state.name_parameters(module.module.named_parameters())
     _C.register_ddp_hook(module.reducer, native)
     logger: Any = module.logger
@@ -102,21 +103,37 @@ def bucket_moo_hook(state: BucketMOO, bucket: dist.GradBucket) -> torch.futures.
             "bucket_moo_hook was called without a gradient bucket, as DDP's Python reducer does "
             '(torch._dynamo.config.optimize_ddp = "python_reducer"); choose another value'
         )
-    return state._bound().run_bucket(bucket)
+    return state._bound(bucket.buffer().device).run_bucket(bucket)
 
 
-def _check_parameters(module: DistributedDataParallel) -> None:
+def _check_parameters(module: DistributedDataParallel) -> torch.device:
+    """The device of the parameters that have gradients."""
+    devices: dict[torch.device, str] = {}
     for name, parameter in module.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.device.type != "cpu":
-            raise ValueError(
-                f"module: parameter {name!r} is on {parameter.device}; this build reduces CPU gradients only"
-            )
+        device = parameter.device
+        if device.type != "cpu" and not _C.reduces_on_device(device):
+            raise ValueError(f"module: parameter {name!r} is on {device}; {_where()}")
+        devices.setdefault(device, name)
         real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
-        if real.dtype not in _DTYPES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"module: parameter {name!r} has dtype {parameter.dtype}; allowed: {allowed}")
+        allowed_here = [dtype for dtype in _DTYPES if device.type == "cpu" or dtype != torch.float64]
+        if real.dtype not in allowed_here:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed_here)
+            raise TypeError(f"module: parameter {name!r} has dtype {parameter.dtype}; allowed on {device}: {allowed}")
+    if len(devices) > 1:
+        places = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
+        raise ValueError(f"module: all parameters must be on one device; got {places}")
+    return next(iter(devices))
+
+
+def _where() -> str:
+    if _C.build_info()["cuda"]:
+        return "gradients are reduced on the CPU and on CUDA devices"
+    return (
+        "this build reduces CPU gradients only (build_info()['cuda'] is False); rebuild it with nvcc on the PATH for "
+        "CUDA"
+    )
 
 
 def _check_options(module: DistributedDataParallel) -> None:

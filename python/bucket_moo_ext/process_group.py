@@ -34,6 +34,26 @@ def _timeout(group: dist.ProcessGroup) -> timedelta:
     return timeout
 
 
+def device_group(parent: dist.ProcessGroup, device: torch.device) -> dist.ProcessGroup | None:
+    """``parent``, for reductions on its ranks' devices, or None for a single rank.
+
+    Not a group of our own: two NCCL communicators in flight on one GPU may wait for each other.
+
+    Raises:
+        ValueError: The group has no backend for this device.
+    """
+    if parent.size() == 1:
+        return None
+    try:
+        parent._get_backend(torch.device(device.type))
+    except RuntimeError as error:
+        raise ValueError(
+            f"process_group has no backend for {device.type} tensors; initialise it with one, for example "
+            'init_process_group("cpu:gloo,cuda:nccl")'
+        ) from error
+    return parent
+
+
 def private_group(parent: dist.ProcessGroup) -> dist.ProcessGroup | None:
     """A Gloo group over the ranks of ``parent`` that nothing else uses, or None for a single rank.
 

@@ -13,7 +13,7 @@ from bucket_moo_ext import _C
 from bucket_moo_ext.functional import _word
 from bucket_moo_ext.methods import Method, describe, resolve
 from bucket_moo_ext.methods.base import finite
-from bucket_moo_ext.process_group import parent_group, private_group
+from bucket_moo_ext.process_group import device_group, parent_group, private_group
 from bucket_moo_ext.report import Report, make_report
 
 _Bucket: TypeAlias = tuple[list[str], list[str], list[float]]  # parameters, objectives and values of a solver state
@@ -130,6 +130,7 @@ class BucketMOO:
         self._bucket_cap_mb = float(bucket_cap_mb)
         self._process_group = process_group
         self._native: _C.State | None = None
+        self._device: torch.device | None = None  # of the native state
         self._step = 0
         self._saved_buckets: list[_Bucket] = []  # until there is a native state
         self._named: list[tuple[str, torch.Tensor]] = []  # until there is a native state
@@ -185,7 +186,8 @@ class BucketMOO:
     def report(self) -> Report:
         """What was solved in the newest step, bucket by bucket, as this rank knows it (all ranks know the same).
 
-        Complete once ``backward()`` has returned. Costs a small solve a bucket; sends nothing.
+        Complete once ``backward()`` has returned. Costs a small solve a bucket; sends nothing. On a GPU it waits for the
+        reductions: their results stay on the device until somebody asks.
 
         Raises:
             RuntimeError: Nothing was reduced yet.
@@ -284,27 +286,37 @@ class BucketMOO:
             return str(self._objective)
         return str(parent_group(self._process_group).rank())
 
-    def _bound(self) -> _C.State:
-        """The native state; the first call makes it, which is collective over the group."""
+    def _bound(self, device: torch.device) -> _C.State:
+        """The native state for tensors on `device`; the first call makes it, which is collective over the group.
+
+        Raises:
+            ValueError: The state reduces tensors elsewhere already, or this build or the group cannot on `device`.
+        """
         if self._native is None:
-            parent = parent_group(self._process_group)
-            objective = self._objective_name()
-            own = private_group(parent)
-            configuration = [
-                ("method", describe(self._method)),
-                ("gramian", self._gramian),
-                ("seed", str(self._seed)),
-                ("bucket_cap_mb", repr(self._bucket_cap_mb)),
-                ("version", str(_C.build_info()["version"])),
-            ]
-            cap = min(round(self._bucket_cap_mb * 2**20), 2**60)
-            native = _C.State(own, self._method._native(), self._seed, cap, configuration)
-            native.set_objective(objective)
-            native.set_weight(self._weight)
-            native.step = self._step
-            native.set_solver_states(self._saved_buckets)
-            native.name_parameters(self._named)
-            self._named.clear()
-            self._native = native
-            _live.add(native)
+            self._native = self._make_native(device)
+            self._device = device
+            _live.add(self._native)
+        elif device != self._device and (_C.reduces_on_device(device) or _C.reduces_on_device(self._device)):
+            raise ValueError(f"this state reduces tensors on {self._device}; got one on {device}: use a state for each")
         return self._native
+
+    def _make_native(self, device: torch.device) -> _C.State:
+        parent = parent_group(self._process_group)
+        objective = self._objective_name()
+        group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
+        configuration = [
+            ("method", describe(self._method)),
+            ("gramian", self._gramian),
+            ("seed", str(self._seed)),
+            ("bucket_cap_mb", repr(self._bucket_cap_mb)),
+            ("version", str(_C.build_info()["version"])),
+        ]
+        cap = min(round(self._bucket_cap_mb * 2**20), 2**60)
+        native = _C.State(group, device, self._method._native(), self._seed, cap, configuration)
+        native.set_objective(objective)
+        native.set_weight(self._weight)
+        native.step = self._step
+        native.set_solver_states(self._saved_buckets)
+        native.name_parameters(self._named)
+        self._named.clear()
+        return native

@@ -56,6 +56,7 @@ enum class StepError : std::int32_t {
   other_call,           ///< `culprit` makes another call than rank 0
   too_many_objectives,  ///< `culprit` of them
   objective_count,      ///< `culprit` of them, and the method's options are for another number
+  too_many_names,       ///< the registry of names is full
 };
 
 /// The scalars of a step.
@@ -75,6 +76,14 @@ struct ObjectiveTable {
   double* share;   ///< [W] weight of each rank over the sum of weights in its objective; 0: left out
   int* begin;      ///< [W + 1], of which the first K + 1 count: objective k's ranks are member[begin[k]..begin[k + 1])
   int* member;     ///< [W] ranks that are not left out, by objective, then by rank
+};
+
+/// Names numbered for good, in the order in which steps first had them, for what is kept from step to step.
+struct ObjectiveRegistry {
+  ObjectiveName* names;  ///< [capacity]
+  int* count;            ///< names so far
+  int* slot;             ///< [W], of which the first K count: the number of each objective of the step
+  int capacity;
 };
 
 /// What a step is held to.
@@ -168,6 +177,37 @@ BUCKET_MOO_HD void make_objective_table(Lanes lanes, const StepRecord* records, 
   }
   header.one_to_one = k == world && lanes.min(alone) == 1.0 ? 1 : 0;
   if (lanes.lane() == 0) *table.header = header;
+  lanes.sync();
+}
+
+/// Finds the objectives of a step in the registry, which takes in those it lacks. To be called after
+/// make_objective_table(), alike by all lanes; does nothing where that found an error.
+template <class Lanes>
+BUCKET_MOO_HD void assign_slots(Lanes lanes, const StepRecord* records, const ObjectiveTable& table,
+                                const ObjectiveRegistry& registry) {
+  const int k = table.header->k;
+  const int known = *registry.count;
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    int slot = 0;
+    while (slot < known && !same_name(registry.names[slot], records[table.leader[i]].objective)) ++slot;
+    registry.slot[i] = slot;
+  }
+  lanes.sync();
+  if (lanes.lane() == 0) {
+    int count = known;
+    for (int i = 0; i < k; ++i) {
+      if (registry.slot[i] < known) continue;
+      if (count < registry.capacity) registry.names[count] = records[table.leader[i]].objective;
+      registry.slot[i] = count++;
+    }
+    if (count > registry.capacity) {
+      table.header->error = StepError::too_many_names;
+      table.header->culprit = count;
+      table.header->k = 0;
+    } else {
+      *registry.count = count;
+    }
+  }
   lanes.sync();
 }
 

@@ -25,6 +25,7 @@
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/smoothing.hpp>
 #include <bucket_moo/solution.hpp>
+#include <bucket_moo/state_layout.hpp>
 #include <cmath>
 #include <cstddef>
 
@@ -34,13 +35,6 @@ namespace bucket_moo {
 BUCKET_MOO_HD constexpr std::size_t solve_scratch_size(int k) {
   // The active Gramian; the eigensolver's matrix and rotations, 3 k² (the others need less); vectors.
   return static_cast<std::size_t>(k) * static_cast<std::size_t>(4 * k + 32) + 32;
-}
-
-/// Doubles of state that a method carries from step to step, per bucket of k objectives. Fresh state is all zeros.
-/// GradVac's targets [k, k], then smooth_weights()'s [2, k], each where it is used.
-BUCKET_MOO_HD constexpr std::size_t state_size(const Method& method, int k) {
-  const std::size_t size = static_cast<std::size_t>(k);
-  return (method.id == MethodId::gradvac ? size * size : 0) + (smooths(method.smoothing) ? 2 * size : 0);
 }
 
 /// The largest residual that counts as solved.

@@ -1,0 +1,68 @@
+#include "collective/device_exchange.hpp"
+
+#include <ATen/Functions.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+// The names that torch 2.11 has too; 2.13 and 2.14 call them deprecated.
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+namespace bucket_moo {
+namespace {
+
+/// Null from a backend that has enqueued the work on the current stream.
+void finish(const c10::intrusive_ptr<c10d::Work>& work) {
+  if (work) {
+    work->wait();
+  }
+}
+
+}  // namespace
+
+DeviceExchange::DeviceExchange(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device)
+    : group_(std::move(group)),
+      device_(device),
+      rank_(group_ ? group_->getRank() : 0),
+      size_(group_ ? group_->getSize() : 1) {}
+
+void DeviceExchange::all_to_all(at::Tensor output, at::Tensor input) const {
+  if (output.numel() == 0) {
+    return;
+  }
+  if (!group_) {
+    output.copy_(input);
+    return;
+  }
+  c10d::AllToAllOptions options;
+  options.asyncOp = false;
+  std::vector<std::int64_t> equal;
+  finish(group_->alltoall_base(output, input, equal, equal, options));
+}
+
+void DeviceExchange::all_gather(at::Tensor blocks) const {
+  if (!group_ || blocks.numel() == 0) {
+    return;
+  }
+  c10d::AllgatherOptions options;
+  options.asyncOp = false;
+  const std::int64_t block = blocks.numel() / size_;
+  at::Tensor own = blocks.narrow(0, rank_ * block, block);
+  finish(group_->_allgather_base(blocks, own, options));
+}
+
+void DeviceExchange::all_gather_host(std::byte* blocks, std::size_t bytes) const {
+  if (!group_ || bytes == 0) {
+    return;
+  }
+  const at::Tensor host =
+      at::from_blob(blocks, {static_cast<std::int64_t>(bytes) * size_}, at::TensorOptions().dtype(at::kByte));
+
+  const at::Tensor copy = at::empty_like(host, host.options().device(device_));
+  copy.copy_(host);
+  all_gather(copy);
+  host.copy_(copy);
+}
+
+}  // namespace bucket_moo

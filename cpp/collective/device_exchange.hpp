@@ -1,0 +1,39 @@
+// The exchanges of the device path over a c10d process group.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <cstddef>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+namespace bucket_moo {
+
+/// Collectives on the current stream of the calling thread: with NCCL they are enqueued and nothing waits for them; with
+/// a backend that goes through the host (Gloo) the call returns when they are done.
+class DeviceExchange {
+ public:
+  /// `group`: the caller's, whose ranks all make the same calls in the same order; null for a single rank.
+  DeviceExchange(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device);
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+
+  /// Rank p receives block p of every rank's `input`, in rank order. Both contiguous, of size() equal blocks of bytes.
+  void all_to_all(at::Tensor output, at::Tensor input) const;
+
+  /// Fills block r of `blocks` (contiguous bytes, size() equal blocks) with rank r's, of which the own one is there.
+  void all_gather(at::Tensor blocks) const;
+
+  /// The same for host memory, `bytes` a block. Waits for the device.
+  void all_gather_host(std::byte* blocks, std::size_t bytes) const;
+
+ private:
+  const c10::intrusive_ptr<c10d::ProcessGroup> group_;
+  const c10::Device device_;
+  const int rank_;
+  const int size_;
+};
+
+}  // namespace bucket_moo

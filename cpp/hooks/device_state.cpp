@@ -1,0 +1,244 @@
+#include "hooks/device_state.hpp"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/core/jit_type.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "bucket_moo/state_layout.hpp"
+#include "collective/dtype.hpp"
+#include "hooks/sparse_mean.hpp"
+#include "range.cuh"
+
+namespace bucket_moo {
+namespace {
+
+/// Makes device and side stream current, for its scope.
+class OnSideStream {
+ public:
+  OnSideStream(c10::Device device, const SideStream& side) : device_(device), stream_(side.stream()) {}
+
+ private:
+  KernelDeviceGuard device_;
+  c10::StreamGuard stream_;
+};
+
+template <class T>
+at::Tensor upload(const std::vector<T>& values, c10::ScalarType type, c10::Device device) {
+  return values.empty() ? at::Tensor() : at::tensor(values, type).to(device);
+}
+
+}  // namespace
+
+DeviceState::DeviceMethod::DeviceMethod(const MethodConfig& config, c10::Device device)
+    : preference(upload(config.preference(), at::kDouble, device)),
+      permutation(upload(config.permutation(), at::kInt, device)),
+      method(config.method(preference.defined() ? preference.const_data_ptr<double>() : nullptr,
+                           permutation.defined() ? permutation.const_data_ptr<int>() : nullptr)) {}
+
+DeviceState::DeviceState(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, StateOptions options)
+    : BucketMooState(std::move(options), device, group ? group->getRank() : 0),
+      method_(method(), device),
+      side_(device),
+      collective_(std::move(group), device, method_.method, method().expected_objectives(), seed()) {}
+
+FuturePtr DeviceState::submit(Call call) {
+  TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
+  const std::lock_guard in_order(enqueue_);
+  const at::NoGradGuard no_grad;
+  const cuda::Range range("bucket_moo bucket");
+  side_.follow_current();
+  const OnSideStream guard(device(), side_);
+  collective_.check_past_steps();
+  stamp(call);
+  if (!collective_.has_met()) {
+    meet(call);
+  }
+  if (call.starts_step) {
+    collective_.begin_step(call.record);
+    std::erase_if(records_, [&](const auto& item) { return item.second.fields.step + 1 < call.step; });
+  }
+  if (call.output.is_sparse()) {
+    reduce_sparse(call);
+  } else {
+    reduce_dense(call);
+  }
+  return complete(call);
+}
+
+/// The first reduction: ranks compare what they were given while there is still a host to raise on.
+void DeviceState::meet(const Call& call) {
+  TORCH_CHECK(!is_capturing(current_stream(device())),
+              "bucket_moo_ext: run at least one backward pass before capturing a graph");
+  const DeviceExchange& exchange = collective_.exchange();
+  check_same_configuration(
+      rank(), world_size(), [&](std::byte* blocks, std::size_t bytes) { exchange.all_gather_host(blocks, bytes); },
+      configuration());
+  method().check(collective_.meet(call.record).k());
+  collective_.set_step(call.step - 1);
+}
+
+void DeviceState::reduce_dense(const Call& call) {
+  auto found = records_.find(call.key);
+  if (found == records_.end()) {
+    found = records_.emplace(call.key, DeviceRecord{{}, collective_.make_result()}).first;
+  }
+  DeviceRecord& record = found->second;
+  record.fields.step = call.step;
+  record.fields.index = call.index;
+  record.fields.parameters = call.parameters;
+  record.fields.numel = call.bucket().numel();
+  record.fields.dtype = dtype_of(call.output.scalar_type(), "a bucket");
+  const DeviceSolverState* const state = state_of(call);
+  if (call.operation == Operation::reduce_scatter) {
+    collective_.reduce_scatter(call.output, call.input, call.index, call.tile_limit, record.result, state);
+  } else {
+    collective_.all_reduce(call.output, call.index, call.tile_limit, record.result, state);
+  }
+}
+
+void DeviceState::reduce_sparse(const Call& call) {
+  reduce_sparse_mean(call.output, rank(), world_size(), [this](const at::Tensor& blocks) {
+    collective_.exchange().all_gather(blocks.view({-1}).view(at::kByte));
+  });
+  ++sparse_;
+}
+
+bool DeviceState::has_memory() const { return state_size(method_.method, 1) > 0; }
+
+const DeviceSolverState* DeviceState::state_of(const Call& call) {
+  if (!has_memory()) {
+    return nullptr;
+  }
+  return &solver_states_.find(call.state_key, [this](const DeviceSolverState* from) {
+    return from == nullptr ? DeviceSolverState(method_.method, device()) : from->clone();
+  });
+}
+
+/// The Future of what is enqueued on the current, that is the side stream.
+FuturePtr DeviceState::complete(Call& call) const {
+  if (call.result.isNone()) {
+    call.result = call.output;
+  }
+  const bool is_tensor = call.result.isTensor();
+  const c10::TypePtr type = is_tensor ? c10::TypePtr(c10::TensorType::get()) : c10::AnyType::get();
+  std::vector<c10::Device> devices;
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;
+  if (device().is_cuda()) {
+    devices.push_back(device());
+    // What the events of the Future are about; not looked for in `result`, which may be Python's.
+    const at::Tensor memory = call.output.is_sparse() ? call.output._values() : call.output;
+    storages.push_back(memory.storage().getWeakStorageImpl());
+    // The caller may drop its tensors before the stream has come to them.
+    for (const at::Tensor& used : {memory, call.input}) {
+      if (used.defined()) {
+        used.record_stream(side_.stream());
+      }
+    }
+  }
+  auto future = c10::make_intrusive<c10::ivalue::Future>(type, std::move(devices));
+  future->markCompleted(std::move(call.result), std::move(storages));
+  return future;
+}
+
+void DeviceState::moved_to(std::int64_t step) {
+  const std::lock_guard in_order(enqueue_);
+  records_.clear();  // those of steps that have not been, seen from here
+  if (collective_.has_met()) {
+    const OnSideStream guard(device(), side_);
+    collective_.set_step(step);
+  }
+}
+
+std::vector<BucketRecord> DeviceState::records() const {
+  const std::lock_guard in_order(enqueue_);
+  const OnSideStream guard(device(), side_);
+  std::int64_t newest = 0;
+  for (const auto& [key, record] : records_) {
+    newest = std::max(newest, record.fields.step);
+  }
+  std::vector<BucketRecord> last;
+  for (const auto& [key, record] : records_) {
+    if (record.fields.step != newest) {
+      continue;
+    }
+    BucketRecord read = record.fields;
+    StepHeader header;
+    std::tie(header, read.result) = record.result.read();
+    collective_.check_step_of(header);
+    read.step = header.step;
+    read.objectives = collective_.objective_names(header.k);
+    last.push_back(std::move(read));
+  }
+  std::sort(last.begin(), last.end(), [](const auto& a, const auto& b) { return a.index < b.index; });
+  return last;
+}
+
+Counters DeviceState::counters() const {
+  const std::lock_guard in_order(enqueue_);
+  const OnSideStream guard(device(), side_);
+  const cuda::DeviceCounters counted = collective_.counters();
+  return {.buckets = counted.buckets + sparse_, .nonfinite = counted.nonfinite, .sparse = sparse_};
+}
+
+std::size_t DeviceState::scratch_bytes() const {
+  const std::lock_guard in_order(enqueue_);
+  return collective_.scratch_bytes();
+}
+
+std::vector<SavedSolverState> DeviceState::solver_states() const {
+  std::vector<SavedSolverState> saved;
+  if (!has_memory()) {
+    return saved;
+  }
+  const std::lock_guard in_order(enqueue_);
+  const OnSideStream guard(device(), side_);
+  const std::vector<std::string> names = collective_.remembered_names();
+  for (const auto& [labels, state] : solver_states_.buckets()) {
+    auto [slots, values] = state->read();
+    std::vector<std::string> objectives;
+    for (const int slot : slots) {
+      objectives.push_back(names[static_cast<std::size_t>(slot)]);
+    }
+    saved.push_back({labels, std::move(objectives), std::move(values)});
+  }
+  return saved;
+}
+
+void DeviceState::set_solver_states(const std::vector<SavedSolverState>& saved) {
+  if (!has_memory()) {
+    return;
+  }
+  const std::lock_guard in_order(enqueue_);
+  const OnSideStream guard(device(), side_);
+  std::vector<std::string> names;
+  ParameterOwners<DeviceSolverState> owners;
+  for (const SavedSolverState& bucket : saved) {
+    check_saved(method_.method, bucket);
+    std::vector<int> slots;
+    for (const std::string& objective : bucket.objectives) {
+      const auto found = std::find(names.begin(), names.end(), objective);
+      slots.push_back(static_cast<int>(found - names.begin()));
+      if (found == names.end()) {
+        names.push_back(objective);
+      }
+    }
+    TORCH_CHECK_VALUE(names.size() <= static_cast<std::size_t>(kMaxRememberedNames),
+                      "bucket_moo_ext: on a GPU at most ", kMaxRememberedNames,
+                      " objective names can be remembered; the saved state has more");
+    DeviceSolverState state(method_.method, device());
+    state.write(slots, bucket.values);
+    check_distinct(owners.add(bucket.parameters, std::move(state)));
+  }
+  collective_.set_remembered_names(names);
+  solver_states_ = std::move(owners);
+}
+
+void DeviceState::shutdown() { shut_down_ = true; }
+
+}  // namespace bucket_moo

@@ -1,0 +1,82 @@
+// The state that reduces tensors in device memory, on a stream of its own.
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <vector>
+
+#include "collective/device_collective.hpp"
+#include "collective/device_memory.hpp"
+#include "collective/device_results.hpp"
+#include "hooks/bucket_moo_state.hpp"
+#include "hooks/parameter_owners.hpp"
+
+namespace bucket_moo {
+
+/// Enqueues everything on one side stream from the calling thread, over the caller's group, and completes the Future at
+/// once: who waits for it waits for the stream. The first reduction waits for the device (ranks compare configurations
+/// and objectives), every later one does not. Reports do.
+///
+/// What is wrong with a later step is found on the device: its results are NaN, and a later call raises ValueError, as
+/// does every call after it. Can be captured in a graph once a step has been run; the graph repeats the objective and
+/// the weight of its capture, and the device counts the steps.
+class DeviceState final : public BucketMooState {
+ public:
+  /// `group`: the caller's, with a backend for `device`; null for a single rank.
+  DeviceState(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, StateOptions options);
+
+  std::vector<BucketRecord> records() const override;
+  Counters counters() const override;
+  std::size_t scratch_bytes() const override;
+  std::vector<SavedSolverState> solver_states() const override;
+  void set_solver_states(const std::vector<SavedSolverState>& saved) override;
+  int rank() const override { return collective_.rank(); }
+  int world_size() const override { return collective_.world_size(); }
+  void shutdown() override;
+  void check_may_wait() const override {}
+
+ private:
+  /// A bucket's record, whose result stays on the device.
+  struct DeviceRecord {
+    BucketRecord fields;  // step: as the host counts
+    DeviceResult result;
+  };
+
+  /// The method's options in device memory, and the method that points to them.
+  struct DeviceMethod {
+    DeviceMethod(const MethodConfig& config, c10::Device device);
+    at::Tensor preference;
+    at::Tensor permutation;
+    Method method;
+  };
+
+  FuturePtr submit(Call call) override;
+  void refuse() override {}
+  void moved_to(std::int64_t step) override;
+
+  void meet(const Call& call);
+  void reduce_dense(const Call& call);
+  void reduce_sparse(const Call& call);
+  FuturePtr complete(Call& call) const;
+  bool has_memory() const;
+  const DeviceSolverState* state_of(const Call& call);
+
+  const DeviceMethod method_;
+  mutable SideStream side_;
+  DeviceCollective collective_;
+  bool shut_down_ = false;
+
+  // Guarded by mutex(), which is held while a call is enqueued.
+  mutable std::mutex enqueue_;
+  ParameterOwners<DeviceSolverState> solver_states_;
+  std::map<BucketKey, DeviceRecord> records_;
+  std::int64_t sparse_ = 0;
+};
+
+}  // namespace bucket_moo

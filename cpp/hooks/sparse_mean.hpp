@@ -1,0 +1,17 @@
+// The mean of sparse gradients, which have no Gramian worth taking.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+
+namespace bucket_moo {
+
+/// Fills blocks[r], of blocks' first dimension [W], with rank r's, of which the own one is there.
+using GatherBlocks = std::function<void(const at::Tensor& blocks)>;
+
+/// Replaces `gradient` (sparse COO) by the mean over all ranks, as DDP does, and says so once. Collective: three
+/// all-gathers. Waits for the device, if it is on one: ranks may hold any number of rows.
+void reduce_sparse_mean(at::Tensor gradient, int rank, int world, const GatherBlocks& gather);
+
+}  // namespace bucket_moo

@@ -1,0 +1,178 @@
+// Weighted sum of rows in device memory, to the same bits as on the host.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "combine.cuh"
+#include "elements.cuh"
+#include "launch.cuh"
+
+namespace bucket_moo::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kResident = 4;   // blocks a multiprocessor holds at least
+constexpr int kInFlight = 4;   // rows read before the first of them is used
+constexpr int kWindow = 1024;  // rows whose coefficients are at hand at a time
+
+struct CombinePass {
+  DeviceRows rows;
+  const double* coefficient;
+  void* out;
+  bool aligned;  ///< the rows and `out` can be accessed 16 bytes at a time
+};
+
+struct CombineShared {
+  double coefficient[kWindow];
+  int row[kWindow];
+  int count;
+};
+
+/// Weights that undo a scale of the gradients (1e+40 times 1e-40) are no float32.
+__device__ bool normal_float32(double coefficient) {
+  const double magnitude = coefficient < 0.0 ? -coefficient : coefficient;
+  return magnitude == 0.0 || !(magnitude < 0x1p-126 || magnitude > 0x1.fffffep127);
+}
+
+/// The sum in the accumulation type T; multiplied and added in two roundings, as on the host.
+template <DType D, class T>
+class Combination {
+ public:
+  __device__ explicit Combination(const CombinePass& pass)
+      : pass_(pass), shared_(*dynamic_shared<CombineShared>()), thread_(static_cast<int>(threadIdx.x)) {}
+
+  /// From the last tile to the first: the end of the rows is still cached from the Gramian.
+  __device__ void run() {
+    constexpr int kTile = kThreads * kPerVector<D>;
+    const std::int64_t size = pass_.rows.size;
+    if (pass_.rows.count <= kWindow) list_rows(0);
+    for (std::int64_t tile = (size + kTile - 1) / kTile - 1 - blockIdx.x; tile >= 0; tile -= gridDim.x) {
+      const std::int64_t at = tile * kTile + thread_ * kPerVector<D>;
+      const bool whole = pass_.aligned && at + kPerVector<D> <= size;
+      T sum[kPerVector<D>];
+#pragma unroll
+      for (int e = 0; e < kPerVector<D>; ++e) sum[e] = static_cast<T>(-0.0);  // changes nothing it is added to
+      bool any = false;
+      for (int first = 0; first < pass_.rows.count; first += kWindow) {
+        if (pass_.rows.count > kWindow) list_rows(first);
+        any = any || shared_.count > 0;
+        if (at >= size) continue;
+        for (int listed = 0; listed < shared_.count; listed += kInFlight) add(listed, at, whole, sum);
+      }
+      if (at < size) store(at, whole, any, sum);
+    }
+  }
+
+ private:
+  /// Puts the rows from `first` on whose coefficients are not 0 into shared memory, in their order.
+  __device__ void list_rows(int first) {
+    __syncthreads();  // the last list has been read
+    if (thread_ < kWarp) {
+      const int end = first + kWindow < pass_.rows.count ? first + kWindow : pass_.rows.count;
+      int count = 0;
+      for (int begin = first; begin < end; begin += kWarp) {
+        const int r = begin + thread_;
+        const double c = r < end ? pass_.coefficient[r] : 0.0;
+        const unsigned listed = __ballot_sync(kAllLanes, c != 0.0);
+        const int place = count + __popc(listed & ((1u << thread_) - 1u));
+        if (c != 0.0) {
+          shared_.coefficient[place] = c;
+          shared_.row[place] = r;
+        }
+        count += __popc(listed);
+      }
+      if (thread_ == 0) shared_.count = count;
+    }
+    __syncthreads();
+  }
+
+  __device__ void add(int listed, std::int64_t at, bool whole, T (&sum)[kPerVector<D>]) const {
+    const int count = shared_.count - listed;
+    Vector vector[kInFlight];
+#pragma unroll
+    for (int g = 0; g < kInFlight; ++g) {
+      if (g >= count) break;
+      const void* const row = pass_.rows.row(shared_.row[listed + g]);
+      vector[g] = whole ? load_vector<D>(row, at) : load_elements<D>(row, at, pass_.rows.size);
+    }
+#pragma unroll
+    for (int g = 0; g < kInFlight; ++g) {
+      if (g >= count) break;
+      const T coefficient = static_cast<T>(shared_.coefficient[listed + g]);
+#pragma unroll
+      for (int e = 0; e < kPerVector<D>; ++e) sum[e] = sum[e] + coefficient * static_cast<T>(value_of<D>(vector[g], e));
+    }
+  }
+
+  __device__ void store(std::int64_t at, bool whole, bool any, const T (&sum)[kPerVector<D>]) const {
+    Vector vector;
+#pragma unroll
+    for (int e = 0; e < kPerVector<D>; ++e) {
+      set_bits<D>(vector, e, any ? Element<D>::rounded(static_cast<float>(sum[e])) : Bits<D>{});
+    }
+    if (whole) {
+      store_vector<D>(pass_.out, at, vector);
+    } else {
+      store_elements<D>(pass_.out, at, pass_.rows.size, vector);
+    }
+  }
+
+  const CombinePass& pass_;
+  CombineShared& shared_;
+  int thread_;
+};
+
+/// Each element is read from all rows by the thread that writes it, before it writes: `out` may be a row.
+template <DType D>
+__global__ void __launch_bounds__(kThreads, kResident) combine_kernel(const __grid_constant__ CombinePass pass) {
+  bool wide = false;
+  for (int r = static_cast<int>(threadIdx.x); r < pass.rows.count; r += kThreads) {
+    wide = wide || !normal_float32(pass.coefficient[r]);
+  }
+  if (__syncthreads_or(wide ? 1 : 0) != 0) {
+    Combination<D, double>(pass).run();
+  } else {
+    Combination<D, float>(pass).run();
+  }
+}
+
+using Kernel = void (*)(CombinePass);
+
+Kernel kernel_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+      return combine_kernel<DType::float32>;
+    case DType::bfloat16:
+      return combine_kernel<DType::bfloat16>;
+    default:
+      return combine_kernel<DType::float16>;
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_combine(const DeviceRows& rows, const double* coefficient, void* out, cudaStream_t stream) {
+  if (!valid(rows) || (rows.count > 0 && coefficient == nullptr)) return cudaErrorInvalidValue;
+  if (rows.size == 0) return cudaSuccess;
+  if (out == nullptr) return cudaErrorInvalidValue;
+  const bool aligned = vector_aligned(rows) && reinterpret_cast<std::uintptr_t>(out) % kVectorBytes == 0;
+  const CombinePass pass{rows, coefficient, out, aligned};
+  const Kernel kernel = kernel_of(rows.dtype);
+
+  int device = 0;
+  int count = 0;
+  int each = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  if (status == cudaSuccess) {
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, sizeof(CombineShared));
+  }
+  if (status != cudaSuccess) return status;
+  const std::int64_t tile = kThreads * kVectorBytes / element_bytes(rows.dtype);
+  const std::int64_t tiles = (rows.size + tile - 1) / tile;
+  const std::int64_t most = static_cast<std::int64_t>(count) * (each > 0 ? each : 1);
+  const auto blocks = static_cast<unsigned>(tiles < most ? tiles : most);
+  return launch(kernel, {blocks, kThreads, sizeof(CombineShared)}, stream, pass);
+}
+
+}  // namespace bucket_moo::cuda

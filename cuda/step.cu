@@ -1,0 +1,68 @@
+#include <cuda_runtime.h>
+
+#include <bucket_moo/lanes.hpp>
+
+#include "launch.cuh"
+#include "step.cuh"
+
+namespace bucket_moo::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+__global__ void write_record(const StepRecord own, std::int64_t* counter, StepRecord* slot) {
+  if (threadIdx.x != 0) return;
+  *slot = own;
+  slot->step = ++*counter;
+}
+
+__global__ void __launch_bounds__(kWarp)
+    make_table(const StepRecord* __restrict__ records, const int world, const StepLimits limits,
+               const ObjectiveTable table, const ObjectiveRegistry registry, StepHeader* __restrict__ failed) {
+  make_objective_table(WarpLanes{}, records, world, limits, table);
+  if (registry.names != nullptr) assign_slots(WarpLanes{}, records, table, registry);
+  if (threadIdx.x == 0 && failed->error == StepError::none) *failed = *table.header;
+}
+
+/// A thread an entry of the lower triangle.
+__global__ void __launch_bounds__(kThreads)
+    sum_partials(const PartialGramians partials, const StepHeader* __restrict__ header, double* __restrict__ gramian) {
+  const int k = header->k;
+  const int entries = k * (k + 1) / 2;
+  for (int p = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); p < entries;
+       p += static_cast<int>(gridDim.x * blockDim.x)) {
+    double sum = partials.tail == nullptr ? 0.0 : partials.tail[p];
+    const std::byte* message = partials.messages;
+    for (int r = 0; r < partials.world; ++r, message += partials.pitch) {
+      sum += reinterpret_cast<const double*>(message)[p];
+    }
+    int i = 0;
+    while ((i + 1) * (i + 2) / 2 <= p) ++i;
+    const int j = p - i * (i + 1) / 2;
+    gramian[i * k + j] = sum;
+    gramian[j * k + i] = sum;
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, StepRecord* slot, cudaStream_t stream) {
+  return launch(write_record, {1, kWarp}, stream, own, counter, slot);
+}
+
+cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
+                              const ObjectiveTable& table, const ObjectiveRegistry& registry, StepHeader* failed,
+                              cudaStream_t stream) {
+  if (world < 1) return cudaErrorInvalidValue;
+  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, registry, failed);
+}
+
+cudaError_t launch_sum_partials(const PartialGramians& partials, const StepHeader* header, double* gramian,
+                                cudaStream_t stream) {
+  const int bound = partials.world < kMaxObjectives ? partials.world : kMaxObjectives;  // K is known to the device only
+  const int entries = bound * (bound + 1) / 2;
+  return launch(sum_partials, {static_cast<unsigned>((entries + kThreads - 1) / kThreads), kThreads}, stream, partials,
+                header, gramian);
+}
+
+}  // namespace bucket_moo::cuda

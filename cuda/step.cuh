@@ -1,0 +1,43 @@
+// What a step of the collective does on the device beside Gramian, solve and combination. Torch-free; none of these
+// functions throws, synchronises or allocates, and all can be captured in a graph.
+#ifndef BUCKET_MOO_CUDA_STEP_CUH
+#define BUCKET_MOO_CUDA_STEP_CUH
+
+#include <cuda_runtime_api.h>
+
+#include <bucket_moo/objective_table.hpp>
+#include <cstddef>
+#include <cstdint>
+
+namespace bucket_moo::cuda {
+
+/// Enqueues: counter += 1, slot = own with that count as its step. The device counts, so that a replayed graph does too.
+/// \param counter int64, device
+/// \param slot    this rank's place among the records, device
+cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, StepRecord* slot, cudaStream_t stream);
+
+/// Enqueues make_objective_table(), and after it assign_slots() if `registry` has names.
+/// \param records [world], device
+/// \param table, registry  all pointers on the device
+/// \param failed  header of the first step that had an error, device; error == none: there was none yet
+cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
+                              const ObjectiveTable& table, const ObjectiveRegistry& registry, StepHeader* failed,
+                              cudaStream_t stream);
+
+/// Partial Gramians of a bucket, as the ranks sent them.
+struct PartialGramians {
+  const std::byte* messages;  ///< [world] messages, device, each starting with the packed lower triangle of a Gramian
+  std::int64_t pitch;         ///< bytes from one message to the next, a multiple of 8
+  int world;
+  const double* tail;  ///< one more packed Gramian, to be added first; nullptr: none
+};
+
+/// Enqueues gramian[i, j] = the sum of the partial Gramians in rank order, the same bits on every GPU.
+/// \param header  K, on the device; nothing is written where it has an error
+/// \param gramian [K, K] float64, device, out
+cudaError_t launch_sum_partials(const PartialGramians& partials, const StepHeader* header, double* gramian,
+                                cudaStream_t stream);
+
+}  // namespace bucket_moo::cuda
+
+#endif  // BUCKET_MOO_CUDA_STEP_CUH

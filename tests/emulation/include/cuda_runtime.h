@@ -1,0 +1,166 @@
+// What kernel source needs of the CUDA language, on the CPU. Only for files whose kernels run under the emulation; see
+// emulation.hpp on how.
+#ifndef BUCKET_MOO_EMULATION_CUDA_RUNTIME_H
+#define BUCKET_MOO_EMULATION_CUDA_RUNTIME_H
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+#include "cuda_runtime_api.h"
+
+// ---- vectors -------------------------------------------------------------------------------------------------------
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+// ---- launches ------------------------------------------------------------------------------------------------------
+
+struct cudaLaunchAttribute {};
+struct cudaLaunchConfig_t {
+  dim3 gridDim;
+  dim3 blockDim;
+  std::size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+namespace bucket_moo::emulation {
+
+/// Runs all blocks; of several OS threads, one at a time. \param kernel identifies it
+cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body);
+
+cudaError_t set_shared_limit(const void* kernel, int bytes);
+cudaError_t occupancy(int* blocks, const void* kernel, int threads, std::size_t shared);
+
+/// What a lane does when it waits; all lanes of a warp must come to the same one.
+enum class Wait : int { none, warp_sync, shuffle, ballot, reduce_or, block_sync, block_or, done };
+
+/// Returns when all lanes of the warp have called it with the same `wait`. `mine` is then what lane l gave, at [l];
+/// valid until the next call.
+const std::uint64_t* exchange(Wait wait, unsigned mask, std::uint64_t mine);
+
+/// Returns when all threads of the block have called it.
+/// \return the inclusive or of their `mine`
+int block_barrier(Wait wait, int mine);
+
+template <class Kernel>
+const void* identity(Kernel* kernel) {
+  return reinterpret_cast<const void*>(kernel);
+}
+
+}  // namespace bucket_moo::emulation
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "the parameters of a kernel have room for 4 kB");
+  static_assert((std::is_trivially_copyable_v<Parameters> && ...), "parameters are copied as bytes");
+  return bucket_moo::emulation::run_grid(*config, bucket_moo::emulation::identity(kernel),
+                                         [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
+  return bucket_moo::emulation::set_shared_limit(bucket_moo::emulation::identity(kernel), value);
+}
+
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel* kernel, int threads,
+                                                          std::size_t shared) {
+  return bucket_moo::emulation::occupancy(blocks, bucket_moo::emulation::identity(kernel), threads, shared);
+}
+
+// ---- inside a kernel -----------------------------------------------------------------------------------------------
+
+extern uint3 threadIdx;
+extern uint3 blockIdx;
+extern dim3 blockDim;
+extern dim3 gridDim;
+
+inline void __syncthreads() { bucket_moo::emulation::block_barrier(bucket_moo::emulation::Wait::block_sync, 0); }
+inline int __syncthreads_or(int predicate) {
+  return bucket_moo::emulation::block_barrier(bucket_moo::emulation::Wait::block_or, predicate != 0 ? 1 : 0);
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  bucket_moo::emulation::exchange(bucket_moo::emulation::Wait::warp_sync, mask, 0);
+}
+
+template <class T>
+T bucket_moo_emulated_shuffle(unsigned mask, T value, int from) {
+  static_assert(sizeof(T) <= sizeof(std::uint64_t));
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const std::uint64_t* const all = bucket_moo::emulation::exchange(bucket_moo::emulation::Wait::shuffle, mask, bits);
+  T result;
+  std::memcpy(&result, all + (from & 31), sizeof(T));
+  return result;
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits) {
+  return bucket_moo_emulated_shuffle(mask, value, static_cast<int>(threadIdx.x & 31u) ^ bits);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+  return bucket_moo_emulated_shuffle(mask, value, lane);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  const std::uint64_t* const all =
+      bucket_moo::emulation::exchange(bucket_moo::emulation::Wait::ballot, mask, predicate != 0 ? 1 : 0);
+  unsigned result = 0;
+  for (int l = 0; l < 32; ++l) result |= static_cast<unsigned>(all[l]) << l;
+  return result;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
+  const std::uint64_t* const all = bucket_moo::emulation::exchange(bucket_moo::emulation::Wait::reduce_or, mask, value);
+  unsigned result = 0;
+  for (int l = 0; l < 32; ++l) result |= static_cast<unsigned>(all[l]);
+  return result;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// ---- words of the language -----------------------------------------------------------------------------------------
+// Last, for the standard library's headers use some of them too.
+
+#define __host__
+#define __device__
+#define __global__
+#define __shared__
+#define __grid_constant__
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __launch_bounds__(...)
+
+#endif  // BUCKET_MOO_EMULATION_CUDA_RUNTIME_H
