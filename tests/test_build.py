@@ -190,6 +190,9 @@ def test_package_metadata() -> None:
     assert metadata["Summary"] == _project("description")
     required = [r for r in metadata.get_all("Requires-Dist") or [] if "extra ==" not in r]
     assert [re.split(r"[<>=!~ ;]", r)[0] for r in required] == ["torch"]
+    optional = [r for r in metadata.get_all("Requires-Dist") or [] if "extra ==" in r]
+    assert [re.split(r"[<>=!~ ;]", r)[0] for r in optional] == ["cupy-cuda13x"]
+    assert metadata.get_all("Provides-Extra") == ["cupy"]
     assert "Typing :: Typed" in (metadata.get_all("Classifier") or [])
     assert (Path(moo.__file__).parent / "py.typed").exists()
 
@@ -289,7 +292,7 @@ def test_the_stub_has_the_keys_of_a_record() -> None:
     tree = ast.parse((Path(moo.__file__).parent / "_C.pyi").read_text())
     record = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "BucketRecord")
     keys = [a.target.id for a in record.body if isinstance(a, ast.AnnAssign)]  # type: ignore[union-attr]
-    state = _C.State(None, torch.device("cpu"), _C.Method.mgda("none"), 0, 2**20, [])
+    state = _C.State(None, torch.device("cpu"), _C.Method("mgda"), 0, 2**20, [])
     state.all_reduce(torch.ones(3))
     assert set(state.records()[0]) == set(keys)
 

@@ -5,8 +5,8 @@
 
 namespace bucket_moo {
 
-/// Methods, gramian, weights, combine.
-void bind_functional(pybind11::module_& module);
+/// A method with its options.
+void bind_methods(pybind11::module_& module);
 
 /// BucketMooState and the DDP hook.
 void bind_state(pybind11::module_& module);

@@ -22,7 +22,7 @@ pybind11::dict build_info() {
   info["version"] = BUCKET_MOO_VERSION;
   info["torch"] = BUCKET_MOO_TORCH_VERSION;
   info["compiler"] = BUCKET_MOO_COMPILER;
-  info["cuda"] = false;
+  info["cuda"] = BUCKET_MOO_CUDA != 0 && BUCKET_MOO_EMULATED_CUDA == 0;
   info["max_objectives"] = bucket_moo::kMaxObjectives;
   info["max_objective_name_bytes"] = bucket_moo::kMaxObjectiveName;
   return info;
@@ -33,6 +33,6 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native part of bucket_moo_ext; use the functions of the package instead.";
   module.def("build_info", &build_info);
-  bucket_moo::bind_functional(module);
+  bucket_moo::bind_methods(module);
   bucket_moo::bind_state(module);
 }

@@ -1,77 +1,85 @@
 """Gramian, weights and combination of a Jacobian held in one place."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, overload
 
 import torch
 
 from bucket_moo_ext import _C
+from bucket_moo_ext._arrays import ArrayLike, as_tensor, cupy_of, is_array, through_torch
 from bucket_moo_ext.methods import Method, resolve
 
-ArrayLike: TypeAlias = Any  # a torch tensor, a NumPy array, or anything that speaks DLPack
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_OBJECTIVES: int = _C.build_info()["max_objectives"]
 
-
-def _tensor(name: str, value: ArrayLike) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        tensor = value.detach()
-    elif hasattr(value, "__dlpack__"):
-        tensor = torch.from_dlpack(value)
-    else:
-        raise TypeError(f"{name} must be a tensor or an array that supports DLPack; got {type(value).__name__}")
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name} must be dense; got layout {tensor.layout}")
-    return tensor.resolve_neg()
+# The overloads themselves: their packets would look for the one that fits at every call.
+_gramian = torch.ops.bucket_moo.gramian.default
+_solve = torch.ops.bucket_moo.solve.default
+_combine = torch.ops.bucket_moo.combine.default
 
 
-def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> tuple[list[torch.Tensor], torch.Size]:
-    """The K gradients as contiguous one-dimensional CPU tensors of one size and dtype, and the shape of the first."""
+def _rows(jacobian: ArrayLike | Sequence[ArrayLike]) -> list[torch.Tensor]:
+    """The K gradients; the operators check that they fit together."""
     if isinstance(jacobian, list | tuple):
-        rows = [_tensor(f"jacobian[{i}]", row) for i, row in enumerate(jacobian)]
+        rows = [as_tensor(f"jacobian[{i}]", row) for i, row in enumerate(jacobian)]
     else:
-        matrix = _tensor("jacobian", jacobian)
+        matrix = as_tensor("jacobian", jacobian)
         if matrix.dim() != 2:
             raise ValueError(f"jacobian must be [K, n] or K tensors of one size; got shape {tuple(matrix.shape)}")
         rows = list(matrix.unbind(0))
-    if not 1 <= len(rows) <= _MAX_OBJECTIVES:
-        raise ValueError(f"jacobian must have 1 to {_MAX_OBJECTIVES} rows; got {len(rows)}")
-    for i, row in enumerate(rows):
-        if row.device.type != "cpu":
-            raise ValueError(f"jacobian must be on the CPU in this build; row {i} is on {row.device}")
-        if row.dtype not in _DTYPES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"jacobian must have one of the dtypes {allowed}; row {i} has {row.dtype}")
-        if row.dtype != rows[0].dtype:
-            raise TypeError(f"jacobian rows must have one dtype; row 0 has {rows[0].dtype}, row {i} {row.dtype}")
-        if row.numel() != rows[0].numel():
-            raise ValueError(
-                f"jacobian rows must have one size; row 0 has {rows[0].numel()} elements, row {i} {row.numel()}"
-            )
-    return [row.reshape(-1).contiguous() for row in rows], rows[0].shape
+    if not rows:
+        raise ValueError(f"jacobian must have 1 to {_MAX_OBJECTIVES} rows; got 0")
+    return rows
 
 
-def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> torch.Tensor:
+@overload
+def gramian(jacobian: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor: ...
+@overload
+def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> Any: ...
+def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> Any:
     """The inner products of K gradients.
 
     Products are summed in float32 over a few dozen elements (in float64 for float64 input), and in float64 beyond.
 
     Args:
-        jacobian: ``[K, n]``, or K tensors of one size (flattened), 1 <= K <= 64; float32, bfloat16, float16 or float64,
-            on the CPU; a torch tensor or any DLPack array. Read once; rows need not be adjacent.
+        jacobian: ``[K, n]``, or K tensors of one size (flattened), 1 <= K <= 64, on one device: the CPU (float32,
+            bfloat16, float16, float64) or CUDA (float32, bfloat16, float16). A torch tensor or any array that speaks
+            DLPack or ``__cuda_array_interface__``. Read once; rows need not be adjacent. On CUDA work is enqueued on
+            torch's current stream, ordered after the array's producer, and nothing waits for it.
 
     Returns:
-        ``[K, K]`` float64, symmetric.
+        ``[K, K]`` float64, symmetric, a tensor on the jacobian's device. CuPy arrays give a CuPy array, computed on
+        CuPy's current stream; nothing is copied either way.
 
     Raises:
         TypeError: An unsupported or mixed dtype, or no tensor.
-        ValueError: A wrong shape or device.
+        ValueError: A wrong shape, or rows on several devices.
+        RuntimeError: CUDA memory, and a build without CUDA kernels.
     """
-    rows, _ = _rows(jacobian)
-    return _C.gramian(rows)
+    cupy = cupy_of(jacobian)
+    if cupy is not None:
+        return through_torch(cupy, gramian, jacobian)
+    return _gramian(_rows(jacobian))
 
 
+@overload
+def weights(
+    gramian: torch.Tensor,
+    method: str | Method = "mgda",
+    *,
+    seed: int = 0,
+    step: int = 0,
+    return_certificate: Literal[False] = False,
+) -> torch.Tensor: ...
+@overload
+def weights(
+    gramian: torch.Tensor,
+    method: str | Method = "mgda",
+    *,
+    seed: int = 0,
+    step: int = 0,
+    return_certificate: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
 def weights(
     gramian: ArrayLike,
     method: str | Method = "mgda",
@@ -79,44 +87,50 @@ def weights(
     seed: int = 0,
     step: int = 0,
     return_certificate: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Any: ...
+def weights(
+    gramian: ArrayLike,
+    method: str | Method = "mgda",
+    *,
+    seed: int = 0,
+    step: int = 0,
+    return_certificate: bool = False,
+) -> Any:
     """The weights that a method gives to K objectives.
 
     Remembers nothing: methods that carry a state from step to step (``GradVac``, ``Smoothed``) take every call, and
     every entry of a batch, as a first step.
 
     Args:
-        gramian: ``[K, K]`` or a batch ``[B, K, K]``, 1 <= K <= 64; solved in float64. Only the symmetric part counts.
+        gramian: ``[K, K]`` or a batch ``[B, K, K]``, 1 <= K <= 64, on any device that ``gramian()`` takes; solved in
+            float64, where it is. Only the symmetric part counts.
         method: A name of ``available_methods()`` or a method object.
         seed: With ``step`` and the place in the batch, the key of a method's random choices (PCGrad, GradVac).
         step: See ``seed``.
         return_certificate: Return the certificates too.
 
     Returns:
-        ``[K]`` or ``[B, K]`` float64. Objectives with a zero diagonal get 0 (except by ``Mean``); a Gramian with a NaN
-        or an Inf gets 1/K everywhere. With ``return_certificate`` a pair: the weights, and ``[]`` or ``[B]`` float64,
-        the method's relative optimality residual, always >= 0; ``available_methods()[name].certificate`` says of what
-        (for MGDA the duality gap over the mean diagonal; 0 for direct methods).
+        ``[K]`` or ``[B, K]`` float64, of the kind that ``gramian()`` returns. Objectives with a zero diagonal get 0
+        (except by ``Mean``); a Gramian with a NaN or an Inf gets 1/K everywhere. With ``return_certificate`` a pair:
+        the weights, and ``[]`` or ``[B]`` float64, the method's relative optimality residual, always >= 0;
+        ``available_methods()[name].certificate`` says of what (for MGDA the duality gap over the mean diagonal; 0 for
+        direct methods).
 
     Raises:
         TypeError: ``gramian`` is no floating-point array, or ``method`` is no method.
-        ValueError: A wrong shape or device, or an unknown method.
+        ValueError: A wrong shape, or an unknown method.
+        RuntimeError: As for ``gramian()``.
     """
-    chosen = resolve(method)
-    tensor = _tensor("gramian", gramian)
-    if not tensor.is_floating_point():
-        raise TypeError(f"gramian must be floating point; got {tensor.dtype}")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"gramian must be on the CPU in this build; it is on {tensor.device}")
-    batched = tensor.dim() == 3
+    cupy = cupy_of(gramian)
+    if cupy is not None:
+        return through_torch(
+            cupy, weights, gramian, method=method, seed=seed, step=step, return_certificate=return_certificate
+        )
+    options = resolve(method)._options()
+    tensor = as_tensor("gramian", gramian)
     if tensor.dim() not in (2, 3) or tensor.shape[-1] != tensor.shape[-2]:
         raise ValueError(f"gramian must be [K, K] or [B, K, K]; got shape {tuple(tensor.shape)}")
-    if not 1 <= tensor.shape[-1] <= _MAX_OBJECTIVES:
-        raise ValueError(f"gramian must have 1 <= K <= {_MAX_OBJECTIVES}; got K = {tensor.shape[-1]}")
-    batch = tensor.double() if batched else tensor.double().unsqueeze(0)
-    solved, _, _, residual = _C.solve(batch, chosen._native(), _word("seed", seed), _word("step", step))
-    if not batched:
-        solved, residual = solved[0], residual[0]
+    solved, _, _, residual = _solve(tensor, *options, _signed(_word("seed", seed)), _signed(_word("step", step)))
     return (solved, residual) if return_certificate else solved
 
 
@@ -126,41 +140,65 @@ def _word(name: str, value: int) -> int:
     return value
 
 
-def combine(jacobian: ArrayLike | Sequence[ArrayLike], weights: ArrayLike | Iterable[float]) -> torch.Tensor:
+def _signed(word: int) -> int:
+    """The 64-bit word as the operators take it: an int64 in two's complement."""
+    return word if word < 2**63 else word - 2**64
+
+
+@overload
+def combine(jacobian: torch.Tensor | Sequence[torch.Tensor], weights: ArrayLike | Iterable[float]) -> torch.Tensor: ...
+@overload
+def combine(jacobian: ArrayLike | Sequence[ArrayLike], weights: ArrayLike | Iterable[float]) -> Any: ...
+def combine(jacobian: ArrayLike | Sequence[ArrayLike], weights: ArrayLike | Iterable[float]) -> Any:
     """The weighted sum of K gradients.
 
     Args:
         jacobian: As for ``gramian``.
-        weights: ``[K]``. A row of weight 0 is not read.
+        weights: ``[K]``. A row of weight 0 is not read. Weights on the jacobian's device stay there; others are copied
+            to it, which on CUDA waits for the copy.
 
     Returns:
-        ``[n]`` in the jacobian's dtype, or the common shape of the K tensors; summed in float32 (float64 for float64)
-        and rounded once.
+        ``[n]`` in the jacobian's dtype, or the shape of the first of the K tensors; summed in float32 (float64 for
+        float64) and rounded once. Of the kind that ``gramian()`` returns.
 
     Raises:
         TypeError: An unsupported or mixed dtype.
-        ValueError: A wrong shape or device.
+        ValueError: A wrong shape, or rows on several devices.
+        RuntimeError: As for ``gramian()``.
     """
-    rows, shape = _rows(jacobian)
-    coefficients = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach().contiguous()
+    cupy = cupy_of(jacobian)
+    if cupy is not None:
+        return through_torch(cupy, combine, jacobian, weights)
+    rows = _rows(jacobian)
+    given = as_tensor("weights", weights) if is_array(weights) else torch.as_tensor(weights, dtype=torch.float64)
+    coefficients = given.to(rows[0].device)
     if coefficients.shape != (len(rows),):
         raise ValueError(f"weights must be [{len(rows)}], one a row; got shape {tuple(coefficients.shape)}")
-    out = torch.empty_like(rows[0])
-    _C.combine(rows, coefficients, out)
-    return out.reshape(shape)
+    return _combine(rows, coefficients)
 
 
+@overload
+def aggregate(
+    jacobian: torch.Tensor | Sequence[torch.Tensor], method: str | Method = "mgda", *, seed: int = 0, step: int = 0
+) -> torch.Tensor: ...
+@overload
+def aggregate(
+    jacobian: ArrayLike | Sequence[ArrayLike], method: str | Method = "mgda", *, seed: int = 0, step: int = 0
+) -> Any: ...
 def aggregate(
     jacobian: ArrayLike | Sequence[ArrayLike],
     method: str | Method = "mgda",
     *,
     seed: int = 0,
     step: int = 0,
-) -> torch.Tensor:
+) -> Any:
     """The conflict-aware update of K gradients: ``combine(jacobian, weights(gramian(jacobian), method))``.
 
     Args, returns and errors: as there.
     """
-    solved = weights(gramian(jacobian), method, seed=seed, step=step)
-    assert isinstance(solved, torch.Tensor)
-    return combine(jacobian, solved)
+    cupy = cupy_of(jacobian)
+    if cupy is not None:
+        return through_torch(cupy, aggregate, jacobian, method=method, seed=seed, step=step)
+    rows = _rows(jacobian)
+    solved = weights(_gramian(rows), method, seed=seed, step=step)
+    return _combine(rows, solved)

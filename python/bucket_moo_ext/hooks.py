@@ -8,10 +8,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.functional import _DTYPES
 from bucket_moo_ext.methods import Method
 from bucket_moo_ext.process_group import parent_group
 from bucket_moo_ext.state import BucketMOO
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # A registered hook lives as long as its module, whether or not the caller keeps the state.
 _registered: "weakref.WeakKeyDictionary[DistributedDataParallel, BucketMOO]" = weakref.WeakKeyDictionary()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.methods import MGDA
+from bucket_moo_ext.functional import weights
 
 _STATUS = ("ok", "nonfinite", "inactive", "not_converged", "fallback")
 
@@ -174,7 +174,7 @@ def _residual(gramian: torch.Tensor) -> float:
     active = gramian.diagonal() > 0
     if not active.any():
         return 0.0
-    w = _C.solve(gramian.unsqueeze(0), MGDA()._native(), 0, 0)[0][0]
+    w = weights(gramian, "mgda")
     shortest = float(w @ gramian @ w)
     return math.sqrt(max(shortest, 0.0) / float(gramian.diagonal()[active].mean()))
 

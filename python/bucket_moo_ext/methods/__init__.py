@@ -31,6 +31,7 @@ PlainMethod: TypeAlias = (
 Method: TypeAlias = PlainMethod | Smoothed
 
 _METHODS: tuple[type[PlainMethod], ...] = get_args(PlainMethod)
+_DEFAULTS: dict[str, PlainMethod] = {cls.info.name: cls() for cls in _METHODS}
 
 
 def available_methods() -> dict[str, MethodInfo]:
@@ -50,10 +51,9 @@ def resolve(method: "str | Method") -> Method:
         TypeError: Neither a name nor a method object.
     """
     if isinstance(method, str):
-        name = method.lower().replace("-", "").replace("_", "")
-        for cls in _METHODS:
-            if cls.info.name == name:
-                return cls()
+        found = _DEFAULTS.get(method.lower().replace("-", "").replace("_", ""))
+        if found is not None:
+            return found
         raise ValueError(f"method={method!r} is unknown; available: {', '.join(available_methods())}")
     if isinstance(method, (*_METHODS, Smoothed)):
         return method

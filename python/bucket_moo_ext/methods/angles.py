@@ -3,12 +3,20 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bucket_moo_ext import _C
-from bucket_moo_ext.methods.base import EQUIVARIANT, UNCHANGED, MethodInfo, Shares, choice, shares
+from bucket_moo_ext.methods.base import (
+    EQUIVARIANT,
+    UNCHANGED,
+    MethodInfo,
+    NativeMethod,
+    Options,
+    Shares,
+    choice,
+    shares,
+)
 
 
 @dataclass(frozen=True)
-class IMTLG:
+class IMTLG(NativeMethod):
     """IMTL-G: the update whose projections onto all gradients are equally long.
 
     w = v / sum(v), v = D^-1 C^+ 1, with D the gradients' norms and C their cosines.
@@ -31,12 +39,12 @@ class IMTLG:
         "largest difference between the cosines with the update",
     )
 
-    def _native(self) -> _C.Method:
-        return _C.Method.imtlg()
+    def _options(self) -> Options:
+        return Options("imtlg")
 
 
 @dataclass(frozen=True)
-class AlignedMTL:
+class AlignedMTL(NativeMethod):
     """The gradients are made orthogonal and equally long, as near to what they were as that allows, then added.
 
     w = sqrt(scale) G^(+1/2) p, with p the preference and scale the smallest, median or mean eigenvalue of G of those
@@ -72,12 +80,12 @@ class AlignedMTL:
         shares(self, "preference")
         choice(self, "scale_mode", ("min", "median", "mean"))
 
-    def _native(self) -> _C.Method:
-        return _C.Method.aligned_mtl(self.preference or (), self.scale_mode)
+    def _options(self) -> Options:
+        return Options("alignedmtl", mode=self.scale_mode, preference=tuple(self.preference or ()))
 
 
 @dataclass(frozen=True)
-class ConFIG:
+class ConFIG(NativeMethod):
     """The update that has the same cosine with every gradient, as long as the gradients agree with it.
 
     w = (n'Cv / v'Cv) D^-1 v, v = C^+ p, with n (on the diagonal of D) the gradients' norms, C their cosines and p the
@@ -111,5 +119,5 @@ class ConFIG:
     def __post_init__(self) -> None:
         shares(self, "preference")
 
-    def _native(self) -> _C.Method:
-        return _C.Method.config(self.preference or ())
+    def _options(self) -> Options:
+        return Options("config", preference=tuple(self.preference or ()))

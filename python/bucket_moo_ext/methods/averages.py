@@ -3,12 +3,20 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bucket_moo_ext import _C
-from bucket_moo_ext.methods.base import EQUIVARIANT, UNCHANGED, MethodInfo, Shares, integer, shares
+from bucket_moo_ext.methods.base import (
+    EQUIVARIANT,
+    UNCHANGED,
+    MethodInfo,
+    NativeMethod,
+    Options,
+    Shares,
+    integer,
+    shares,
+)
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(NativeMethod):
     """The mean of the objectives' gradients: what DDP computes.
 
     Counts every objective, active or not, so that with one rank an objective it is DDP's result.
@@ -27,12 +35,12 @@ class Mean:
     def __post_init__(self) -> None:
         shares(self, "weights")
 
-    def _native(self) -> _C.Method:
-        return _C.Method.mean(self.weights or ())
+    def _options(self) -> Options:
+        return Options("mean", preference=tuple(self.weights or ()))
 
 
 @dataclass(frozen=True)
-class Krum:
+class Krum(NativeMethod):
     """(Multi-)Krum: the mean of the gradients that lie closest to their neighbours.
 
     w = 1/m on the m = ``n_selected`` gradients with the lowest sum of squared distances to their K - f - 2 nearest
@@ -66,12 +74,12 @@ class Krum:
         integer(self, "n_byzantine", 0)
         integer(self, "n_selected", 1)
 
-    def _native(self) -> _C.Method:
-        return _C.Method.krum(self.n_byzantine, self.n_selected)
+    def _options(self) -> Options:
+        return Options("krum", (self.n_byzantine, self.n_selected))
 
 
 @dataclass(frozen=True)
-class Adasum:
+class Adasum(NativeMethod):
     """The mean of parallel gradients, the sum of orthogonal ones, and in between for others.
 
     adasum(a, b) = (1 - <a,b> / 2|a|^2) a + (1 - <a,b> / 2|b|^2) b, up a binary tree over the active objectives in their
@@ -89,5 +97,5 @@ class Adasum:
         "adasum", UNCHANGED, ("permutation equivariant for K <= 2",), "Maleki et al. 2020"
     )
 
-    def _native(self) -> _C.Method:
-        return _C.Method.adasum()
+    def _options(self) -> Options:
+        return Options("adasum")

@@ -4,12 +4,20 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bucket_moo_ext import _C
-from bucket_moo_ext.methods.base import EQUIVARIANT, NON_CONFLICTING, PARETO_STATIONARY, MethodInfo, finite, number
+from bucket_moo_ext.methods.base import (
+    EQUIVARIANT,
+    NON_CONFLICTING,
+    PARETO_STATIONARY,
+    MethodInfo,
+    NativeMethod,
+    Options,
+    finite,
+    number,
+)
 
 
 @dataclass(frozen=True)
-class NashMTL:
+class NashMTL(NativeMethod):
     """Nash-MTL: the bargaining solution, in which every objective's relative gain is traded off equally.
 
     (Gw)_k = 1 / w_k, then w is shortened so that |d| <= max_norm. Stateless: unlike the authors' code, which re-solves
@@ -46,12 +54,12 @@ class NashMTL:
         unbounded = isinstance(self.max_norm, float) and self.max_norm == math.inf
         number(self, "max_norm", "a number > 0", unbounded or (finite(self.max_norm) and self.max_norm > 0))
 
-    def _native(self) -> _C.Method:
-        return _C.Method.nash_mtl(0.0 if self.max_norm == math.inf else self.max_norm)
+    def _options(self) -> Options:
+        return Options("nashmtl", (0.0 if self.max_norm == math.inf else self.max_norm,))
 
 
 @dataclass(frozen=True)
-class FairGrad:
+class FairGrad(NativeMethod):
     """Alpha-fair allocation of progress between the objectives.
 
     (Gw)_k = w_k^(-1/alpha): alpha -> 0 is the sum of the gradients, 1 the bargaining solution of ``NashMTL`` without
@@ -86,5 +94,5 @@ class FairGrad:
     def __post_init__(self) -> None:
         number(self, "alpha", "a finite number > 0", finite(self.alpha) and self.alpha > 0)
 
-    def _native(self) -> _C.Method:
-        return _C.Method.fairgrad(self.alpha)
+    def _options(self) -> Options:
+        return Options("fairgrad", (self.alpha,))

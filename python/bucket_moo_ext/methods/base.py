@@ -4,6 +4,9 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from bucket_moo_ext import _C
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,34 @@ class MethodInfo:
     source: str
     certificate: str = "0: nothing is solved"
     stateful: bool = False
+
+
+class Options(NamedTuple):
+    """A method as native code takes it; the table above ``MethodOptions`` in the sources says which has what.
+
+    Attributes:
+        name: As in ``MethodInfo``.
+        numbers: All parameters that are numbers, in their order.
+        mode: The parameter that is a word.
+        preference: One number an objective, or nothing.
+        permutation: K rows of K, one after the other, or nothing.
+    """
+
+    name: str
+    numbers: tuple[float, ...] = ()
+    mode: str = ""
+    preference: tuple[float, ...] = ()
+    permutation: tuple[int, ...] = ()
+
+
+class NativeMethod:
+    """What native code is told of a method."""
+
+    def _options(self) -> Options:
+        raise NotImplementedError
+
+    def _native(self) -> _C.Method:
+        return _C.Method(*self._options())
 
 
 NON_CONFLICTING = "non-conflicting"
@@ -100,6 +131,11 @@ def permutation(method: object) -> None:
     if any(sorted(row) != list(range(len(plain))) for row in plain):
         raise fail(method, "permutation", value, allowed)
     object.__setattr__(method, "permutation", plain)
+
+
+def flat(rows: "Permutation") -> tuple[int, ...]:
+    """The rows of a permutation one after the other; nothing for None."""
+    return () if rows is None else tuple(j for row in rows for j in row)
 
 
 Shares = Sequence[float] | None

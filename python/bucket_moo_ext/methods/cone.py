@@ -3,20 +3,21 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bucket_moo_ext import _C
 from bucket_moo_ext.methods.base import (
     EQUIVARIANT,
     NON_CONFLICTING,
     PARETO_STATIONARY,
     UNCHANGED,
     MethodInfo,
+    NativeMethod,
+    Options,
     Shares,
     shares,
 )
 
 
 @dataclass(frozen=True)
-class UPGrad:
+class UPGrad(NativeMethod):
     """Every gradient is projected onto the cone of updates that conflict with none; then their (weighted) mean.
 
     w = sum_i argmin {v'Gv : v >= p_i e_i}, with p the preference.
@@ -49,12 +50,12 @@ class UPGrad:
     def __post_init__(self) -> None:
         shares(self, "preference")
 
-    def _native(self) -> _C.Method:
-        return _C.Method.upgrad(self.preference or ())
+    def _options(self) -> Options:
+        return Options("upgrad", preference=tuple(self.preference or ()))
 
 
 @dataclass(frozen=True)
-class DualProj:
+class DualProj(NativeMethod):
     """The (weighted) mean gradient, projected onto the cone of updates that conflict with no objective.
 
     w = argmin {v'Gv : v >= p}, with p the preference: the update without conflict that is nearest to sum_k p_k g_k.
@@ -85,5 +86,5 @@ class DualProj:
     def __post_init__(self) -> None:
         shares(self, "preference")
 
-    def _native(self) -> _C.Method:
-        return _C.Method.dualproj(self.preference or ())
+    def _options(self) -> Options:
+        return Options("dualproj", preference=tuple(self.preference or ()))

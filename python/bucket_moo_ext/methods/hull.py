@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bucket_moo_ext import _C
 from bucket_moo_ext.methods.base import (
     EQUIVARIANT,
     NON_CONFLICTING,
     PARETO_STATIONARY,
     UNCHANGED,
     MethodInfo,
+    NativeMethod,
+    Options,
     choice,
     fail,
     finite,
@@ -18,7 +19,7 @@ from bucket_moo_ext.methods.base import (
 
 
 @dataclass(frozen=True)
-class MGDA:
+class MGDA(NativeMethod):
     """The shortest vector in the convex hull of the gradients: argmin over the simplex of w'Gw.
 
     Its update conflicts with no objective, lowers each at the rate ||d||^2 or faster, and is zero exactly at the
@@ -46,12 +47,12 @@ class MGDA:
     def __post_init__(self) -> None:
         choice(self, "normalize", ("none", "l2"))
 
-    def _native(self) -> _C.Method:
-        return _C.Method.mgda(self.normalize)
+    def _options(self) -> Options:
+        return Options("mgda", mode=self.normalize)
 
 
 @dataclass(frozen=True)
-class CAGrad:
+class CAGrad(NativeMethod):
     """The update that helps the worst objective most within a ball around the mean.
 
     Args:
@@ -79,5 +80,5 @@ class CAGrad:
         if not isinstance(self.rescale, bool):
             raise fail(self, "rescale", self.rescale, "True or False")
 
-    def _native(self) -> _C.Method:
-        return _C.Method.cagrad(self.c, self.rescale)
+    def _options(self) -> Options:
+        return Options("cagrad", (self.c, float(self.rescale)))

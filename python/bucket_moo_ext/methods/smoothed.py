@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.methods.base import MethodInfo, finite, number
+from bucket_moo_ext.methods.base import MethodInfo, NativeMethod, Options, finite, number
 
 if TYPE_CHECKING:
     from bucket_moo_ext.methods import PlainMethod
 
 
 @dataclass(frozen=True)
-class Smoothed:
+class Smoothed(NativeMethod):
     """Any method, with an exponential average of its weights over the steps.
 
     w_k <- alpha w_k' + (1 - alpha) w_k, with w_k' the last smoothed weight of objective k in this bucket.
@@ -58,6 +58,9 @@ class Smoothed:
     def _inner(self) -> "PlainMethod":
         assert not isinstance(self.method, str)  # __post_init__ made it an object
         return self.method
+
+    def _options(self) -> Options:
+        return self._inner()._options()  # operators remember nothing, so there is nothing to average
 
     def _native(self) -> _C.Method:
         return self._inner()._native().smoothed(self.alpha)

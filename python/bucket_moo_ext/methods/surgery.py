@@ -3,12 +3,22 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bucket_moo_ext import _C
-from bucket_moo_ext.methods.base import UNCHANGED, MethodInfo, Permutation, choice, finite, number, permutation
+from bucket_moo_ext.methods.base import (
+    UNCHANGED,
+    MethodInfo,
+    NativeMethod,
+    Options,
+    Permutation,
+    choice,
+    finite,
+    flat,
+    number,
+    permutation,
+)
 
 
 @dataclass(frozen=True)
-class PCGrad:
+class PCGrad(NativeMethod):
     """Every gradient loses its component against each conflicting one, in random order; then their mean.
 
     The order is drawn from (seed, step, bucket, objective), the same on every rank. With three objectives or more the
@@ -37,12 +47,12 @@ class PCGrad:
         choice(self, "reduction", ("mean", "sum"))
         permutation(self)
 
-    def _native(self) -> _C.Method:
-        return _C.Method.pcgrad(self.reduction, self.permutation or ())
+    def _options(self) -> Options:
+        return Options("pcgrad", mode=self.reduction, permutation=flat(self.permutation))
 
 
 @dataclass(frozen=True)
-class GradVac:
+class GradVac(NativeMethod):
     """PCGrad towards a moving target: pairs of gradients are brought to the cosine they usually have.
 
     c_i starts as e_i; for every other j, in random order, with rho the cosine of sum_l c_il g_l and g_j and phi_ij the
@@ -81,5 +91,5 @@ class GradVac:
         number(self, "beta", "a number from 0 to 1", finite(self.beta) and 0 <= self.beta <= 1)
         permutation(self)
 
-    def _native(self) -> _C.Method:
-        return _C.Method.gradvac(self.beta, self.permutation or ())
+    def _options(self) -> Options:
+        return Options("gradvac", (self.beta,), permutation=flat(self.permutation))

@@ -1,0 +1,183 @@
+"""The functions and operators on a GPU, against the CPU, which the other tests hold to an independent reference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import bucket_moo_ext as moo
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from checks import raw
+
+pytestmark = pytest.mark.skipif(
+    not (moo.build_info()["cuda"] and torch.cuda.is_available()), reason="needs a GPU and a build with CUDA kernels"
+)
+DTYPES = [dtype for dtype in ref.DTYPES if dtype != torch.float64]
+CYCLES = 20_000_000  # about 10 ms: long enough for what does not wait to come too early
+PREFERRED = moo.UPGrad([1.0, 2.0, 3.0])
+ORDERED = moo.PCGrad(permutation=[[0, 2, 1], [2, 1, 0], [1, 0, 2]])
+
+
+def draw(rng: np.random.Generator, k: int, n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal((k, n))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gramian_and_combine(rng: np.random.Generator, dtype: torch.dtype) -> None:
+    for k in (1, 2, 3, 8, 17, 64):
+        for n in (0, 1, 17, 4099, 100_003):
+            rows = draw(rng, k, n, dtype)
+            w = torch.from_numpy(rng.standard_normal(k))
+            values = ref.float64(rows)
+            for given in (rows.cuda(), [row.cuda() for row in rows], rows.T.contiguous().cuda().T):
+                got = moo.gramian(given)
+                assert got.is_cuda
+                assert torch.equal(got, got.T)
+                error = np.abs(got.cpu().numpy() - ref.gramian(values))
+                assert (error <= ref.gramian_error(np.linalg.norm(values, axis=1), dtype)).all(), (k, n)
+                update = moo.combine(given, w.cuda())
+                assert update.is_cuda
+                assert raw(update.cpu()) == raw(moo.combine(rows, w)), (k, n)
+
+
+@pytest.mark.parametrize("name", moo.available_methods())
+def test_weights(rng: np.random.Generator, name: str) -> None:
+    for k in (1, 2, 5, 33, 64):
+        rows = rng.standard_normal((9, k, 2 * k + 3))
+        batch = torch.from_numpy(rows @ rows.transpose(0, 2, 1))
+        expected, _ = moo.weights(batch, name, seed=2**64 - 1, return_certificate=True)
+        got, certificate = moo.weights(batch.cuda(), name, seed=2**64 - 1, return_certificate=True)
+        assert got.is_cuda
+        assert certificate.is_cuda
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-7, atol=1e-9)
+        assert float(certificate.max()) <= 1e-8
+        assert torch.equal(moo.weights(batch.cuda(), name, seed=2**64 - 1), got)
+    assert int(torch.ops.bucket_moo.solve(torch.full((2, 2), torch.nan).cuda(), name)[1]) == 1
+
+
+@pytest.mark.parametrize("method", [PREFERRED, ORDERED, moo.AlignedMTL([3.0, 2.0, 1.0], "mean")], ids=str)
+def test_options_that_are_arrays(rng: np.random.Generator, method: Any) -> None:
+    rows = draw(rng, 3, 50)
+    gram = moo.gramian(rows - 0.9 * rows.mean(0))
+    torch.testing.assert_close(moo.weights(gram.cuda(), method).cpu(), moo.weights(gram, method), rtol=1e-9, atol=1e-12)
+
+
+def test_a_long_permutation(rng: np.random.Generator) -> None:
+    rows = draw(rng, 64, 200)
+    gram = moo.gramian(rows - 0.9 * rows.mean(0))
+    method = moo.PCGrad(permutation=[[int(j) for j in rng.permutation(64)] for _ in range(64)])
+    torch.testing.assert_close(moo.weights(gram.cuda(), method).cpu(), moo.weights(gram, method), rtol=1e-9, atol=1e-12)
+
+
+def test_float64_rows_are_refused() -> None:
+    for call in (moo.gramian, moo.aggregate, lambda rows: moo.combine(rows, torch.ones(2, device="cuda"))):
+        with pytest.raises(TypeError, match=r"float32, bfloat16, float16 on CUDA.*float64"):
+            call(torch.ones(2, 3, dtype=torch.float64, device="cuda"))
+
+
+def test_rows_on_several_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="row 0 is on cpu, row 1 on cuda:0"):
+        moo.gramian([torch.ones(3), torch.ones(3, device="cuda")])
+
+
+@pytest.mark.parametrize("method", ["mgda", PREFERRED, ORDERED], ids=str)
+def test_nothing_waits_for_the_device(rng: np.random.Generator, method: Any) -> None:
+    rows = draw(rng, 3, 1000).cuda()
+    expected = moo.aggregate(rows, method)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(CYCLES)
+        slept = torch.cuda.Event()
+        slept.record()
+        got = moo.aggregate(rows, method)
+        assert not slept.query(), "returned only after what was enqueued before"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert raw(got.cpu()) == raw(expected.cpu())
+
+
+def test_work_is_on_the_current_stream(rng: np.random.Generator) -> None:
+    rows = draw(rng, 3, 1000)
+    on_device, source = torch.zeros(3, 1000, device="cuda"), rows.cuda()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(CYCLES)
+        on_device.copy_(source)
+        got = moo.aggregate(on_device)
+    stream.synchronize()
+    torch.testing.assert_close(got.cpu(), moo.aggregate(rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["mgda", PREFERRED, ORDERED], ids=str)
+def test_a_captured_graph_replays(rng: np.random.Generator, method: Any) -> None:
+    rows = draw(rng, 3, 1000).cuda()
+    moo.aggregate(rows, method)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        update = moo.aggregate(rows, method)
+    for _ in range(3):
+        rows.copy_(draw(rng, 3, 1000))
+        graph.replay()
+        assert raw(update.cpu()) == raw(moo.aggregate(rows, method).cpu())
+
+
+def test_compile(rng: np.random.Generator) -> None:
+    rows = draw(rng, 3, 1000).cuda()
+    compiled: Callable[..., torch.Tensor] = torch.compile(
+        lambda j: moo.aggregate(j, "cagrad"), fullgraph=True, backend="aot_eager"
+    )
+    assert raw(compiled(rows).cpu()) == raw(moo.aggregate(rows, "cagrad").cpu())
+
+
+def test_opcheck(rng: np.random.Generator) -> None:
+    rows = [row.cuda() for row in draw(rng, 3, 100)]
+    torch.library.opcheck(torch.ops.bucket_moo.gramian.default, (rows,))
+    torch.library.opcheck(torch.ops.bucket_moo.combine.default, (rows, torch.ones(3).cuda()))
+    torch.library.opcheck(torch.ops.bucket_moo.solve.default, (torch.eye(3).cuda(), *PREFERRED._options(), 1, 2))
+
+
+class OnlyInterface:
+    """The CUDA array interface of a tensor, with the stream that produces it."""
+
+    def __init__(self, tensor: torch.Tensor, stream: torch.cuda.Stream) -> None:
+        self.tensor = tensor
+        self.__cuda_array_interface__ = {**tensor.__cuda_array_interface__, "version": 3, "stream": stream.cuda_stream}
+
+
+def test_cuda_array_interface(rng: np.random.Generator) -> None:
+    rows = draw(rng, 3, 1000)
+    on_device, source = torch.zeros(3, 1000, device="cuda"), rows.cuda()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(CYCLES)
+        on_device.copy_(source)
+    got = moo.aggregate(OnlyInterface(on_device, stream))
+    assert isinstance(got, torch.Tensor)
+    torch.testing.assert_close(got.cpu(), moo.aggregate(rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_cupy(rng: np.random.Generator, own_stream: bool) -> None:
+    cupy = pytest.importorskip("cupy")
+    rows = draw(rng, 3, 1000)
+    expected = moo.aggregate(rows, "upgrad")
+    stream = cupy.cuda.Stream(non_blocking=True) if own_stream else cupy.cuda.Stream.null
+    on_device = torch.zeros(3, 1000, device="cuda")
+    source = rows.cuda()
+    torch.cuda.synchronize()
+    with stream:
+        array = cupy.from_dlpack(on_device)
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)):
+            torch.cuda._sleep(CYCLES)
+        array[...] = cupy.from_dlpack(source)
+        gram = moo.gramian(array)
+        w = moo.weights(gram, "upgrad")
+        results = [moo.aggregate(array, "upgrad"), moo.aggregate(list(array), "upgrad"), moo.combine(array, w)]
+        assert all(isinstance(result, cupy.ndarray) for result in (gram, w, *results))
+        stream.synchronize()
+    for result in results:
+        np.testing.assert_allclose(cupy.asnumpy(result), expected.numpy(), rtol=1e-5, atol=1e-6)
