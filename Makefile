@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp lint format bench bench-solve peer-test clean
+.PHONY: help setup demo test test-cpp test-emulated lint format bench bench-solve peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -60,7 +60,23 @@ test-cpp: $(STAMP)/build ## Build and run the torch-free C++ tests
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	  cmake --preset core-only > /dev/null && cmake --build --preset core-only && ctest --preset core-only
 
-test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp ## Run all tests
+# The device path needs no GPU to be tested: its kernels are compiled for the CPU, and the extension reduces CPU tensors
+# with them. Installed apart from .venv, whose packages it uses.
+EMULATED := build/emulated
+$(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
+	@echo "== building the extension with emulated CUDA kernels"
+	@$(BIN)/python -m venv --without-pip $(EMULATED)/venv
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(EMULATED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --python $(EMULATED)/venv/bin/python install --no-build-isolation --no-deps \
+	  --ignore-installed -C build-dir=$(EMULATED)/tree -C cmake.define.BUCKET_MOO_EMULATED_CUDA=ON . && touch $@
+
+test-emulated: $(STAMP)/emulated ## Run the tests of the collectives and of DDP over emulated CUDA kernels
+	@echo "== Python tests of the device path, over emulated CUDA kernels"
+	@$(EMULATED)/venv/bin/python -m pytest $(addprefix tests/test_,collectives.py ddp.py ddp_options.py device_path.py \
+	  errors.py method_state.py objectives.py report.py state.py) $(ARGS)
+
+test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"
 	@$(BIN)/python -m pytest
 

@@ -8,7 +8,11 @@ import bucket_moo_ext as moo
 import numpy as np
 import reference as ref
 import torch
+from bucket_moo_ext import _C
 from reference import Array
+
+# Whether this is the build whose CUDA kernels run on the CPU: CPU tensors take the way of CUDA tensors there.
+ON_DEVICE = _C.reduces_on_device(torch.device("cpu"))
 
 
 def draw(seed: int, key: Sequence[int], n: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:

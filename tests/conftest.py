@@ -16,12 +16,20 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from checks import ON_DEVICE
 
 # Ranks are forked from a server that has imported torch once and runs no threads: starting one takes milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "bucket_moo_ext", "numpy"])
 
 GROUP_TIMEOUT = timedelta(seconds=60)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if ON_DEVICE:
+        for item in items:
+            if item.get_closest_marker("host"):
+                item.add_marker(pytest.mark.skip(reason="about reductions in host memory"))
 
 
 class RankFailed(AssertionError):

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from ddp_support import CAP_MB, batch_of, error_of, loss_of, mlp
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+pytestmark = pytest.mark.host
+
 RunRanks = Callable[..., list[Any]]
 GROUP_TIMEOUT = timedelta(seconds=5)
 # A rank has to notice within the group's timeout; the rest is for a busy machine.

@@ -12,6 +12,7 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
+from checks import ON_DEVICE
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -80,7 +81,9 @@ def rank_every_method(rank: int, world: int, seed: int) -> dict[str, list[tuple[
                     if method != "mean" and not isinstance(method, moo.Smoothed) and name != "gradvac":
                         again = moo.weights(bucket.gramian, method, seed=5, step=report.step)
                         if name != "pcgrad" or bucket.index == 0:  # whose order depends on the bucket
-                            assert torch.equal(again, bucket.weights), name
+                            # The lanes of a warp add in another order than one thread.
+                            same = torch.allclose if ON_DEVICE else torch.equal
+                            assert same(again, bucket.weights), name
                 seen.append((digest(ddp), [bucket.status for bucket in report.buckets]))
             results[f"{name} {way}"] = seen
     return results

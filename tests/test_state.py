@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from checks import draw, raw
+from checks import ON_DEVICE, draw, raw
 
 Runner = Callable[..., list[Any]]
 
@@ -236,9 +236,10 @@ def rank_steps(rank: int, world: int, seed: int) -> None:
     assert (state.step, state.report().step) == (3, 3)
     with pytest.raises(ValueError, match="contiguous"):
         moo.all_reduce(row[::2], state)
-    assert state.step == 4, "a refused call counts: the other ranks may have made a good one"
+    refused = 0 if ON_DEVICE else 1  # in host memory the other ranks hear of it: they may have made a good call
+    assert state.step == 3 + refused
     moo.all_reduce(row, state)
-    assert state.step == 5
+    assert state.step == 4 + refused
 
 
 def test_steps(run_ranks: Runner, fresh_seed: int) -> None:
@@ -262,5 +263,8 @@ def test_memory(run_ranks: Runner, world: int) -> None:
         assert held[3] - held[1] < 256, "and are used again (a bucket's tail may be a little longer)"
         assert held[5] - held[4] < 256
         tile = 200_000 * 4 * (world - 1) / world  # one bucket in flight: the other ranks' blocks of our shard
-        assert tile * 0.999 <= held[4] <= tile + 4096
+        if ON_DEVICE:  # the own block too, and what the kernels share
+            assert 200_000 * 4 * (world > 1) * 0.999 <= held[4] <= 200_000 * 4 * (world > 1) + 65536
+        else:
+            assert tile * 0.999 <= held[4] <= tile + 4096
         assert np.ptp(held) > 0 or world == 1

@@ -23,6 +23,8 @@ pybind11::dict build_info() {
   info["torch"] = BUCKET_MOO_TORCH_VERSION;
   info["compiler"] = BUCKET_MOO_COMPILER;
   info["cuda"] = BUCKET_MOO_CUDA != 0 && BUCKET_MOO_EMULATED_CUDA == 0;
+  info["cuda_compiler"] = BUCKET_MOO_CUDA_COMPILER;
+  info["cuda_architectures"] = BUCKET_MOO_CUDA_ARCHITECTURES;
   info["max_objectives"] = bucket_moo::kMaxObjectives;
   info["max_objective_name_bytes"] = bucket_moo::kMaxObjectiveName;
   return info;

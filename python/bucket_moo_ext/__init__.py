@@ -66,7 +66,8 @@ def build_info() -> dict[str, str | int | bool]:
 
     Returns:
         A dict with ``version``, ``torch`` (the version built against), ``compiler``, ``cuda`` (whether CUDA kernels are
-        in it), ``max_objectives`` and ``max_objective_name_bytes``.
+        in it), ``cuda_compiler`` and ``cuda_architectures`` (with what and for what; empty without, and an
+        architecture that is not "-real" is in it as PTX too), ``max_objectives`` and ``max_objective_name_bytes``.
     """
     return _C.build_info()
 

@@ -186,8 +186,8 @@ class BucketMOO:
     def report(self) -> Report:
         """What was solved in the newest step, bucket by bucket, as this rank knows it (all ranks know the same).
 
-        Complete once ``backward()`` has returned. Costs a small solve a bucket; sends nothing. On a GPU it waits for the
-        reductions: their results stay on the device until somebody asks.
+        Complete once ``backward()`` has returned. Costs a small solve a bucket; sends nothing. On a GPU it waits for
+        the reductions: their results stay on the device until somebody asks.
 
         Raises:
             RuntimeError: Nothing was reduced yet.
@@ -296,7 +296,11 @@ class BucketMOO:
             self._native = self._make_native(device)
             self._device = device
             _live.add(self._native)
-        elif device != self._device and (_C.reduces_on_device(device) or _C.reduces_on_device(self._device)):
+        elif (
+            self._device is not None
+            and device != self._device
+            and (_C.reduces_on_device(device) or _C.reduces_on_device(self._device))
+        ):
             raise ValueError(f"this state reduces tensors on {self._device}; got one on {device}: use a state for each")
         return self._native
 
