@@ -441,9 +441,10 @@ bool same_elements(DType d, const std::vector<char>& a, const std::vector<char>&
 /// \param skip elements by which the output is off its alignment
 void check_combine(const Tile& t, const std::vector<double>& c, int skip) {
   const std::size_t element = bucket_moo::element_size(t.dtype);
-  std::vector<char> expected(t.row_bytes());
+  std::vector<char> expected(t.row_bytes() + 1);  // one more, so that it has an address
   const std::vector<const void*> pointers = t.pointers();
   bucket_moo::combine({pointers.data(), t.count(), t.size, t.dtype}, c.data(), expected.data());
+  expected.pop_back();
   std::vector<char> out(t.row_bytes() + 64, char{0x5a});
   const std::size_t start =
       16 - reinterpret_cast<std::uintptr_t>(out.data()) % 16 + static_cast<std::size_t>(skip) * element;
