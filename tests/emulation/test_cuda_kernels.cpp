@@ -23,8 +23,11 @@ using bucket_moo::cuda::Grid;
 using tiles::Layout;
 using tiles::Tile;
 
-constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
-const char* name_of(DType d) { return d == DType::float32 ? "float32" : d == DType::bfloat16 ? "bfloat16" : "float16"; }
+constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16, DType::float64};
+const char* name_of(DType d) {
+  constexpr const char* kNames[] = {"float32", "bfloat16", "float16", "float64"};
+  return kNames[static_cast<int>(d)];
+}
 
 constexpr Layout kLayouts[] = {Layout::block, Layout::odd_pitch, Layout::scattered, Layout::misaligned};
 constexpr double kPoison = -12345.0;
@@ -403,7 +406,7 @@ void gramian_refuses() {
   };
   CHECK(says(good) == cudaSuccess);
   auto a = good;
-  a.rows.dtype = DType::float64;
+  a.rows.dtype = static_cast<DType>(17);
   CHECK(says(a) == cudaErrorInvalidValue);
   a = good;
   a.rows.count = 65;
@@ -584,7 +587,7 @@ void combine_refuses() {
   DeviceRows rows = t.device();
   CHECK(bucket_moo::cuda::launch_combine(rows, nullptr, out, nullptr) == cudaErrorInvalidValue);
   CHECK(bucket_moo::cuda::launch_combine(rows, c, nullptr, nullptr) == cudaErrorInvalidValue);
-  rows.dtype = DType::float64;
+  rows.dtype = static_cast<DType>(17);
   CHECK(bucket_moo::cuda::launch_combine(rows, c, out, nullptr) == cudaErrorInvalidValue);
   rows = {};
   rows.size = 10;

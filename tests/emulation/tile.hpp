@@ -44,7 +44,9 @@ inline std::uint32_t encode(double value, int e, int m) {
 }
 
 inline void put(DType d, void* to, double value) {
-  if (d == DType::float32) {
+  if (d == DType::float64) {
+    std::memcpy(to, &value, 8);
+  } else if (d == DType::float32) {
     const float f = static_cast<float>(value);
     std::memcpy(to, &f, 4);
   } else {
@@ -54,6 +56,11 @@ inline void put(DType d, void* to, double value) {
 }
 
 inline double get(DType d, const void* from) {
+  if (d == DType::float64) {
+    double value;
+    std::memcpy(&value, from, 8);
+    return value;
+  }
   if (d == DType::float32) {
     float f;
     std::memcpy(&f, from, 4);
