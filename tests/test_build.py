@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -152,6 +153,89 @@ def test_kernels_keep_to_their_registers(source: Path, tmp_path: Path) -> None:
         if int(kernel["registers"]) > granted[0]:
             over.append(f"{kernel['name']} on {kernel['arch']}: {kernel['registers']} registers, {granted[0]} granted")
     assert not over, "\n".join(over)
+
+
+# --- the CUDA build ---
+
+
+def _symbols(path: Path | str, which: str) -> set[str]:
+    lines = _run("nm", "-D", which, path).splitlines()
+    return {line.split()[-1].split("@")[0] for line in lines if line.split()[-2] not in ("w", "v")}
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on the PATH")
+def test_nvcc_on_the_path_is_used() -> None:
+    info = moo.build_info()
+    assert info["cuda"] is True, "built without CUDA though there is an nvcc: BUCKET_MOO_CUDA=OFF, or an older build"
+    assert str(info["cuda_compiler"]).startswith("NVIDIA ")
+    if not {"CUDAARCHS", "TORCH_CUDA_ARCH_LIST"} & os.environ.keys():
+        assert info["cuda_architectures"] == "80-real, 90-real, 100"
+
+
+@pytest.mark.skipif(not shutil.which("nm") or not shutil.which("ldd"), reason="no nm or ldd")
+def test_nothing_is_left_to_link_but_python() -> None:
+    """What --no-undefined says of a library, for a module whose Python comes with the interpreter.
+
+    With CUDA kernels in it the module still asks for no CUDA library, so that it loads where there is none.
+    """
+    module = _C.__file__
+    torch_libraries = {**os.environ, "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib")}
+    listed = subprocess.run(["ldd", module], capture_output=True, text=True, check=True, env=torch_libraries).stdout
+    assert "not found" not in listed
+    libraries = re.findall(r"=> (/\S+)", listed)
+    assert any("libtorch_cpu" in library for library in libraries)
+    assert not [library for library in libraries if re.search(r"lib(cuda|cudart|nccl)\b", Path(library).name)]
+    defined = set().union(*(_symbols(library, "--defined-only") for library in libraries))
+    missing = _symbols(module, "--undefined-only") - defined
+    assert missing, "Python's, at least"
+    assert not {name for name in missing if not re.match(r"_?Py", name)}
+
+
+@pytest.mark.parametrize(
+    ("torch_list", "architectures"),
+    [
+        ("8.0", "80-real"),
+        ("8.0;9.0+PTX", "80-real;90"),
+        ("8.0 9.0a 10.0+PTX", "80-real;90a-real;100"),
+        ("Hopper", "90"),
+        ("Ampere;Hopper", "80-real;86;90"),
+        ("8.6,8.6", "86-real"),
+    ],
+)
+@pytest.mark.build
+def test_torchs_list_of_architectures_is_understood(torch_list: str, architectures: str, tmp_path: Path) -> None:
+    script = tmp_path / "read.cmake"
+    script.write_text(
+        f'include("{ROOT}/cmake/torch_cuda_arch_list.cmake")\n'
+        f'bucket_moo_read_torch_list("{torch_list}" result)\n'
+        'file(WRITE "${CMAKE_CURRENT_LIST_DIR}/result" "${result}")\n'
+    )
+    _run(_cmake(), "-P", script)
+    assert (tmp_path / "result").read_text() == architectures
+
+
+def _cmake() -> str:
+    return shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") or "cmake"
+
+
+def _configure(build: Path, cuda: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [_cmake(), "-S", str(ROOT), "-B", str(build), "-DBUCKET_MOO_PYTHON=OFF", f"-DBUCKET_MOO_CUDA={cuda}"],
+        capture_output=True, text=True, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.build
+@needs_compiler
+def test_without_a_cuda_compiler_the_build_says_so(tmp_path: Path) -> None:
+    done = _configure(tmp_path / "auto", "AUTO", CUDACXX="/bin/false")
+    assert done.returncode == 0, done.stderr
+    assert "CUDA kernels: none, no CUDA compiler was found" in done.stdout
+    done = _configure(tmp_path / "on", "ON", CUDACXX="/bin/false")
+    assert done.returncode != 0
+    assert "BUCKET_MOO_CUDA=ON, but no CUDA compiler was found" in done.stderr
+    done = _configure(tmp_path / "typo", "YES")
+    assert "BUCKET_MOO_CUDA must be AUTO, ON or OFF; got 'YES'" in done.stderr
 
 
 # --- the package ---
