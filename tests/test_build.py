@@ -182,7 +182,7 @@ def test_nothing_is_left_to_link_but_python() -> None:
     torch_libraries = {**os.environ, "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib")}
     listed = subprocess.run(["ldd", module], capture_output=True, text=True, check=True, env=torch_libraries).stdout
     assert "not found" not in listed
-    libraries = re.findall(r"=> (/\S+)", listed)
+    libraries = re.findall(r"(?:=> |^\s*)(/\S+) \(", listed, re.MULTILINE)
     assert any("libtorch_cpu" in library for library in libraries)
     assert not [library for library in libraries if re.search(r"lib(cuda|cudart|nccl)\b", Path(library).name)]
     defined = set().union(*(_symbols(library, "--defined-only") for library in libraries))

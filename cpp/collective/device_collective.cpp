@@ -136,19 +136,21 @@ DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group,
 
 DeviceCollective::StepMemory DeviceCollective::step_memory() const { return {step_memory_.data(), world_size()}; }
 
-Objectives DeviceCollective::meet(const StepRecord& own) {
+Objectives DeviceCollective::meet(const StepRecord& own) const {
   std::vector<StepRecord> records(static_cast<std::size_t>(world_size()));
   records[static_cast<std::size_t>(rank())] = own;
   exchange_.all_gather_host(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
-  Objectives objectives = read_objectives(records);
-  likely_k_ = objectives.k();
+  return read_objectives(records);
+}
+
+void DeviceCollective::settle(int first_k) {
+  likely_k_ = first_k;
   k_bound_ = std::min(likely_k_ <= kFew ? kRoom : kMaxObjectives, world_size());
   std::size_t gramian_bytes = 0;
   std::size_t solve_bytes = 0;
   check_cuda(cuda::gramian_workspace_size(k_bound_, &gramian_bytes), "sizing the Gramian's workspace");
   check_cuda(cuda::solve_workspace_size(method_, 1, k_bound_, &solve_bytes), "sizing the solver's workspace");
   workspace_.reserve(std::max(gramian_bytes, solve_bytes));  // used in turns
-  return objectives;
 }
 
 void DeviceCollective::set_step(std::int64_t step) { write(&step_memory().counters->step, &step, 1, stream()); }
@@ -165,9 +167,10 @@ void DeviceCollective::begin_step(const StepRecord& own) {
   check_cuda(cuda::launch_make_table(memory.records, world_size(), {.objectives = k_bound_, .expected = option_count_},
                                      memory.table, registry, memory.failed, stream()),
              "enqueueing the step's table");
-  check_cuda(cudaMemcpyAsync(first_failure_.mutable_data_ptr(), memory.failed, sizeof(StepHeader),
-                             cudaMemcpyDeviceToHost, stream()),
-             "enqueueing the step's errors");
+  // By torch, which keeps the pinned memory from others until the copy is done.
+  const auto failed = reinterpret_cast<std::byte*>(memory.failed) - step_memory_.data();
+  first_failure_.copy_(step_memory_.tensor(step_memory_.capacity()).narrow(0, failed, sizeof(StepHeader)),
+                       /*non_blocking=*/true);
 }
 
 void DeviceCollective::check_past_steps() const {

@@ -41,10 +41,14 @@ class DeviceCollective {
   int world_size() const { return exchange_.size(); }
   const DeviceExchange& exchange() const { return exchange_; }
 
-  /// To be called once, before the first step: raises ValueError on every rank as read_objectives() does, and settles
-  /// how large K may become: 64, but 16 where there are at most 8 objectives to begin with. Waits for the device.
-  Objectives meet(const StepRecord& own);
-  bool has_met() const { return k_bound_ > 0; }
+  /// The objectives of the first step, before it begins. Raises ValueError on every rank as read_objectives() does.
+  /// Waits for the device.
+  Objectives meet(const StepRecord& own) const;
+
+  /// To be called once, before the first step, with its K: the kernels are made for it, and it settles how large K may
+  /// become: 64, but 16 where it is at most 8.
+  void settle(int first_k);
+  bool has_settled() const { return k_bound_ > 0; }
 
   /// Enqueues the exchange of records that starts a step. The device counts the steps, on from set_step(); the step of
   /// `own` is not used.

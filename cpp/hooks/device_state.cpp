@@ -45,18 +45,35 @@ DeviceState::DeviceState(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Devi
     : BucketMooState(std::move(options), device, group ? group->getRank() : 0),
       method_(method(), device),
       side_(device),
-      collective_(std::move(group), device, method_.method, method().expected_objectives(), seed()) {}
+      collective_([&] {  // whose memory is the side stream's
+        const OnSideStream guard(device, side_);
+        return DeviceCollective(std::move(group), device, method_.method, method().expected_objectives(), seed());
+      }()) {}
 
 FuturePtr DeviceState::submit(Call call) {
   TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
   const std::lock_guard in_order(enqueue_);
+  if (failure_) {
+    std::rethrow_exception(failure_);
+  }
+  try {
+    return enqueue(call);
+  } catch (const c10::ValueError&) {  // raised alike on every rank
+    throw;
+  } catch (...) {  // ranks are out of step
+    failure_ = std::current_exception();
+    throw;
+  }
+}
+
+FuturePtr DeviceState::enqueue(Call& call) {
   const at::NoGradGuard no_grad;
   const cuda::Range range("bucket_moo bucket");
   side_.follow_current();
   const OnSideStream guard(device(), side_);
   collective_.check_past_steps();
   stamp(call);
-  if (!collective_.has_met()) {
+  if (!collective_.has_settled()) {
     meet(call);
   }
   if (call.starts_step) {
@@ -79,7 +96,9 @@ void DeviceState::meet(const Call& call) {
   check_same_configuration(
       rank(), world_size(), [&](std::byte* blocks, std::size_t bytes) { exchange.all_gather_host(blocks, bytes); },
       configuration());
-  method().check(collective_.meet(call.record).k());
+  const int k = collective_.meet(call.record).k();
+  method().check(k);
+  collective_.settle(k);
   collective_.set_step(call.step - 1);
 }
 
@@ -149,7 +168,7 @@ FuturePtr DeviceState::complete(Call& call) const {
 void DeviceState::moved_to(std::int64_t step) {
   const std::lock_guard in_order(enqueue_);
   records_.clear();  // those of steps that have not been, seen from here
-  if (collective_.has_met()) {
+  if (collective_.has_settled()) {
     const OnSideStream guard(device(), side_);
     collective_.set_step(step);
   }

@@ -5,6 +5,7 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <string>
@@ -24,7 +25,7 @@ namespace bucket_moo {
 /// and objectives), every later one does not. Reports do.
 ///
 /// What is wrong with a later step is found on the device: its results are NaN, and a later call raises ValueError, as
-/// does every call after it. Can be captured in a graph once a step has been run; the graph repeats the objective and
+/// does every call after it. After any other failure, too, every later reduction fails at once with the same error. Can be captured in a graph once a step has been run; the graph repeats the objective and
 /// the weight of its capture, and the device counts the steps.
 class DeviceState final : public BucketMooState {
  public:
@@ -57,6 +58,7 @@ class DeviceState final : public BucketMooState {
   };
 
   FuturePtr submit(Call call) override;
+  FuturePtr enqueue(Call& call);
   void refuse() override {}
   void moved_to(std::int64_t step) override;
 
@@ -72,8 +74,8 @@ class DeviceState final : public BucketMooState {
   DeviceCollective collective_;
   bool shut_down_ = false;
 
-  // Guarded by mutex(), which is held while a call is enqueued.
-  mutable std::mutex enqueue_;
+  mutable std::mutex enqueue_;  // guards what follows; held while a call is enqueued
+  std::exception_ptr failure_;  // for good
   ParameterOwners<DeviceSolverState> solver_states_;
   std::map<BucketKey, DeviceRecord> records_;
   std::int64_t sparse_ = 0;
