@@ -71,10 +71,10 @@ $(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --python $(EMULATED)/venv/bin/python install --no-build-isolation --no-deps \
 	  --ignore-installed -C build-dir=$(EMULATED)/tree -C cmake.define.BUCKET_MOO_EMULATED_CUDA=ON . && touch $@
 
-test-emulated: $(STAMP)/emulated ## Run the tests of the collectives and of DDP over emulated CUDA kernels
+test-emulated: $(STAMP)/emulated ## Run the tests of collectives, DDP and functions over emulated CUDA kernels
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
 	@$(EMULATED)/venv/bin/python -m pytest $(addprefix tests/test_,collectives.py ddp.py ddp_options.py device_path.py \
-	  errors.py method_state.py objectives.py report.py state.py) $(ARGS)
+	  errors.py functional.py method_state.py methods.py methods_all.py objectives.py operators.py report.py state.py) $(ARGS)
 
 test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"

@@ -41,9 +41,8 @@ def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> Any:
     Products are summed in float32 over a few dozen elements (in float64 for float64 input), and in float64 beyond.
 
     Args:
-        jacobian: ``[K, n]``, or K tensors of one size (flattened), 1 <= K <= 64, on one device: the CPU (float32,
-            bfloat16, float16, float64) or CUDA (float32, bfloat16, float16). A torch tensor or any array that speaks
-            DLPack or ``__cuda_array_interface__``. Read once; rows need not be adjacent. On CUDA work is enqueued on
+        jacobian: ``[K, n]``, or K tensors of one size (flattened), 1 <= K <= 64, on one device, the CPU or CUDA;
+            float32, bfloat16, float16 or float64 (which is slow on CUDA). A torch tensor or any array that speaks DLPack or ``__cuda_array_interface__``. Read once; rows need not be adjacent. On CUDA work is enqueued on
             torch's current stream, ordered after the array's producer, and nothing waits for it.
 
     Returns:

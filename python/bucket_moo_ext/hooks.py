@@ -33,8 +33,8 @@ def register(
     To be called on every rank of the module's group, before its first backward pass.
 
     Args:
-        module: A DistributedDataParallel module with parameters of dtype float32, bfloat16, float16 or (on the CPU)
-            float64, on the CPU or, in a build with CUDA kernels, on one GPU.
+        module: A DistributedDataParallel module with parameters of dtype float32, bfloat16, float16 or float64, on
+            the CPU or, in a build with CUDA kernels, on one GPU.
         method, objective, weight, gramian, seed: As for ``BucketMOO``.
         process_group: None, or the group that the module was made with.
 
@@ -117,10 +117,9 @@ def _check_parameters(module: DistributedDataParallel) -> torch.device:
             raise ValueError(f"module: parameter {name!r} is on {device}; {_where()}")
         devices.setdefault(device, name)
         real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
-        allowed_here = [dtype for dtype in _DTYPES if device.type == "cpu" or dtype != torch.float64]
-        if real.dtype not in allowed_here:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed_here)
-            raise TypeError(f"module: parameter {name!r} has dtype {parameter.dtype}; allowed on {device}: {allowed}")
+        if real.dtype not in _DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise TypeError(f"module: parameter {name!r} has dtype {parameter.dtype}; allowed: {allowed}")
     if len(devices) > 1:
         places = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
         raise ValueError(f"module: all parameters must be on one device; got {places}")
