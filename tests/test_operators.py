@@ -307,6 +307,7 @@ def test_mistakes(name: str) -> None:
     assert not missing, f"{missing} not in {message!r}"
 
 
+@pytest.mark.host
 @pytest.mark.skipif(moo.build_info()["cuda"], reason="this build has CUDA kernels")
 def test_without_cuda_kernels_cuda_tensors_are_refused() -> None:
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
