@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-emulated lint format bench bench-solve peer-test clean
+.PHONY: help setup demo test test-cpp test-emulated lint format bench bench-solve gpu-check peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -100,6 +100,10 @@ bench-solve: $(STAMP)/extension $(STAMP)/peer ## Time the solvers beside TorchJD
 	  --benchmark-columns=median --benchmark-json=build/solve_latency.json $(ARGS) > build/solve_latency.log \
 	  || { tail -20 build/solve_latency.log; exit 1; }
 	@$(BIN)/python bench/render_latency.py build/solve_latency.json bench/results/solve_latency
+
+gpu-check: ## On a machine with a GPU: build, tests, compute-sanitizer, benchmarks into bench/results; PYTHON's own packages
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.13 found on the PATH; run make gpu-check PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) bench/gpu_check.py $(ARGS)
 
 peer-test: $(STAMP)/extension $(STAMP)/peer ## Compare with TorchJD; TORCHJD=/path/to/its/checkout runs its own tests too
 	@echo "== our tests against TorchJD"

@@ -25,6 +25,10 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", 
 GROUP_TIMEOUT = timedelta(seconds=60)
 
 
+# `make gpu-check` runs these, with settings of their own.
+collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if ON_DEVICE:
         for item in items:
@@ -36,6 +40,11 @@ class RankFailed(AssertionError):
     """A rank raised, died or did not finish in time."""
 
 
+def gloo(rank: int) -> str:
+    """The backend of ranks that reduce on the CPU."""
+    return "gloo"
+
+
 def _rank_main(
     connection: Connection,
     function: Callable[..., Any],
@@ -44,13 +53,14 @@ def _rank_main(
     store: str,
     group_timeout: timedelta,
     deadline: float,
+    backend: Callable[[int], str],
     arguments: tuple[Any, ...],
 ) -> None:
     faulthandler.dump_traceback_later(deadline, exit=True)
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
-            "gloo",
+            backend(rank),
             init_method=f"file://{store}",
             rank=rank,
             world_size=world,
@@ -73,13 +83,14 @@ def _run_ranks(
     timeout: float = 120.0,
     group_timeout: timedelta = GROUP_TIMEOUT,
     may_die: tuple[int, ...] = (),
+    backend: Callable[[int], str] = gloo,
 ) -> list[Any]:
-    """Runs ``function(rank, world, *arguments)`` on `world` Gloo ranks and returns what each returned.
+    """Runs ``function(rank, world, *arguments)`` on `world` ranks and returns what each returned.
 
     ``function`` must be importable (a module-level function) and return something that pickles. The default process
-    group is initialised over a file store. A rank that raises makes this raise with its traceback; one that does not
-    finish within `timeout` seconds, too, after printing where it stood. Ranks in `may_die` may end without a result
-    (None is returned for them).
+    group is initialised over a file store; each rank calls ``backend(rank)`` first, for the name of its backend. A rank
+    that raises makes this raise with its traceback; one that does not finish within `timeout` seconds, too, after
+    printing where it stood. Ranks in `may_die` may end without a result (None is returned for them).
     """
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "store")
@@ -88,7 +99,7 @@ def _run_ranks(
             mine, theirs = _CONTEXT.Pipe(duplex=False)
             process = _CONTEXT.Process(
                 target=_rank_main,
-                args=(theirs, function, rank, world, store, group_timeout, timeout, arguments),
+                args=(theirs, function, rank, world, store, group_timeout, timeout, backend, arguments),
                 daemon=True,
             )
             process.start()

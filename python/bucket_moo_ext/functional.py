@@ -42,8 +42,9 @@ def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> Any:
 
     Args:
         jacobian: ``[K, n]``, or K tensors of one size (flattened), 1 <= K <= 64, on one device, the CPU or CUDA;
-            float32, bfloat16, float16 or float64 (which is slow on CUDA). A torch tensor or any array that speaks DLPack or ``__cuda_array_interface__``. Read once; rows need not be adjacent. On CUDA work is enqueued on
-            torch's current stream, ordered after the array's producer, and nothing waits for it.
+            float32, bfloat16, float16 or float64 (slow on CUDA). A torch tensor or any array that speaks DLPack or
+            ``__cuda_array_interface__``. Read once; rows need not be adjacent. On CUDA work is enqueued on torch's
+            current stream, ordered after the array's producer, and nothing waits for it.
 
     Returns:
         ``[K, K]`` float64, symmetric, a tensor on the jacobian's device. CuPy arrays give a CuPy array, computed on
