@@ -25,6 +25,7 @@ __all__ = ["run_gpu_ranks"]  # a fixture
 Runner = Callable[..., list[Any]]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIZES = (1, 7, 5000, 100_003, 3_000_001)
+CASES = [(dtype, n) for dtype in DTYPES for n in SIZES if dtype != torch.float64 or n < 1_000_000]
 CAP_MB = 0.004
 
 
@@ -35,11 +36,10 @@ def rank_all_reduce(rank: int, world: int, seed: int, objectives: Sequence[str])
     results = []
     for method in ("mean", "mgda"):
         state = moo.BucketMOO(method, objective=objectives[rank])
-        for dtype in DTYPES:
-            for n in SIZES:
-                row = draw(seed, (rank, n), n, dtype).cuda()
-                moo.all_reduce(row, state)
-                results.append(outcome(row.cpu(), state))
+        for dtype, n in CASES:
+            row = draw(seed, (rank, n), n, dtype).cuda()
+            moo.all_reduce(row, state)
+            results.append(outcome(row.cpu(), state))
     return results
 
 
@@ -50,10 +50,9 @@ def test_all_reduce(run_gpu_ranks: Runner, fresh_seed: int, objectives: str) -> 
     assert all([o.result for o in results] == [o.result for o in ranks[0]] for results in ranks)
     place = iter(ranks[0])
     for method in ("mean", "mgda"):
-        for dtype in DTYPES:
-            for n in SIZES:
-                rows = [draw(fresh_seed, (r, n), n, dtype) for r in range(world)]
-                verify(f"{method} {dtype} {n}", rows, next(place), method, objective=objectives)
+        for dtype, n in CASES:
+            rows = [draw(fresh_seed, (r, n), n, dtype) for r in range(world)]
+            verify(f"{method} {dtype} {n}", rows, next(place), method, objective=objectives)
 
 
 def rank_reduce_scatter(rank: int, world: int, seed: int) -> list[bytes]:
