@@ -32,6 +32,7 @@ void delete_state(BucketMooState* state) {
 
 StatePtr new_state(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
                    std::uint64_t seed, std::int64_t bucket_cap, Configuration configuration) {
+  const py::gil_scoped_release no_gil;
   StateOptions options{method, seed, bucket_cap, std::move(configuration)};
   return StatePtr(make_state(group.value_or(GroupPtr()), device, std::move(options)), &delete_state);
 }
@@ -145,7 +146,12 @@ void bind_state(py::module_& module) {
            }),
            py::arg("tensor"))
       .def("all_reduce_async", torch::wrap_pybind_function([](BucketMooState& state, const at::Tensor& tensor) {
-             return wrap(state.all_reduce(tensor));
+             FuturePtr future;
+             {
+               const py::gil_scoped_release no_gil;
+               future = state.all_reduce(tensor);
+             }
+             return wrap(std::move(future));
            }),
            py::arg("tensor"))
       .def("reduce_scatter",
@@ -157,16 +163,22 @@ void bind_state(py::module_& module) {
            py::arg("output"), py::arg("input"))
       .def("reduce_scatter_async",
            torch::wrap_pybind_function([](BucketMooState& state, const at::Tensor& output, const at::Tensor& input) {
-             return wrap(state.reduce_scatter(output, input));
+             FuturePtr future;
+             {
+               const py::gil_scoped_release no_gil;
+               future = state.reduce_scatter(output, input);
+             }
+             return wrap(std::move(future));
            }),
            py::arg("output"), py::arg("input"))
       .def("records", torch::wrap_pybind_function(records_of))
       .def("counters", torch::wrap_pybind_function(counters_of))
       .def("solver_states", torch::wrap_pybind_function(solver_states_of))
       .def("set_solver_states", torch::wrap_pybind_function(set_solver_states), py::arg("saved"))
-      .def("scratch_bytes", &BucketMooState::scratch_bytes)
+      .def("scratch_bytes", torch::wrap_pybind_function_no_gil(&BucketMooState::scratch_bytes))
       .def("shutdown", torch::wrap_pybind_function_no_gil(&BucketMooState::shutdown))
-      .def_property("step", &BucketMooState::step, torch::wrap_pybind_function_no_gil(&BucketMooState::set_step));
+      .def_property("step", torch::wrap_pybind_function_no_gil(&BucketMooState::step),
+                    torch::wrap_pybind_function_no_gil(&BucketMooState::set_step));
   module.def("reduces_on_device", &reduces_on_device, py::arg("device"));
   module.def("register_ddp_hook", torch::wrap_pybind_function(register_ddp_hook), py::arg("reducer").none(false),
              py::arg("state").none(false));

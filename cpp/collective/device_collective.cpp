@@ -153,6 +153,12 @@ void DeviceCollective::settle(int first_k) {
   workspace_.reserve(std::max(gramian_bytes, solve_bytes));  // used in turns
 }
 
+void DeviceCollective::keep_memory() {
+  for (DeviceBuffer* const buffer : {&tile_, &outgoing_, &messages_, &workspace_}) {
+    buffer->keep_all();
+  }
+}
+
 void DeviceCollective::set_step(std::int64_t step) { write(&step_memory().counters->step, &step, 1, stream()); }
 
 void DeviceCollective::begin_step(const StepRecord& own) {
@@ -192,7 +198,7 @@ void DeviceCollective::all_reduce(const at::Tensor& bucket, std::int64_t index, 
           .shard_size = layout.shard,
           .tail_size = layout.tail,
           .dtype = dtype,
-          .piece = piece_size(layout.shard, world_size(), element_size(dtype), tile_limit),
+          .piece = piece_size(layout.shard, world_size(), element_size(dtype), of_others(tile_limit)),
           .index = index},
          result, state);
   const Range range("bucket_moo all_gather");
@@ -209,7 +215,7 @@ void DeviceCollective::reduce_scatter(const at::Tensor& output, const at::Tensor
           .shard_size = output.numel(),
           .tail_size = 0,
           .dtype = dtype,
-          .piece = piece_size(output.numel(), world_size(), element_size(dtype), tile_limit),
+          .piece = piece_size(output.numel(), world_size(), element_size(dtype), of_others(tile_limit)),
           .index = index},
          result, state);
 }
@@ -225,6 +231,9 @@ void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, 
                "enqueueing the combination of the tail");
   }
 }
+
+/// The tile holds the own block too: how much of `limit` is left for the others'.
+std::int64_t DeviceCollective::of_others(std::int64_t limit) const { return limit - limit / world_size(); }
 
 std::size_t DeviceCollective::packed_bytes() const {
   const auto k = static_cast<std::size_t>(k_bound_);
@@ -280,6 +289,9 @@ void DeviceCollective::partial_gramian(const Bucket& bucket) {
   auto* const packed = reinterpret_cast<double*>(messages + static_cast<std::size_t>(rank()) * message);
   if (bucket.shard_size == 0) {
     check_cuda(cudaMemsetAsync(packed, 0, packed_bytes(), stream()), "enqueueing an empty Gramian");
+  }
+  if (bucket.piece >= bucket.shard_size) {
+    outgoing_.release();  // DDP's first iteration is over
   }
   for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
     last_piece_ = load_piece(bucket, begin);

@@ -21,10 +21,10 @@
 
 namespace bucket_moo {
 
-/// MooCollective's counterpart for tensors in device memory: the same stages, wire bytes and tile. Everything is enqueued
-/// on the current stream of the calling thread; nothing waits for the device, and nothing is allocated once the buffers
-/// have the size they need. Hence objectives and weights stay on the device: it builds the step's table, and its kernels
-/// read K from there.
+/// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes, and a tile that holds the
+/// own block too. Everything is enqueued on the current stream of the calling thread; nothing waits for the device, and
+/// nothing is allocated once the buffers have the size they need. Hence objectives and weights stay on the device: it
+/// builds the step's table, and its kernels read K from there.
 ///
 /// The first step is met on the host, which waits for the device once. After it, what is wrong with a step (other calls,
 /// too many objectives) turns the step's results into NaN and is raised by a later call.
@@ -61,6 +61,9 @@ class DeviceCollective {
                   const DeviceSolverState* state);
   void reduce_scatter(const at::Tensor& output, const at::Tensor& input, std::int64_t index, std::int64_t tile_limit,
                       const DeviceResult& result, const DeviceSolverState* state);
+
+  /// From now on no device memory is let go: a graph has been captured that uses it.
+  void keep_memory();
 
   /// For the largest K there may be.
   DeviceResult make_result() const { return {device_, k_bound_}; }
@@ -109,6 +112,7 @@ class DeviceCollective {
   void combine_shard(const Bucket& bucket);
   void gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed);
   std::size_t packed_bytes() const;
+  std::int64_t of_others(std::int64_t limit) const;
 
   const DeviceExchange exchange_;
   const c10::Device device_;

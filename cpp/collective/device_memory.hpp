@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "device.cuh"
 
@@ -91,7 +92,8 @@ class SideStream {
   std::optional<c10::Event> ready_;
 };
 
-/// Bytes on a device that grow and are kept. Torch's allocator aligns them to 64 bytes or more, and hands memory that
+/// Bytes on a device that grow and are kept; once keep_all() was called, outgrown memory is kept too, because a captured
+/// graph goes on using it. Torch's allocator aligns them to 64 bytes or more, and hands memory that
 /// is let go only to work on the same stream, hence after what is still enqueued on it.
 class DeviceBuffer {
  public:
@@ -100,11 +102,20 @@ class DeviceBuffer {
   /// At least `bytes` bytes; what was in them before is lost when the memory has to grow, and is zero then.
   std::byte* reserve(std::size_t bytes) {
     if (bytes > capacity()) {
-      memory_.reset();  // before the new block is taken: the peak is the larger of the two, not their sum
+      release();  // before the new block is taken: the peak is the larger of the two, not their sum
       memory_ = at::zeros({static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte).device(device_));
     }
     return data();
   }
+
+  void release() {
+    if (keep_all_ && memory_.defined()) {
+      outgrown_.push_back(memory_);
+    }
+    memory_.reset();
+  }
+
+  void keep_all() { keep_all_ = true; }
 
   std::byte* data() const { return memory_.defined() ? static_cast<std::byte*>(memory_.mutable_data_ptr()) : nullptr; }
   at::Tensor tensor(std::size_t bytes) const { return memory_.narrow(0, 0, static_cast<std::int64_t>(bytes)); }
@@ -113,6 +124,8 @@ class DeviceBuffer {
  private:
   c10::Device device_;
   at::Tensor memory_;
+  bool keep_all_ = false;
+  std::vector<at::Tensor> outgrown_;
 };
 
 }  // namespace bucket_moo

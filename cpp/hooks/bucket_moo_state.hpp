@@ -93,7 +93,7 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   virtual std::vector<SavedSolverState> solver_states() const = 0;
   virtual void set_solver_states(const std::vector<SavedSolverState>& saved) = 0;
 
-  std::int64_t step() const;
+  virtual std::int64_t step() const;
   void set_step(std::int64_t step);
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
@@ -125,7 +125,6 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
     const at::Tensor& bucket() const { return operation == Operation::reduce_scatter ? input : output; }
   };
 
-  /// `where`: what check_dense() calls the memory that this state reduces.
   BucketMooState(StateOptions options, c10::Device device, int rank);
 
   /// Does the work of a call whose arguments are right. Raises or puts into the Future what goes wrong.

@@ -43,8 +43,11 @@ DeviceState::DeviceMethod::DeviceMethod(const MethodConfig& config, c10::Device 
 
 DeviceState::DeviceState(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, StateOptions options)
     : BucketMooState(std::move(options), device, group ? group->getRank() : 0),
-      method_(method(), device),
       side_(device),
+      method_([&] {
+        const OnSideStream guard(device, side_);
+        return DeviceMethod(method(), device);
+      }()),
       collective_([&] {  // whose memory is the side stream's
         const OnSideStream guard(device, side_);
         return DeviceCollective(std::move(group), device, method_.method, method().expected_objectives(), seed());
@@ -56,6 +59,7 @@ FuturePtr DeviceState::submit(Call call) {
   if (failure_) {
     std::rethrow_exception(failure_);
   }
+  check_capture(call);  // before anything is enqueued: what it refuses does no harm
   try {
     return enqueue(call);
   } catch (const c10::ValueError&) {  // raised alike on every rank
@@ -71,6 +75,7 @@ FuturePtr DeviceState::enqueue(Call& call) {
   const cuda::Range range("bucket_moo bucket");
   side_.follow_current();
   const OnSideStream guard(device(), side_);
+  record_streams(call);
   collective_.check_past_steps();
   stamp(call);
   if (!collective_.has_settled()) {
@@ -78,7 +83,9 @@ FuturePtr DeviceState::enqueue(Call& call) {
   }
   if (call.starts_step) {
     collective_.begin_step(call.record);
-    std::erase_if(records_, [&](const auto& item) { return item.second.fields.step + 1 < call.step; });
+    if (!captured_) {
+      std::erase_if(records_, [&](const auto& item) { return item.second.fields.step + 1 < call.step; });
+    }
   }
   if (call.output.is_sparse()) {
     reduce_sparse(call);
@@ -88,10 +95,39 @@ FuturePtr DeviceState::enqueue(Call& call) {
   return complete(call);
 }
 
+/// Refuses to capture what has not been reduced before: its memory would be the graph's.
+void DeviceState::check_capture(const Call& call) {
+  const KernelDeviceGuard guard(device());
+  if (!is_capturing(current_stream(device()))) {
+    return;
+  }
+  TORCH_CHECK(collective_.has_settled(), "bucket_moo_ext: run at least one backward pass before capturing a graph");
+  const auto found = records_.find(call.key);
+  TORCH_CHECK(!call.output.is_sparse() && found != records_.end() &&
+                  found->second.fields.numel == call.bucket().numel() &&
+                  found->second.fields.dtype == dtype_of(call.bucket().scalar_type(), "a bucket"),
+              "bucket_moo_ext: reduce the same buckets once more before capturing a graph; one of ",
+              call.bucket().numel(), " elements is not known yet");
+  captured_ = true;
+  collective_.keep_memory();
+}
+
+/// The caller may drop its tensors before the side stream has come to them.
+void DeviceState::record_streams(const Call& call) const {
+  if (!device().is_cuda()) {
+    return;
+  }
+  const bool sparse = call.output.is_sparse();
+  for (const at::Tensor& used :
+       {sparse ? call.output._values() : call.output, sparse ? call.output._indices() : at::Tensor(), call.input}) {
+    if (used.defined()) {
+      used.record_stream(side_.stream());
+    }
+  }
+}
+
 /// The first reduction: ranks compare what they were given while there is still a host to raise on.
 void DeviceState::meet(const Call& call) {
-  TORCH_CHECK(!is_capturing(current_stream(device())),
-              "bucket_moo_ext: run at least one backward pass before capturing a graph");
   const DeviceExchange& exchange = collective_.exchange();
   check_same_configuration(
       rank(), world_size(), [&](std::byte* blocks, std::size_t bytes) { exchange.all_gather_host(blocks, bytes); },
@@ -151,13 +187,10 @@ FuturePtr DeviceState::complete(Call& call) const {
   if (device().is_cuda()) {
     devices.push_back(device());
     // What the events of the Future are about; not looked for in `result`, which may be Python's.
-    const at::Tensor memory = call.output.is_sparse() ? call.output._values() : call.output;
-    storages.push_back(memory.storage().getWeakStorageImpl());
-    // The caller may drop its tensors before the stream has come to them.
-    for (const at::Tensor& used : {memory, call.input}) {
-      if (used.defined()) {
-        used.record_stream(side_.stream());
-      }
+    const bool sparse = call.output.is_sparse();
+    storages.push_back((sparse ? call.output._values() : call.output).storage().getWeakStorageImpl());
+    if (sparse) {
+      storages.push_back(call.output._indices().storage().getWeakStorageImpl());
     }
   }
   auto future = c10::make_intrusive<c10::ivalue::Future>(type, std::move(devices));
@@ -167,15 +200,31 @@ FuturePtr DeviceState::complete(Call& call) const {
 
 void DeviceState::moved_to(std::int64_t step) {
   const std::lock_guard in_order(enqueue_);
-  records_.clear();  // those of steps that have not been, seen from here
+  if (!captured_) {
+    records_.clear();  // those of steps that have not been, seen from here
+  }
   if (collective_.has_settled()) {
+    side_.follow_current();
     const OnSideStream guard(device(), side_);
     collective_.set_step(step);
   }
 }
 
+std::int64_t DeviceState::step() const {
+  const std::lock_guard in_order(enqueue_);
+  if (!captured_) {
+    return BucketMooState::step();
+  }
+  side_.follow_current();
+  const OnSideStream guard(device(), side_);
+  return collective_.counters().step;
+}
+
+// Replays run on the callers' streams: what reads has to follow those.
+
 std::vector<BucketRecord> DeviceState::records() const {
   const std::lock_guard in_order(enqueue_);
+  side_.follow_current();
   const OnSideStream guard(device(), side_);
   std::int64_t newest = 0;
   for (const auto& [key, record] : records_) {
@@ -200,6 +249,7 @@ std::vector<BucketRecord> DeviceState::records() const {
 
 Counters DeviceState::counters() const {
   const std::lock_guard in_order(enqueue_);
+  side_.follow_current();
   const OnSideStream guard(device(), side_);
   const cuda::DeviceCounters counted = collective_.counters();
   return {.buckets = counted.buckets + sparse_, .nonfinite = counted.nonfinite, .sparse = sparse_};
@@ -216,6 +266,7 @@ std::vector<SavedSolverState> DeviceState::solver_states() const {
     return saved;
   }
   const std::lock_guard in_order(enqueue_);
+  side_.follow_current();
   const OnSideStream guard(device(), side_);
   const std::vector<std::string> names = collective_.remembered_names();
   for (const auto& [labels, state] : solver_states_.buckets()) {
@@ -234,6 +285,8 @@ void DeviceState::set_solver_states(const std::vector<SavedSolverState>& saved) 
     return;
   }
   const std::lock_guard in_order(enqueue_);
+  TORCH_CHECK(!captured_, "bucket_moo_ext: load a state before capturing a graph, which goes on with its own");
+  side_.follow_current();
   const OnSideStream guard(device(), side_);
   std::vector<std::string> names;
   ParameterOwners<DeviceSolverState> owners;

@@ -4,6 +4,7 @@
 #include <c10/core/Device.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <map>
@@ -25,8 +26,9 @@ namespace bucket_moo {
 /// and objectives), every later one does not. Reports do.
 ///
 /// What is wrong with a later step is found on the device: its results are NaN, and a later call raises ValueError, as
-/// does every call after it. After any other failure, too, every later reduction fails at once with the same error. Can be captured in a graph once a step has been run; the graph repeats the objective and
-/// the weight of its capture, and the device counts the steps.
+/// does every call after it. After any other failure, too, every later reduction fails at once with the same error. Can be captured in a graph once the same
+/// buckets have been reduced; the graph repeats the objective and the weight of its capture, the device counts the steps,
+/// and the state must outlive the graph.
 class DeviceState final : public BucketMooState {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.
@@ -37,6 +39,8 @@ class DeviceState final : public BucketMooState {
   std::size_t scratch_bytes() const override;
   std::vector<SavedSolverState> solver_states() const override;
   void set_solver_states(const std::vector<SavedSolverState>& saved) override;
+  /// Counted by the device once a graph was captured, which waits for it.
+  std::int64_t step() const override;
   int rank() const override { return collective_.rank(); }
   int world_size() const override { return collective_.world_size(); }
   void shutdown() override;
@@ -59,6 +63,8 @@ class DeviceState final : public BucketMooState {
 
   FuturePtr submit(Call call) override;
   FuturePtr enqueue(Call& call);
+  void check_capture(const Call& call);
+  void record_streams(const Call& call) const;
   void refuse() override {}
   void moved_to(std::int64_t step) override;
 
@@ -69,10 +75,11 @@ class DeviceState final : public BucketMooState {
   bool has_memory() const;
   const DeviceSolverState* state_of(const Call& call);
 
-  const DeviceMethod method_;
   mutable SideStream side_;
+  const DeviceMethod method_;
   DeviceCollective collective_;
-  bool shut_down_ = false;
+  std::atomic<bool> shut_down_ = false;
+  bool captured_ = false;  // a graph uses what this state holds: nothing is let go any more
 
   mutable std::mutex enqueue_;  // guards what follows; held while a call is enqueued
   std::exception_ptr failure_;  // for good

@@ -32,8 +32,8 @@ def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False
     on tensors of this size.
 
     Args:
-        tensor: Contiguous, dense, on the CPU, any shape; float32, bfloat16, float16 or float64. The same size and dtype
-            on every rank.
+        tensor: Contiguous, dense, on the CPU or a GPU, any shape; float32, bfloat16, float16 or float64. The same size
+            and dtype on every rank.
         state: Holds method, objective, weight and group.
         async_op: Return at once; the tensor must not be touched until the Future is done.
 
@@ -41,8 +41,8 @@ def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False
         None, or a Future of ``tensor``.
 
     Raises:
-        TypeError, ValueError: Bad arguments, before anything is sent (the other ranks get a ValueError that says so);
-            ranks that make different calls, on every rank.
+        TypeError, ValueError: Bad arguments, before anything is sent (on the CPU the other ranks get a ValueError that
+            says so; on GPUs they wait for the group's timeout); ranks that make different calls, on every rank.
         RuntimeError: A peer failed or the group's timeout passed.
     """
     native = _check_state(state)._bound(_device("tensor", tensor))

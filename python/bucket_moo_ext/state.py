@@ -248,11 +248,11 @@ class BucketMOO:
         return self._saved_buckets if self._native is None else self._native.solver_states()
 
     def _restore(self, step: int, buckets: list[_Bucket]) -> None:
+        if self._native is not None:
+            self._native.set_solver_states(buckets)  # may raise
+            self._native.step = step
         self._step = step
         self._saved_buckets = buckets
-        if self._native is not None:
-            self._native.step = step
-            self._native.set_solver_states(buckets)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the process group and what hangs on it; the copy uses the default group."""

@@ -264,6 +264,41 @@ def rank_graph(rank: int, world: int, seed: int) -> None:
     assert state.report().step == 15, "the device counts what is replayed"
 
 
+def rank_graph_of_all_reduce(rank: int, world: int, seed: int) -> None:
+    """A graph goes on with its memory whatever the state is used for, and counts as eager steps do."""
+    eager = moo.BucketMOO("gradvac", seed=3)
+    captured = moo.BucketMOO("gradvac", seed=3)
+    row = torch.randn(40_000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="before capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        moo.all_reduce(row, captured)
+    work = row.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        moo.all_reduce(work, captured)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        moo.all_reduce(work, captured)
+    moo.all_reduce(torch.randn(400_000, device="cuda"), captured)
+    live = [torch.full((size,), 7.0, device="cuda") for size in (10_000, 40_000, 100_000)]
+    first = row.clone()
+    moo.all_reduce(first, eager)
+    for _ in range(3):
+        torch.cuda._sleep(5_000_000)
+        work.copy_(row)
+        graph.replay()
+        assert captured.report().step >= 3
+        torch.testing.assert_close(work, first)  # one objective: its own gradient
+    assert all((tensor == 7.0).all() for tensor in live)
+    with pytest.raises(RuntimeError, match="load a state before capturing"):
+        captured.load_state_dict(eager.state_dict())
+
+
+def test_a_captured_all_reduce(run_ranks: Runner, fresh_seed: int) -> None:
+    run_ranks(1, rank_graph_of_all_reduce, fresh_seed, backend=nccl)
+
+
 def test_a_captured_backward_pass(run_ranks: Runner, fresh_seed: int) -> None:
     run_ranks(1, rank_graph, fresh_seed, backend=nccl)
 
