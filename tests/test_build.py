@@ -123,6 +123,7 @@ KERNEL = re.compile(
 
 
 @pytest.mark.build
+@pytest.mark.timeout(1800)  # all methods for three architectures: a minute or two, on an idle machine
 @needs_nvcc
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda p: p.name)
 def test_kernels_keep_to_their_registers(source: Path, tmp_path: Path) -> None:
