@@ -2,10 +2,12 @@
 
     python bench/step_overhead.py                      # 4 processes, 100 MB of float32 gradients, 25 MB buckets
     python bench/step_overhead.py --method cagrad --world 2
+    python bench/step_overhead.py --gramian sketch --lag 1 --variants ddp bucket_moo
 
 The backward pass itself costs next to nothing, so that every pass over memory of the reduction shows. The variants take
-turns within each round; the slowest rank counts. Memory is the peak of a process that runs this variant alone, less
-that of one that runs the first.
+turns within each round; the slowest rank counts. Bytes are what the kernel's counters of the network interfaces say was
+sent, with all headers, by all ranks together, over their number. Memory is the peak of a process that runs this variant
+alone, less that of one that runs the first.
 """
 
 import argparse
@@ -84,19 +86,36 @@ def all_gather_variant(ddp: DistributedDataParallel, method: str) -> None:
     ddp.register_comm_hook({"method": method, "memory": torch.empty(0)}, all_gather_hook)
 
 
+VARIANTS = ("ddp", "bucket_moo", "all_gather")
+
 REGISTERED: dict[str, moo.BucketMOO] = {}
 
 
-def bucket_moo_variant(ddp: DistributedDataParallel, method: str) -> None:
-    """Registers our native hook."""
-    REGISTERED["bucket_moo"] = moo.register(ddp, method)
+def bucket_moo_variant(options: argparse.Namespace, gramian: str) -> Callable[[DistributedDataParallel, str], None]:
+    """Registers our native hook with one of the ways to the Gramian."""
+    sketch = moo.Sketch(width=options.width, refresh_every=options.refresh_every, lag=options.lag)
+
+    def register(ddp: DistributedDataParallel, method: str) -> None:
+        REGISTERED[gramian] = moo.register(ddp, method, gramian=sketch if gramian == "sketch" else gramian)
+
+    return register
 
 
-VARIANTS: dict[str, Callable[[DistributedDataParallel, str], object]] = {
-    "ddp": lambda ddp, method: None,
-    "bucket_moo": bucket_moo_variant,
-    "all_gather": all_gather_variant,
-}
+def variants(options: argparse.Namespace) -> dict[str, Callable[[DistributedDataParallel, str], object]]:
+    """What is to be measured, by name; the first is what the others are compared with."""
+    chosen: dict[str, Callable[[DistributedDataParallel, str], object]] = {}
+    for variant in options.variants:
+        if variant == "bucket_moo":
+            chosen |= {gramian: bucket_moo_variant(options, gramian) for gramian in options.gramian}
+        else:
+            chosen[variant] = all_gather_variant if variant == "all_gather" else lambda ddp, method: None
+    return chosen
+
+
+def bytes_sent() -> int:
+    """Bytes that this machine has sent over all its network interfaces, the loopback among them."""
+    lines = Path("/proc/net/dev").read_text().splitlines()[2:]
+    return sum(int(line.split(":")[1].split()[8]) for line in lines)
 
 
 def peak_memory() -> int:
@@ -114,7 +133,7 @@ def make_ddp(options: argparse.Namespace, variant: str, method: str) -> Distribu
         bucket_cap_mb=options.bucket,
         gradient_as_bucket_view=options.gradient_as_bucket_view,
     )
-    VARIANTS[variant](ddp, method)
+    variants(options)[variant](ddp, method)
     return ddp
 
 
@@ -130,20 +149,33 @@ def backward_seconds(ddp: DistributedDataParallel, rank: int) -> float:
     return float(slowest)
 
 
-def time_variants(options: argparse.Namespace, rank: int) -> dict[str, list[float]]:
-    """Seconds of each variant's backward passes, taken in turns."""
-    modules = {variant: make_ddp(options, variant, options.method) for variant in options.variants}
+def time_variants(options: argparse.Namespace, rank: int) -> dict[str, dict[str, Any]]:
+    """Seconds of each variant's backward passes, taken in turns, and megabytes that a rank sends in one."""
+    modules = {variant: make_ddp(options, variant, options.method) for variant in variants(options)}
     for _ in range(options.warmup):
         for ddp in modules.values():
             backward_seconds(ddp, rank)
-    if (state := REGISTERED.get("bucket_moo")) is not None and options.world <= 4 and options.method != "pcgrad":
-        weights = torch.stack([bucket.weights for bucket in state.report().buckets])
-        assert (weights > 0).all(), f"a row of weight 0 is not read, which would flatter the hook: {weights}"
+    if options.world <= 4 and options.method != "pcgrad":
+        for state in REGISTERED.values():
+            weights = torch.stack([bucket.weights for bucket in state.report().buckets])
+            assert (weights > 0).all(), f"a row of weight 0 is not read, which would flatter the hook: {weights}"
     seconds: dict[str, list[float]] = {variant: [] for variant in modules}
     for _ in range(options.repeat):
         for variant, ddp in modules.items():
             seconds[variant].append(backward_seconds(ddp, rank))
-    return seconds
+    return {"seconds": seconds, "megabytes": {v: megabytes_sent(ddp, rank) for v, ddp in modules.items()}}
+
+
+def megabytes_sent(ddp: DistributedDataParallel, rank: int, passes: int = 4) -> float:
+    """Megabytes (2^20 bytes) that a rank sends in a backward pass, the mean over ranks and passes."""
+    backward_seconds(ddp, rank)
+    dist.barrier()
+    before = bytes_sent()
+    dist.barrier()
+    for _ in range(passes):
+        backward_seconds(ddp, rank)
+    dist.barrier()
+    return (bytes_sent() - before) / 2**20 / passes / dist.get_world_size()
 
 
 def peak_of(options: argparse.Namespace, variant: str, rank: int) -> float:
@@ -189,6 +221,10 @@ def main() -> None:
     parser.add_argument("--bucket", type=int, default=25, help="MB of a bucket (default 25)")
     parser.add_argument("--method", default="mgda", choices=sorted(moo.available_methods()))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--gramian", nargs="+", default=["exact", "sketch"], choices=["exact", "sketch"])
+    parser.add_argument("--width", type=int, default=moo.Sketch.width, help="columns of the sketch (default 16384)")
+    parser.add_argument("--refresh-every", type=int, default=1, help="Sketch(refresh_every=...) (default 1)")
+    parser.add_argument("--lag", type=int, default=0, choices=[0, 1], help="Sketch(lag=...) (default 0)")
     parser.add_argument("--repeat", type=int, default=15, help="timed passes of each variant (default 15)")
     parser.add_argument("--warmup", type=int, default=4, help="passes before (default 4)")
     parser.add_argument("--gradient-as-bucket-view", action="store_true")
@@ -196,19 +232,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
 
-    seconds = run_ranks(options)
-    peaks = {} if options.no_memory else {v: run_ranks(options, v) for v in options.variants}
-    base = seconds[options.variants[0]]
+    measured = run_ranks(options)
+    seconds, megabytes = measured["seconds"], measured["megabytes"]
+    peaks = {} if options.no_memory else {v: run_ranks(options, v) for v in seconds}
+    first = next(iter(seconds))
     rows = {}
     for variant, times in seconds.items():
-        ratios = [t / b for t, b in zip(times, base, strict=True)]
-        extra = peaks[variant] - peaks[options.variants[0]] if peaks else None
+        ratios = [t / b for t, b in zip(times, seconds[first], strict=True)]
+        extra = peaks[variant] - peaks[first] if peaks else None
         rows[variant] = {
             "median_ms": 1e3 * statistics.median(times),
             "min_ms": 1e3 * min(times),
             "max_ms": 1e3 * max(times),
-            "ratio_of_medians": statistics.median(times) / statistics.median(base),
+            "ratio_of_medians": statistics.median(times) / statistics.median(seconds[first]),
             "median_of_ratios": statistics.median(ratios),
+            "megabytes_sent": megabytes[variant],
+            "bytes_ratio": megabytes[variant] / megabytes[first],
             "extra_peak_mb": extra,
         }
     print(
@@ -217,14 +256,15 @@ def main() -> None:
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores)"
     )
     print(
-        f"{'variant':<12} {'median ms':>10} {'min':>8} {'max':>8} {'x ' + options.variants[0]:>8} "
-        f"{'paired':>8} {'extra MB':>9}"
+        f"{'variant':<12} {'median ms':>10} {'min':>8} {'max':>8} {'x ' + first:>8} "
+        f"{'paired':>8} {'MB sent':>9} {'x ' + first:>8} {'extra MB':>9}"
     )
     for variant, row in rows.items():
         extra = "-" if row["extra_peak_mb"] is None else f"{row['extra_peak_mb']:.1f}"
         print(
             f"{variant:<12} {row['median_ms']:>10.1f} {row['min_ms']:>8.1f} {row['max_ms']:>8.1f} "
-            f"{row['ratio_of_medians']:>8.3f} {row['median_of_ratios']:>8.3f} {extra:>9}"
+            f"{row['ratio_of_medians']:>8.3f} {row['median_of_ratios']:>8.3f} "
+            f"{row['megabytes_sent']:>9.2f} {row['bytes_ratio']:>8.4f} {extra:>9}"
         )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

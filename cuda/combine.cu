@@ -177,20 +177,11 @@ cudaError_t launch_combine(const DeviceRows& rows, const double* coefficient, vo
   const CombinePass pass{rows, coefficient, out, aligned};
   const Kernel kernel = kernel_of(rows.dtype);
 
-  int device = 0;
-  int count = 0;
-  int each = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  if (status == cudaSuccess) {
-    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, sizeof(CombineShared));
-  }
-  if (status != cudaSuccess) return status;
   const std::int64_t tile = kThreads * kVectorBytes / element_bytes(rows.dtype);
-  const std::int64_t tiles = (rows.size + tile - 1) / tile;
-  const std::int64_t most = static_cast<std::int64_t>(count) * (each > 0 ? each : 1);
-  const auto blocks = static_cast<unsigned>(tiles < most ? tiles : most);
-  return launch(kernel, {blocks, kThreads, sizeof(CombineShared)}, stream, pass);
+  LaunchShape shape{0, kThreads, sizeof(CombineShared)};
+  const cudaError_t status = fill_device(kernel, (rows.size + tile - 1) / tile, &shape);
+  if (status != cudaSuccess) return status;
+  return launch(kernel, shape, stream, pass);
 }
 
 }  // namespace bucket_moo::cuda

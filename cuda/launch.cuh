@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace bucket_moo::cuda {
 
@@ -32,6 +33,30 @@ cudaError_t allow_shared(void (*kernel)(Parameters...), std::size_t bytes) {
   constexpr std::size_t kWithoutOptIn = 48 * 1024;
   if (bytes <= kWithoutOptIn) return cudaSuccess;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
+/// Multiprocessors of the current device.
+inline cudaError_t multiprocessor_count(int* count) {
+  int device = 0;
+  const cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+}
+
+/// Sets how many blocks share `pieces` > 0 pieces of work: as many as the current device can run at once.
+template <class... Parameters>
+cudaError_t fill_device(void (*kernel)(Parameters...), std::int64_t pieces, LaunchShape* shape) {
+  int count = 0;
+  int each = 0;
+  cudaError_t status = multiprocessor_count(&count);
+  if (status == cudaSuccess) {
+    const auto threads = static_cast<int>(shape->threads);
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shape->shared);
+  }
+  if (status != cudaSuccess) return status;
+  const std::int64_t most = static_cast<std::int64_t>(count) * (each > 0 ? each : 1);
+  shape->blocks = static_cast<unsigned>(pieces < most ? pieces : most);
+  return cudaSuccess;
 }
 
 /// Enqueues a kernel.

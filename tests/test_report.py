@@ -38,8 +38,11 @@ class Bucket:
     numel: int
     dtype: str
     objectives: tuple[str, ...]
+    width: int
+    solved_step: int
     gramian: Array
     cosines: Array
+    cosine_errors: Array
     weights: Array
     status: str
     certificate: float
@@ -55,6 +58,7 @@ class Step:
 
     step: int
     method: str
+    estimator: str
     objectives: tuple[str, ...]
     buckets: list[Bucket]
     gramian: Array

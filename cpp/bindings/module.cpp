@@ -3,6 +3,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bucket_moo/limits.hpp"
+#include "bucket_moo/sketch.hpp"
 #include "collective/objectives.hpp"
 
 namespace {
@@ -27,6 +28,8 @@ pybind11::dict build_info() {
   info["cuda_architectures"] = BUCKET_MOO_CUDA_ARCHITECTURES;
   info["max_objectives"] = bucket_moo::kMaxObjectives;
   info["max_objective_name_bytes"] = bucket_moo::kMaxObjectiveName;
+  info["min_sketch_width"] = bucket_moo::kMinSketchWidth;
+  info["max_sketch_width"] = bucket_moo::kMaxSketchWidth;
   return info;
 }
 

@@ -1,7 +1,7 @@
-// The operators torch.ops.bucket_moo.*: Gramian, solve and combination of gradients in one place.
+// The operators torch.ops.bucket_moo.*: Gramian, sketches, solve and combination of gradients in one place.
 //
-// solve's options are those of MethodOptions; seed and step are 64-bit words as int64 in two's complement, because a
-// schema has no unsigned integers.
+// solve's options are those of MethodOptions; seed, step and bucket are 64-bit words as int64 in two's complement,
+// because a schema has no unsigned integers. A sketch's width is an int and no SymInt: it is a constant of the graph.
 //
 // None has a derivative. On CUDA everything is enqueued on torch's current stream, and nothing waits for the device.
 #include <ATen/core/Tensor.h>
@@ -16,17 +16,20 @@
 #include <vector>
 
 #include "bucket_moo/lanes.hpp"
+#include "bucket_moo/sketch.hpp"
 #include "bucket_moo/solve.hpp"
 #include "collective/dtype.hpp"
 #include "hooks/method_config.hpp"
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
+#include "kernels/sketch.hpp"
 
 #if BUCKET_MOO_CUDA
 #include "collective/device_memory.hpp"
 #include "combine.cuh"
 #include "gramian.cuh"
 #include "rows.cuh"
+#include "sketch.cuh"
 #include "solve.cuh"
 #include "store.cuh"
 #include "unpack.cuh"
@@ -90,6 +93,11 @@ void check_gramians(const at::Tensor& gramians) {
                     "; got K = ", gramians.sym_size(-1));
 }
 
+void check_width(std::int64_t width) {
+  TORCH_CHECK_VALUE(is_sketch_width(width), "bucket_moo_ext: width must be a power of two from ", kMinSketchWidth,
+                    " to ", kMaxSketchWidth, "; got ", width);
+}
+
 /// A Jacobian as the kernels read it; rows that are not contiguous are copied.
 class JacobianRows {
  public:
@@ -129,6 +137,19 @@ at::Tensor empty_gramian(at::TensorList jacobian) {
   return at::empty({k, k}, jacobian[0].options().dtype(at::kDouble));
 }
 
+/// [K, width], see sketch_dtype().
+at::Tensor empty_sketches(at::TensorList jacobian, std::int64_t width) {
+  const bool doubles = sketch_dtype(dtype_of(jacobian[0].scalar_type(), "jacobian")) == DType::float64;
+  return at::empty({static_cast<std::int64_t>(jacobian.size()), width},
+                   jacobian[0].options().dtype(doubles ? at::kDouble : at::kFloat));
+}
+
+/// Row r of a contiguous matrix.
+void* row_of(const at::Tensor& matrix, int r) {
+  const std::int64_t bytes = matrix.size(1) * static_cast<std::int64_t>(matrix.element_size());
+  return static_cast<char*>(matrix.mutable_data_ptr()) + r * bytes;
+}
+
 at::Tensor empty_update(at::TensorList jacobian) {
   return at::empty_symint(jacobian[0].sym_sizes(), jacobian[0].options());
 }
@@ -143,6 +164,18 @@ at::Tensor gramian_cpu(at::TensorList jacobian) {
   const std::vector<double> share(jacobian.size(), 1.0);
   at::Tensor out = empty_gramian(jacobian);
   gramian(rows.rows(), {objective.data(), share.data(), rows.count()}, out.mutable_data_ptr<double>());
+  return out;
+}
+
+at::Tensor sketch_cpu(at::TensorList jacobian, std::int64_t width, std::int64_t seed, std::int64_t step,
+                      std::int64_t bucket) {
+  check_jacobian(jacobian);
+  check_width(width);
+  const JacobianRows rows(jacobian);
+  const SketchMap map(
+      {static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(step), static_cast<std::uint64_t>(bucket)}, width);
+  at::Tensor out = empty_sketches(jacobian, width);
+  for (int r = 0; r < rows.count(); ++r) sketch(rows.row(r), rows.size(), rows.dtype(), map, row_of(out, r));
   return out;
 }
 
@@ -223,6 +256,33 @@ at::Tensor gramian_cuda(at::TensorList jacobian) {
   return out;
 }
 
+at::Tensor sketch_cuda(at::TensorList jacobian, std::int64_t width, std::int64_t seed, std::int64_t step,
+                       std::int64_t bucket) {
+  check_jacobian(jacobian);
+  check_width(width);
+  const KernelDeviceGuard guard(jacobian[0].device());
+  const cudaStream_t stream = current_stream(jacobian[0].device());
+  const JacobianRows rows(jacobian);
+  at::Tensor out = empty_sketches(jacobian, width);
+  std::size_t bytes = 0;
+  check_cuda(cuda::sketch_workspace_size(rows.size(), rows.dtype(), width, &bytes), "sizing the sketch's workspace");
+  const at::Tensor workspace = workspace_of(bytes, out);  // of one row after the other
+  cuda::SketchArguments arguments;
+  arguments.size = rows.size();
+  arguments.dtype = rows.dtype();
+  arguments.width = width;
+  arguments.seed = static_cast<std::uint64_t>(seed);
+  arguments.step = static_cast<std::uint64_t>(step);
+  arguments.bucket = static_cast<std::uint64_t>(bucket);
+  arguments.workspace = workspace.mutable_data_ptr();
+  for (int r = 0; r < rows.count(); ++r) {
+    arguments.row = rows.row(r);
+    arguments.out = row_of(out, r);
+    check_cuda(cuda::launch_sketch(arguments, stream), "enqueueing the sketch");
+  }
+  return out;
+}
+
 at::Tensor combine_cuda(at::TensorList jacobian, const at::Tensor& weights) {
   check_jacobian(jacobian);
   check_weights(weights, jacobian);
@@ -299,6 +359,8 @@ Solved solve_cuda(const at::Tensor& gramians, std::string_view method, at::Array
 
 at::Tensor gramian_cuda(at::TensorList) { refuse_cuda(); }
 
+at::Tensor sketch_cuda(at::TensorList, std::int64_t, std::int64_t, std::int64_t, std::int64_t) { refuse_cuda(); }
+
 at::Tensor combine_cuda(at::TensorList, const at::Tensor&) { refuse_cuda(); }
 
 Solved solve_cuda(const at::Tensor&, std::string_view, at::ArrayRef<double>, std::string_view, at::ArrayRef<double>,
@@ -313,6 +375,12 @@ Solved solve_cuda(const at::Tensor&, std::string_view, at::ArrayRef<double>, std
 at::Tensor gramian_meta(at::TensorList jacobian) {
   check_jacobian(jacobian);
   return empty_gramian(jacobian);
+}
+
+at::Tensor sketch_meta(at::TensorList jacobian, std::int64_t width, c10::SymInt, c10::SymInt, c10::SymInt) {
+  check_jacobian(jacobian);
+  check_width(width);
+  return empty_sketches(jacobian, width);
 }
 
 at::Tensor combine_meta(at::TensorList jacobian, const at::Tensor& weights) {
@@ -337,6 +405,7 @@ Solved solve_meta(const at::Tensor& gramians, std::string_view method, at::Array
 TORCH_LIBRARY(bucket_moo, library) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   library.def("gramian(Tensor[] rows) -> Tensor", tags);
+  library.def("sketch(Tensor[] rows, int width=16384, SymInt seed=0, SymInt step=0, SymInt bucket=0) -> Tensor", tags);
   library.def("combine(Tensor[] rows, Tensor weights) -> Tensor", tags);
   library.def(
       "solve(Tensor gramians, str method=\"mgda\", float[] numbers=[], str mode=\"\", float[] preference=[], "
@@ -348,18 +417,21 @@ TORCH_LIBRARY(bucket_moo, library) {
 TORCH_LIBRARY_IMPL(bucket_moo, CPU, library) {
   // In the emulation that tests use, the CPU stands in for a GPU.
   library.impl("gramian", BUCKET_MOO_EMULATED_CUDA ? &gramian_cuda : &gramian_cpu);
+  library.impl("sketch", BUCKET_MOO_EMULATED_CUDA ? &sketch_cuda : &sketch_cpu);
   library.impl("combine", BUCKET_MOO_EMULATED_CUDA ? &combine_cuda : &combine_cpu);
   library.impl("solve", BUCKET_MOO_EMULATED_CUDA ? &solve_cuda : &solve_cpu);
 }
 
 TORCH_LIBRARY_IMPL(bucket_moo, CUDA, library) {
   library.impl("gramian", &gramian_cuda);
+  library.impl("sketch", &sketch_cuda);
   library.impl("combine", &combine_cuda);
   library.impl("solve", &solve_cuda);
 }
 
 TORCH_LIBRARY_IMPL(bucket_moo, Meta, library) {
   library.impl("gramian", &gramian_meta);
+  library.impl("sketch", &sketch_meta);
   library.impl("combine", &combine_meta);
   library.impl("solve", &solve_meta);
 }

@@ -31,9 +31,10 @@ void delete_state(BucketMooState* state) {
 }
 
 StatePtr new_state(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
-                   std::uint64_t seed, std::int64_t bucket_cap, Configuration configuration) {
+                   std::uint64_t seed, const std::optional<SketchOptions>& sketch, std::int64_t bucket_cap,
+                   Configuration configuration) {
   const py::gil_scoped_release no_gil;
-  StateOptions options{method, seed, bucket_cap, std::move(configuration)};
+  StateOptions options{method, seed, sketch.value_or(SketchOptions()), bucket_cap, std::move(configuration)};
   return StatePtr(make_state(group.value_or(GroupPtr()), device, std::move(options)), &delete_state);
 }
 
@@ -57,6 +58,8 @@ py::dict to_dict(const BucketRecord& record) {
   fields["numel"] = record.numel;
   fields["dtype"] = dtype_name(record.dtype);
   fields["objectives"] = record.objectives;
+  fields["width"] = record.width;
+  fields["solved_step"] = record.solved_step;
   fields["gramian"] = record.result.gramian;
   fields["weights"] = record.result.weights;
   fields["status"] = static_cast<int>(record.result.solution.status);
@@ -121,10 +124,16 @@ bool backward_has_run(const std::shared_ptr<c10d::Reducer>& reducer) {
 }  // namespace
 
 void bind_state(py::module_& module) {
+  py::class_<SketchOptions>(module, "Sketch")
+      .def(py::init([](std::int64_t width, double fraction, std::uint64_t seed, std::int64_t refresh_every, bool lag) {
+             return SketchOptions{width, fraction, seed, refresh_every, lag};
+           }),
+           py::arg("width"), py::arg("fraction"), py::arg("seed"), py::arg("refresh_every"), py::arg("lag"))
+      .def("width_for", &SketchOptions::width_for, py::arg("n"));
   // Functions that wait or take the state's locks release the GIL.
   py::class_<BucketMooState, StatePtr>(module, "State")
       .def(py::init(&new_state), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
-           py::arg("bucket_cap"), py::arg("configuration"))
+           py::arg("sketch"), py::arg("bucket_cap"), py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&BucketMooState::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&BucketMooState::set_weight), py::arg("weight"))
       .def("name_parameters", torch::wrap_pybind_function_no_gil(&BucketMooState::name_parameters), py::arg("named"))

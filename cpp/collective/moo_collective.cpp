@@ -8,13 +8,12 @@
 #include "bucket_moo/solve.hpp"
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
+#include "kernels/sketch.hpp"
 
 namespace bucket_moo {
 namespace {
 
 std::size_t packed_size(int k) { return static_cast<std::size_t>(k) * (static_cast<std::size_t>(k) + 1) / 2; }
-
-std::size_t round_up(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
 /// Adds the upper triangle of a packed Gramian to a full symmetric one.
 void add_packed(const std::byte* packed, int k, std::vector<double>& gramian) {
@@ -46,7 +45,6 @@ MooCollective::MooCollective(std::shared_ptr<Transport> transport, Method method
       method_(method),
       rank_(transport_ ? transport_->rank() : 0),
       world_(transport_ ? transport_->size() : 1),
-      rows_(static_cast<std::size_t>(world_)),
       tail_rows_(static_cast<std::size_t>(world_)),
       coefficients_(static_cast<std::size_t>(world_)) {}
 
@@ -62,78 +60,44 @@ void MooCollective::begin_step(const StepRecord& own) {
 
 BucketSolution MooCollective::all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key,
                                          std::int64_t tile_limit, double* state) {
-  auto* const bytes = static_cast<std::byte*>(bucket);
-  const ShardLayout layout = shard_layout(n, world_, element_size(dtype));
-  const std::size_t shard_bytes = static_cast<std::size_t>(layout.shard) * element_size(dtype);
-  std::byte* const tail = bytes + static_cast<std::size_t>(world_) * shard_bytes;
-  BucketSolution result = reduce({.shards = bytes,
-                                  .tail = tail,
-                                  .shard_out = bytes + static_cast<std::size_t>(rank_) * shard_bytes,
-                                  .tail_out = tail,
-                                  .shard_size = layout.shard,
-                                  .tail_size = layout.tail,
-                                  .dtype = dtype,
-                                  .piece = piece_size(layout.shard, world_, element_size(dtype), tile_limit)},
-                                 key, state);
+  const ShardedBucket sharded = sharded_in_place(bucket, n, dtype, rank_, world_, tile_limit);
+  BucketSolution result = reduce(sharded, key, state);
   if (transport_) {
-    transport_->all_gather(bytes, shard_bytes);
+    transport_->all_gather(static_cast<std::byte*>(bucket), sharded.shard_bytes());
   }
   return result;
 }
 
 BucketSolution MooCollective::reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype,
                                              const RandomKey& key, std::int64_t tile_limit, double* state) {
-  return reduce({.shards = static_cast<const std::byte*>(input),
-                 .tail = nullptr,
-                 .shard_out = static_cast<std::byte*>(output),
-                 .tail_out = nullptr,
-                 .shard_size = shard,
-                 .tail_size = 0,
-                 .dtype = dtype,
-                 .piece = piece_size(shard, world_, element_size(dtype), tile_limit)},
-                key, state);
+  return reduce(sharded_apart(output, input, shard, dtype, world_, tile_limit), key, state);
 }
 
-BucketSolution MooCollective::reduce(const Bucket& bucket, const RandomKey& key, double* state) {
-  const auto k = static_cast<std::size_t>(table_.k());
-  BucketSolution result;
-  result.gramian.resize(k * k);
-  result.weights.resize(k);
+BucketSolution MooCollective::reduce(const ShardedBucket& bucket, const RandomKey& key, double* state) {
+  BucketSolution result = empty_solution();
   partial_gramian(bucket, result.gramian);
   const Rows tails = exchange_partials(bucket, result.gramian);
   solve_weights(key, state, result);
+  set_coefficients(result.weights);
   combine_shard(bucket);
   combine(tails, coefficients_.data(), bucket.tail_out);
   return result;
 }
 
-Rows MooCollective::load_piece(const Bucket& bucket, std::int64_t begin) {
-  const std::size_t element = element_size(bucket.dtype);
-  const std::int64_t size = std::min(bucket.piece, bucket.shard_size - begin);
-  const std::size_t bytes = static_cast<std::size_t>(size) * element;
-  const std::size_t shard_bytes = static_cast<std::size_t>(bucket.shard_size) * element;
-  const std::byte* const input = bucket.shards + static_cast<std::size_t>(begin) * element;
-  // The own block stays where it is; the others' lie side by side, each on its own cache lines.
-  const std::size_t pitch = round_up(bytes, PersistentBuffer::kAlignment);
-  std::byte* row = tile_.reserve(static_cast<std::size_t>(world_ - 1) * pitch);
-  for (std::size_t r = 0; r < rows_.size(); ++r) {
-    if (r == static_cast<std::size_t>(rank_)) {
-      rows_[r] = const_cast<std::byte*>(input) + r * shard_bytes;  // only read
-    } else {
-      rows_[r] = row;
-      row += pitch;
-    }
-  }
-  if (transport_) {
-    transport_->all_to_all(input, shard_bytes, bytes, rows_);
-  }
-  return {reinterpret_cast<const void* const*>(rows_.data()), world_, size, bucket.dtype};
+BucketSolution MooCollective::empty_solution() const {
+  const auto k = static_cast<std::size_t>(table_.k());
+  BucketSolution result;
+  result.gramian.resize(k * k);
+  result.weights.resize(k);
+  return result;
 }
 
-void MooCollective::partial_gramian(const Bucket& bucket, std::vector<double>& sum) {
+/// The tile holds the last piece on return.
+void MooCollective::partial_gramian(const ShardedBucket& bucket, std::vector<double>& sum) {
   std::vector<double> of_piece(sum.size());
   for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
-    gramian(load_piece(bucket, begin), table_.map(), of_piece.data());
+    tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin);
+    gramian(tile_.wait(), table_.map(), of_piece.data());
     for (std::size_t i = 0; i < sum.size(); ++i) {
       sum[i] += of_piece[i];
     }
@@ -141,12 +105,12 @@ void MooCollective::partial_gramian(const Bucket& bucket, std::vector<double>& s
 }
 
 /// On entry `gramian` is this rank's partial one, on return that of the whole bucket; returns the rows of the tail.
-Rows MooCollective::exchange_partials(const Bucket& bucket, std::vector<double>& gramian) {
+Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian) {
   const int k = table_.k();
   // One message a rank: its partial Gramian, then its tail.
   const std::size_t partial_bytes = packed_size(k) * sizeof(double);
-  const std::size_t tail_bytes = static_cast<std::size_t>(bucket.tail_size) * element_size(bucket.dtype);
-  const std::size_t message_bytes = round_up(partial_bytes + tail_bytes, sizeof(double));
+  const std::size_t tail_bytes = bucket.tail_bytes();
+  const std::size_t message_bytes = PersistentBuffer::round_up(partial_bytes + tail_bytes, sizeof(double));
   std::byte* const messages = messages_.reserve(static_cast<std::size_t>(world_) * message_bytes);
   std::byte* const own = messages + static_cast<std::size_t>(rank_) * message_bytes;
   pack(gramian, k, own);
@@ -173,24 +137,143 @@ Rows MooCollective::exchange_partials(const Bucket& bucket, std::vector<double>&
 void MooCollective::solve_weights(const RandomKey& key, double* state, BucketSolution& result) {
   result.solution = solve(HostLanes{}, method_, key, table_.k(), result.gramian.data(), result.weights.data(),
                           solver_scratch_.data(), state);
+}
+
+void MooCollective::set_coefficients(std::span<const double> weights) {
   for (std::size_t r = 0; r < coefficients_.size(); ++r) {
-    coefficients_[r] = result.weights[static_cast<std::size_t>(table_.objective[r])] * table_.share[r];
+    coefficients_[r] = weights[static_cast<std::size_t>(table_.objective[r])] * table_.share[r];
   }
 }
 
-void MooCollective::combine_shard(const Bucket& bucket) {
+void MooCollective::combine_shard(const ShardedBucket& bucket) {
   if (bucket.shard_size == 0) {
     return;
   }
   // Backwards: the last piece is still in the tile, and only its successors need to be exchanged once more.
   const std::int64_t last = (bucket.shard_size - 1) / bucket.piece * bucket.piece;
   for (std::int64_t begin = last; begin >= 0; begin -= bucket.piece) {
-    const Rows tile = begin == last ? Rows{reinterpret_cast<const void* const*>(rows_.data()), world_,
-                                           bucket.shard_size - last, bucket.dtype}
-                                    : load_piece(bucket, begin);
-    combine(tile, coefficients_.data(),
-            bucket.shard_out + static_cast<std::size_t>(begin) * element_size(bucket.dtype));
+    if (begin != last) {
+      tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin);
+    }
+    combine(tile_.wait(), coefficients_.data(), bucket.element_out(begin));
   }
+}
+
+std::unique_ptr<SketchedBucket> MooCollective::start_sketch(const void* bucket, std::int64_t n, DType dtype,
+                                                            const RandomKey& key, std::int64_t width) {
+  std::unique_ptr<SketchedBucket> sketched;
+  if (free_sketches_.empty()) {
+    sketched = std::make_unique<SketchedBucket>();
+  } else {
+    sketched = std::move(free_sketches_.back());
+    free_sketches_.pop_back();
+  }
+  const DType type = sketch_dtype(dtype);
+  const std::int64_t bytes = width * static_cast<std::int64_t>(element_size(type));
+  std::byte* const columns = sketched->columns_.reserve(static_cast<std::size_t>(bytes));
+  sketch(bucket, n, dtype, SketchMap(key, width), columns);
+  sketched->sketch_ = sharded_in_place(columns, width, type, rank_, world_, bytes);
+  if (sketched->sketch_.shard_size > 0) {
+    sketched->tile_.start(transport_.get(), Transport::Sequence::ahead, sketched->sketch_, 0);
+  }
+  return sketched;
+}
+
+BucketSolution MooCollective::solve_sketched(std::unique_ptr<SketchedBucket> sketched, const RandomKey& key,
+                                             double* state) {
+  BucketSolution result = empty_solution();
+  if (sketched->sketch_.shard_size > 0) {
+    gramian(sketched->tile_.wait(), table_.map(), result.gramian.data());
+  }
+  exchange_partials(sketched->sketch_, result.gramian);
+  solve_weights(key, state, result);
+  free_sketches_.push_back(std::move(sketched));
+  return result;
+}
+
+void MooCollective::weighted_all_reduce(void* bucket, std::int64_t n, DType dtype, std::span<const double> weights,
+                                        ZeroRows zero_rows, const std::function<void()>& meanwhile) {
+  const ShardedBucket sharded = sharded_in_place(bucket, n, dtype, rank_, world_, kSumTileBytes);
+  set_coefficients(weights);
+  const std::size_t tail_bytes = sharded.tail_bytes();
+  std::byte* const tails = tails_.reserve(static_cast<std::size_t>(world_) * tail_bytes);
+  for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
+    tail_rows_[r] = tails + r * tail_bytes;
+  }
+  if (tail_bytes > 0) {
+    std::memcpy(tails + static_cast<std::size_t>(rank_) * tail_bytes, sharded.tail, tail_bytes);
+  }
+  std::vector<std::unique_ptr<Transport::Exchange>> gathers;
+  gathers.push_back(start_gather(tails, tail_bytes, tail_bytes));
+  sum_shard(sharded, zero_rows, [&](std::int64_t begin, std::int64_t size) {
+    // While the piece is in the cache, and while the next ones are on their way.
+    const std::size_t element = element_size(dtype);
+    gathers.push_back(start_gather(static_cast<std::byte*>(bucket) + static_cast<std::size_t>(begin) * element,
+                                   sharded.shard_bytes(), static_cast<std::size_t>(size) * element));
+  });
+  meanwhile();
+  for (const auto& gather : gathers) {
+    gather->wait();
+  }
+  sum_rows({tail_rows_.data(), world_, sharded.tail_size, dtype}, zero_rows, sharded.tail_out);
+}
+
+void MooCollective::weighted_reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype,
+                                            std::span<const double> weights, ZeroRows zero_rows,
+                                            const std::function<void()>& meanwhile) {
+  set_coefficients(weights);
+  sum_shard(sharded_apart(output, input, shard, dtype, world_, kSumTileBytes), zero_rows,
+            [](std::int64_t, std::int64_t) {});
+  meanwhile();
+}
+
+/// One piece is on its way while the one before it is added up; `done` hears of every one that is.
+void MooCollective::sum_shard(const ShardedBucket& bucket, ZeroRows zero_rows,
+                              const std::function<void(std::int64_t begin, std::int64_t size)>& done) {
+  if (bucket.shard_size == 0) {
+    return;
+  }
+  tile_.start(transport_.get(), Transport::Sequence::main, bucket, 0);
+  for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
+    if (begin + bucket.piece < bucket.shard_size) {
+      next_tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin + bucket.piece);
+    }
+    const Rows rows = tile_.wait();
+    sum_rows(rows, zero_rows, bucket.element_out(begin));
+    done(begin, rows.size);
+    std::swap(tile_, next_tile_);
+  }
+}
+
+/// Adds up the rows of the ranks that are not left out.
+void MooCollective::sum_rows(const Rows& rows, ZeroRows zero_rows, void* out) {
+  if (zero_rows == ZeroRows::skip) {  // whose coefficients are 0
+    combine(rows, coefficients_.data(), out);
+    return;
+  }
+  std::vector<const void*> data;
+  std::vector<double> coefficients;
+  for (std::size_t r = 0; r < coefficients_.size(); ++r) {
+    if (table_.share[r] > 0.0) {
+      data.push_back(rows.data[r]);
+      coefficients.push_back(coefficients_[r]);
+    }
+  }
+  combine({data.data(), static_cast<int>(data.size()), rows.size, rows.dtype}, coefficients.data(), out, zero_rows);
+}
+
+std::unique_ptr<Transport::Exchange> MooCollective::start_gather(std::byte* blocks, std::size_t pitch,
+                                                                 std::size_t bytes) {
+  return transport_ ? transport_->start_all_gather(Transport::Sequence::main, blocks, pitch, bytes)
+                    : std::make_unique<Transport::Done>();
+}
+
+std::size_t MooCollective::scratch_bytes() const {
+  std::size_t bytes = tile_.capacity() + next_tile_.capacity() + messages_.capacity() + tails_.capacity();
+  for (const auto& sketched : free_sketches_) {
+    bytes += sketched->columns_.capacity() + sketched->tile_.capacity();
+  }
+  return bytes;
 }
 
 }  // namespace bucket_moo

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "bucket_moo/method.hpp"
@@ -10,7 +12,8 @@
 #include "bucket_moo/solution.hpp"
 #include "collective/objectives.hpp"
 #include "collective/persistent_buffer.hpp"
-#include "collective/shard_layout.hpp"
+#include "collective/sharded_bucket.hpp"
+#include "collective/tile.hpp"
 #include "collective/transport.hpp"
 #include "kernels/rows.hpp"
 
@@ -23,22 +26,41 @@ struct BucketSolution {
   Solution solution;            ///< status and certificate of the solve
 };
 
+/// The sketch of one bucket, on its way to the other ranks.
+class SketchedBucket {
+ private:
+  friend class MooCollective;
+  PersistentBuffer columns_;
+  ShardedBucket sketch_;  // of columns_: a bucket like any other
+  Tile tile_;
+};
+
 /// Conflict-aware reductions of one group of ranks: like all_reduce(mean) and reduce_scatter(mean), but the weights of
 /// the sum are solved for from the Gramian of the objectives' gradients in the bucket.
 ///
-/// Per bucket of n elements over W ranks: an all-to-all puts shard r of every rank's gradient on rank r; rank r takes
-/// the partial Gramian of its tile; the partial Gramians are all-gathered and summed in rank order in float64, so that
-/// every rank solves the same problem to the same bits; rank r combines its tile into its shard of the result; for
-/// all_reduce the shards are all-gathered. Wire bytes a rank: 2 n (W-1)/W + O(K^2 W) for all_reduce, half of the first
-/// term for reduce_scatter. Scratch, kept between calls: (W-1)/W of the bucket, or `tile_limit` bytes if that is less:
-/// the tile then holds a piece of the shard at a time, and all pieces but one are exchanged twice, for the Gramian and
-/// for the combination, which makes it at most 3 n (W-1)/W.
+/// With the exact Gramian, per bucket of n elements over W ranks: an all-to-all puts shard r of every rank's gradient on
+/// rank r; rank r takes the partial Gramian of its tile; the partial Gramians are all-gathered and summed in rank order
+/// in float64, so that every rank solves the same problem to the same bits; rank r combines its tile into its shard of
+/// the result; for all_reduce the shards are all-gathered. Wire bytes a rank: 2 n (W-1)/W + O(K^2 W) for all_reduce,
+/// half of the first term for reduce_scatter. Scratch, kept between calls: (W-1)/W of the bucket, or `tile_limit` bytes
+/// if that is less: the tile then holds a piece of the shard at a time, and all pieces but one are exchanged twice, for
+/// the Gramian and for the combination, which makes it at most 3 n (W-1)/W.
+///
+/// With a sketch of p columns: start_sketch(), solve_sketched(), then weighted_all_reduce() or
+/// weighted_reduce_scatter(), which are also good for weights from elsewhere. The sketch goes through the same
+/// exchanges as a bucket of p elements does, for its Gramian; the weighted sum is an ordinary one, a reduce-scatter and
+/// an all-gather of small pieces, which are scaled as they are added. Wire bytes a rank: 2 n (W-1)/W + p (W-1)/W +
+/// O(K^2 W). Scratch: some sketches and two tiles of kSumTileBytes.
 ///
 /// Calls are collective: every rank, same order, one thread at a time. Memory is plain host memory.
 /// Source: arXiv 2606.05613 (bucket-level MOO); the reduction is a reduce-scatter followed by an all-gather, as in
 /// Thakur, Rabenseifner, Gropp (2005).
 class MooCollective {
  public:
+  /// Bytes of other ranks' blocks that a weighted sum holds, twice: those that come in and those that are added up. Of
+  /// the sizes from 0.4 to 100 MB this was fastest over the loopback: small messages cost, large pieces leave the cache.
+  static constexpr std::int64_t kSumTileBytes = 2 << 20;
+
   /// `transport` may be null: a group of one rank, no communication.
   MooCollective(std::shared_ptr<Transport> transport, Method method);
 
@@ -63,40 +85,58 @@ class MooCollective {
   BucketSolution reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype, const RandomKey& key,
                                 std::int64_t tile_limit, double* state = nullptr);
 
+  /// Sketches the n elements of `bucket` to `width` columns and sends the sketch off, in the sequence `ahead`: other
+  /// calls may come between this one and solve_sketched(), even others on other ranks, as long as each kind comes in the
+  /// same order. The bucket may change on return. Does not need the step to have begun.
+  /// `key`: the same on every rank; `width`: is_sketch_width(width)
+  std::unique_ptr<SketchedBucket> start_sketch(const void* bucket, std::int64_t n, DType dtype, const RandomKey& key,
+                                               std::int64_t width);
+
+  /// Waits for the sketch and solves for the weights, from the Gramian of the sketches. `key`, `state`: as all_reduce().
+  BucketSolution solve_sketched(std::unique_ptr<SketchedBucket> sketched, const RandomKey& key,
+                                double* state = nullptr);
+
+  /// Replaces the n elements of `bucket` by sum_k weights[k] g_k, weights [K], the same bits on every rank.
+  /// `zero_rows`: whether gradients of weight 0 are looked at for NaN and Inf. Ranks that are left out never are.
+  /// `meanwhile` is called once, while the last exchanges are under way.
+  void weighted_all_reduce(
+      void* bucket, std::int64_t n, DType dtype, std::span<const double> weights, ZeroRows zero_rows,
+      const std::function<void()>& meanwhile = [] {});
+
+  /// The same for what reduce_scatter() takes.
+  void weighted_reduce_scatter(
+      void* output, const void* input, std::int64_t shard, DType dtype, std::span<const double> weights,
+      ZeroRows zero_rows, const std::function<void()>& meanwhile = [] {});
+
   /// Bytes of scratch memory held.
-  std::size_t scratch_bytes() const { return tile_.capacity() + messages_.capacity(); }
+  std::size_t scratch_bytes() const;
 
  private:
-  /// A bucket as one call sees it.
-  struct Bucket {
-    const std::byte* shards;  // world_ shards, one after another
-    const std::byte* tail;    // tail_size elements
-    std::byte* shard_out;     // where this rank's shard of the result goes
-    std::byte* tail_out;
-    std::int64_t shard_size;
-    std::int64_t tail_size;
-    DType dtype;
-    std::int64_t piece;  // elements of the shard in the tile at a time
-  };
-
-  BucketSolution reduce(const Bucket& bucket, const RandomKey& key, double* state);
-  Rows load_piece(const Bucket& bucket, std::int64_t begin);
-  void partial_gramian(const Bucket& bucket, std::vector<double>& sum);
-  Rows exchange_partials(const Bucket& bucket, std::vector<double>& gramian);
+  BucketSolution reduce(const ShardedBucket& bucket, const RandomKey& key, double* state);
+  void partial_gramian(const ShardedBucket& bucket, std::vector<double>& sum);
+  Rows exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian);
+  BucketSolution empty_solution() const;
   void solve_weights(const RandomKey& key, double* state, BucketSolution& result);
-  void combine_shard(const Bucket& bucket);
+  void set_coefficients(std::span<const double> weights);
+  void combine_shard(const ShardedBucket& bucket);
+  void sum_shard(const ShardedBucket& bucket, ZeroRows zero_rows,
+                 const std::function<void(std::int64_t begin, std::int64_t size)>& done);
+  void sum_rows(const Rows& rows, ZeroRows zero_rows, void* out);
+  std::unique_ptr<Transport::Exchange> start_gather(std::byte* blocks, std::size_t pitch, std::size_t bytes);
 
   const std::shared_ptr<Transport> transport_;
   const Method method_;
   const int rank_;
   const int world_;
   Objectives table_;
-  PersistentBuffer tile_;               // other ranks' blocks of our shard
+  Tile tile_;                           // other ranks' blocks of our shard
+  Tile next_tile_;                      // the next piece of it
   PersistentBuffer messages_;           // [W] of partial Gramian and tail
-  std::vector<std::byte*> rows_;        // [W] where each rank's block of our shard lies
+  PersistentBuffer tails_;              // [W] of a weighted sum's tails
   std::vector<const void*> tail_rows_;  // [W] where each rank's tail lies
   std::vector<double> coefficients_;    // [W] of the combination
   std::vector<double> solver_scratch_;
+  std::vector<std::unique_ptr<SketchedBucket>> free_sketches_;  // whose memory is used again
 };
 
 }  // namespace bucket_moo

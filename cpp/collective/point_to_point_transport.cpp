@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace bucket_moo {
 namespace {
@@ -23,39 +24,122 @@ std::string describe(int peer, bool is_send) {
 
 }  // namespace
 
+/// The messages of one exchange.
+class PointToPointTransport::Messages final : public Exchange {
+ public:
+  Messages(PointToPointTransport& transport, const char* operation, int tag)
+      : transport_(transport), operation_(operation), tag_(tag) {
+    const std::lock_guard lock(transport_.mutex_);
+    transport_.in_flight_.insert(this);
+  }
+
+  /// Dropping the works withdraws what is still posted, so that no peer can write into our callers' memory afterwards.
+  ~Messages() override {
+    const std::lock_guard lock(transport_.mutex_);
+    transport_.in_flight_.erase(this);
+    pending_.clear();
+  }
+
+  void receive(int peer, std::byte* data, std::size_t bytes) {
+    auto tensors = as_bytes(data, bytes);
+    start(peer, false, [&] { return transport_.group_->recv(tensors, peer, tag_); });
+  }
+
+  void send(int peer, const std::byte* data, std::size_t bytes) {
+    auto tensors = as_bytes(const_cast<std::byte*>(data), bytes);  // c10d has no tensor of const bytes; send only reads
+    start(peer, true, [&] { return transport_.group_->send(tensors, peer, tag_); });
+  }
+
+  void wait() override {
+    for (const Pending& pending : pending_) {
+      bool completed = false;
+      try {
+        completed = pending.work->wait();
+      } catch (const std::exception& error) {
+        fail(describe(pending.peer, pending.is_send) + error.what());
+      }
+      if (!completed) {
+        fail(kAborted);
+      }
+    }
+    const std::lock_guard lock(transport_.mutex_);
+    pending_.clear();
+  }
+
+  void abort() noexcept {
+    for (const Pending& pending : pending_) {
+      try {
+        pending.work->abort();
+      } catch (const std::exception&) {  // nothing is left to tell: the exchange is being given up
+      }
+    }
+  }
+
+ private:
+  struct Pending {
+    c10::intrusive_ptr<c10d::Work> work;
+    int peer;
+    bool is_send;
+  };
+
+  void start(int peer, bool is_send, const std::function<c10::intrusive_ptr<c10d::Work>()>& post) {
+    const std::lock_guard lock(transport_.mutex_);
+    if (transport_.aborted_) {
+      fail(kAborted);
+    }
+    try {
+      pending_.push_back({post(), peer, is_send});
+    } catch (const std::exception& error) {  // the connection was closed before this message
+      fail(describe(peer, is_send) + error.what());
+    }
+  }
+
+  [[noreturn]] void fail(const std::string& failure) const {
+    C10_THROW_ERROR(DistBackendError, c10::str("bucket_moo_ext: ", operation_, " on rank ", transport_.rank_, " of ",
+                                               transport_.size_, ": ", failure));
+  }
+
+  PointToPointTransport& transport_;
+  const char* const operation_;
+  const int tag_;
+  std::vector<Pending> pending_;
+};
+
 PointToPointTransport::PointToPointTransport(c10::intrusive_ptr<c10d::ProcessGroup> group)
     : group_(std::move(group)), rank_(group_->getRank()), size_(group_->getSize()) {}
 
-void PointToPointTransport::all_to_all(const std::byte* input, std::size_t pitch, std::size_t bytes,
-                                       std::span<std::byte* const> rows) {
+std::unique_ptr<Transport::Exchange> PointToPointTransport::start_all_to_all(Sequence sequence, const std::byte* input,
+                                                                             std::size_t pitch, std::size_t bytes,
+                                                                             std::span<std::byte* const> rows) {
   if (bytes == 0 || size_ == 1) {
-    return;
+    return std::make_unique<Done>();
   }
-  exchange("all-to-all", [&](int tag) {
+  return start(sequence, "all-to-all", [&](Messages& messages) {
     // Receives first, so that no message has to wait for its place; peers in rotated order, so that no rank is
     // everybody's first target.
     for (int i = 1; i < size_; ++i) {
       const int peer = (rank_ + size_ - i) % size_;
-      receive(peer, rows[static_cast<std::size_t>(peer)], bytes, tag);
+      messages.receive(peer, rows[static_cast<std::size_t>(peer)], bytes);
     }
     for (int i = 1; i < size_; ++i) {
       const int peer = (rank_ + i) % size_;
-      send(peer, input + static_cast<std::size_t>(peer) * pitch, bytes, tag);
+      messages.send(peer, input + static_cast<std::size_t>(peer) * pitch, bytes);
     }
   });
 }
 
-void PointToPointTransport::all_gather(std::byte* blocks, std::size_t bytes) {
+std::unique_ptr<Transport::Exchange> PointToPointTransport::start_all_gather(Sequence sequence, std::byte* blocks,
+                                                                             std::size_t pitch, std::size_t bytes) {
   if (bytes == 0 || size_ == 1) {
-    return;
+    return std::make_unique<Done>();
   }
-  exchange("all-gather", [&](int tag) {
+  return start(sequence, "all-gather", [&](Messages& messages) {
     for (int i = 1; i < size_; ++i) {
       const int peer = (rank_ + size_ - i) % size_;
-      receive(peer, blocks + static_cast<std::size_t>(peer) * bytes, bytes, tag);
+      messages.receive(peer, blocks + static_cast<std::size_t>(peer) * pitch, bytes);
     }
     for (int i = 1; i < size_; ++i) {
-      send((rank_ + i) % size_, blocks + static_cast<std::size_t>(rank_) * bytes, bytes, tag);
+      messages.send((rank_ + i) % size_, blocks + static_cast<std::size_t>(rank_) * pitch, bytes);
     }
   });
 }
@@ -63,73 +147,22 @@ void PointToPointTransport::all_gather(std::byte* blocks, std::size_t bytes) {
 void PointToPointTransport::abort() noexcept {
   const std::lock_guard lock(mutex_);
   aborted_ = true;
-  for (const Pending& pending : pending_) {
-    try {
-      pending.work->abort();
-    } catch (const std::exception&) {  // nothing is left to tell: the exchange is being given up
-    }
+  for (Messages* const messages : in_flight_) {
+    messages->abort();
   }
 }
 
-void PointToPointTransport::exchange(const char* operation, const std::function<void(int tag)>& post) {
-  std::string failure;
-  try {
-    post(next_tag());
-    wait_all();
-  } catch (const std::exception& error) {
-    failure = error.what();
-  }
-  {
-    // However the exchange ended: dropping the works withdraws what is still posted, so that no peer can write into
-    // our callers' memory once this has returned.
-    const std::lock_guard lock(mutex_);
-    pending_.clear();
-  }
-  if (!failure.empty()) {
-    C10_THROW_ERROR(DistBackendError,
-                    c10::str("bucket_moo_ext: ", operation, " on rank ", rank_, " of ", size_, ": ", failure));
-  }
+std::unique_ptr<Transport::Exchange> PointToPointTransport::start(Sequence sequence, const char* operation,
+                                                                  const std::function<void(Messages&)>& post) {
+  auto messages = std::make_unique<Messages>(*this, operation, next_tag(sequence));
+  post(*messages);
+  return messages;
 }
 
-void PointToPointTransport::receive(int peer, std::byte* data, std::size_t bytes, int tag) {
-  auto tensors = as_bytes(data, bytes);
-  start(peer, false, [&] { return group_->recv(tensors, peer, tag); });
-}
-
-void PointToPointTransport::send(int peer, const std::byte* data, std::size_t bytes, int tag) {
-  auto tensors = as_bytes(const_cast<std::byte*>(data), bytes);  // c10d has no tensor of const bytes; send only reads
-  start(peer, true, [&] { return group_->send(tensors, peer, tag); });
-}
-
-void PointToPointTransport::start(int peer, bool is_send, const std::function<c10::intrusive_ptr<c10d::Work>()>& post) {
-  const std::lock_guard lock(mutex_);
-  if (aborted_) {
-    throw std::runtime_error(kAborted);
-  }
-  try {
-    pending_.push_back({post(), peer, is_send});
-  } catch (const std::exception& error) {  // the connection was closed before this message
-    throw std::runtime_error(describe(peer, is_send) + error.what());
-  }
-}
-
-void PointToPointTransport::wait_all() {
-  for (const Pending& pending : pending_) {
-    bool completed = false;
-    try {
-      completed = pending.work->wait();
-    } catch (const std::exception& error) {
-      throw std::runtime_error(describe(pending.peer, pending.is_send) + error.what());
-    }
-    if (!completed) {
-      throw std::runtime_error(kAborted);
-    }
-  }
-}
-
-int PointToPointTransport::next_tag() {
-  sequence_ = (sequence_ + 1) & 0x7fffffffU;  // c10d tags are non-negative ints
-  return static_cast<int>(sequence_);
+/// Tags keep the exchanges apart: even ones are of one sequence, odd ones of the other.
+int PointToPointTransport::next_tag(Sequence sequence) {
+  const std::uint32_t number = ++started_[static_cast<std::size_t>(sequence)];
+  return static_cast<int>((2 * number + static_cast<std::uint32_t>(sequence)) & 0x7fffffffU);  // c10d wants them >= 0
 }
 
 }  // namespace bucket_moo

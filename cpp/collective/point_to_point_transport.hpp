@@ -3,13 +3,15 @@
 
 #include <c10/util/intrusive_ptr.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
+#include <set>
 #include <span>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <vector>
 
 #include "collective/transport.hpp"
 
@@ -24,31 +26,24 @@ class PointToPointTransport final : public Transport {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  void all_to_all(const std::byte* input, std::size_t pitch, std::size_t bytes,
-                  std::span<std::byte* const> rows) override;
-  void all_gather(std::byte* blocks, std::size_t bytes) override;
+  std::unique_ptr<Exchange> start_all_to_all(Sequence sequence, const std::byte* input, std::size_t pitch,
+                                             std::size_t bytes, std::span<std::byte* const> rows) override;
+  std::unique_ptr<Exchange> start_all_gather(Sequence sequence, std::byte* blocks, std::size_t pitch,
+                                             std::size_t bytes) override;
   void abort() noexcept override;
 
  private:
-  struct Pending {
-    c10::intrusive_ptr<c10d::Work> work;
-    int peer;
-    bool is_send;
-  };
+  class Messages;
 
-  void exchange(const char* operation, const std::function<void(int tag)>& post);
-  void receive(int peer, std::byte* data, std::size_t bytes, int tag);
-  void send(int peer, const std::byte* data, std::size_t bytes, int tag);
-  void start(int peer, bool is_send, const std::function<c10::intrusive_ptr<c10d::Work>()>& post);
-  void wait_all();
-  int next_tag();
+  std::unique_ptr<Exchange> start(Sequence sequence, const char* operation, const std::function<void(Messages&)>& post);
+  int next_tag(Sequence sequence);
 
   const c10::intrusive_ptr<c10d::ProcessGroup> group_;
   const int rank_;
   const int size_;
-  std::uint32_t sequence_ = 0;
-  std::mutex mutex_;  // guards pending_ and aborted_ against abort()
-  std::vector<Pending> pending_;
+  std::array<std::uint32_t, 2> started_ = {};  // exchanges of each sequence
+  std::mutex mutex_;                           // guards what follows, and the messages in flight, against abort()
+  std::set<Messages*> in_flight_;
   bool aborted_ = false;
 };
 

@@ -16,7 +16,9 @@
 #include <vector>
 
 #include "collective/configuration.hpp"
+#include "collective/dtype.hpp"
 #include "collective/moo_collective.hpp"
+#include "collective/sketch_options.hpp"
 #include "hooks/method_config.hpp"
 #include "hooks/parameter_owners.hpp"
 #include "hooks/solver_states.hpp"
@@ -33,6 +35,8 @@ struct BucketRecord {
   std::int64_t numel = 0;
   DType dtype = DType::float32;
   std::vector<std::string> objectives;  ///< [K]
+  std::int64_t width = 0;               ///< columns of the sketches that the Gramian is from; 0: it is exact
+  std::int64_t solved_step = 0;         ///< the step whose gradients `result` is from; before `step` for kept weights
   BucketSolution result;
 };
 
@@ -47,6 +51,7 @@ struct Counters {
 struct StateOptions {
   MethodConfig method;
   std::uint64_t seed = 0;
+  SketchOptions sketch;
   /// Bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single bucket of DDP's
   /// first iteration does not take scratch memory for the whole model.
   std::int64_t bucket_cap = 0;
@@ -122,6 +127,7 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
     bool starts_step = false;
     StepRecord record;  // of the step; complete if starts_step
 
+    DType dtype() const { return dtype_of(bucket().scalar_type(), "a bucket"); }
     const at::Tensor& bucket() const { return operation == Operation::reduce_scatter ? input : output; }
   };
 
@@ -142,6 +148,7 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   const MethodConfig& method() const { return options_.method; }
   const Configuration& configuration() const { return options_.configuration; }
   std::uint64_t seed() const { return options_.seed; }
+  const SketchOptions& sketch() const { return options_.sketch; }
   c10::Device device() const { return device_; }
   std::mutex& mutex() const { return mutex_; }
 

@@ -31,21 +31,33 @@ FuturePtr HostState::submit(Call call) {
   }
   const c10::TypePtr type = call.result.isTensor() ? c10::TypePtr(c10::TensorType::get()) : c10::AnyType::get();
   auto future = c10::make_intrusive<c10::ivalue::Future>(type);
+  const auto job = std::make_shared<Job>();
+  job->call = std::move(call);
+  {
+    const std::lock_guard lock(mutex());
+    waiting_.push_back(job);
+  }
   // The job keeps the state alive while it runs, and lets go of it before its Future is done, so that whoever waits for
   // the Future and then drops the state ends the worker, and not the worker itself.
-  const bool accepted = worker_.submit(
-      [self = std::static_pointer_cast<HostState>(shared_from_this()), call = std::move(call), future]() mutable {
-        self->run_step_of(call);
+  const bool accepted =
+      worker_.submit([self = std::static_pointer_cast<HostState>(shared_from_this()), job, future]() mutable {
+        self->run_step_of(*job);
         const std::exception_ptr failure = self->failure_ ? self->failure_ : self->step_failure_;
-        self.reset();
+        const bool solves_late = !failure && job->sketched != nullptr;
+        if (!solves_late) {
+          self.reset();
+        }
         // While `result` or the waiting caller still holds them: to drop the last C++ reference to a tensor that Python knows
         // takes the GIL.
-        call.output.reset();
-        call.input.reset();
+        job->call.output.reset();
+        job->call.input.reset();
         if (failure) {
           future->setError(failure);
         } else {
-          future->markCompleted(std::move(call.result));
+          future->markCompleted(std::move(job->call.result));
+        }
+        if (solves_late) {
+          self->attempt([&] { self->solve(*job); });
         }
       });
   TORCH_CHECK(accepted, "bucket_moo_ext: this state was shut down; make a new one");
@@ -61,18 +73,27 @@ void HostState::refuse() {
   submit(std::move(call));
 }
 
-void HostState::run_step_of(const Call& call) {
+void HostState::run_step_of(Job& job) {
+  {
+    const std::lock_guard lock(mutex());
+    waiting_.pop_front();  // this job: the worker takes them in the same order
+  }
   if (failure_) {
     return;
   }
-  if (call.starts_step) {
+  if (job.call.starts_step) {
     step_failure_ = nullptr;
   }
-  if (step_failure_) {
-    return;
+  if (!step_failure_) {
+    attempt([&] { run(job); });
   }
+}
+
+/// Runs a part of a job and keeps what it throws.
+void HostState::attempt(const std::function<void()>& part) {
+  const at::NoGradGuard no_grad;
   try {
-    run(call);
+    part();
   } catch (const c10::ValueError&) {  // raised alike on every rank, before the step's first bucket
     step_failure_ = std::current_exception();
   } catch (...) {
@@ -80,8 +101,8 @@ void HostState::run_step_of(const Call& call) {
   }
 }
 
-void HostState::run(const Call& call) {
-  const at::NoGradGuard no_grad;
+void HostState::run(Job& job) {
+  const Call& call = job.call;
   if (!configuration_checked_) {
     check_same_configuration(
         rank(), world_size(), [this](std::byte* blocks, std::size_t bytes) { all_gather(blocks, bytes); },
@@ -98,23 +119,28 @@ void HostState::run(const Call& call) {
   if (call.output.is_sparse()) {
     reduce_sparse(call);
   } else {
-    reduce_dense(call);
+    reduce_dense(job);
   }
 }
 
-void HostState::reduce_dense(const Call& call) {
-  const DType dtype = dtype_of(call.output.scalar_type(), "a bucket");
-  const RandomKey key{seed(), static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
+void HostState::reduce_dense(Job& job) {
+  const Call& call = job.call;
   BucketRecord record;
   record.step = call.step;
   record.index = call.index;
   record.parameters = call.parameters;
-  record.dtype = dtype;
+  record.dtype = call.dtype();
   record.objectives = collective_.objectives().names;
   record.numel = call.bucket().numel();
-  std::vector<double> state = load_state(call);
-  record.result = reduce_with(call, dtype, key, state.empty() ? nullptr : state.data());
-  store_state(call, state);
+  record.width = sketch().width_for(record.numel);
+  record.solved_step = call.step;
+  if (record.width == 0) {
+    record.result = reduce_exact(call);
+  } else {
+    KeptWeights used = reduce_sketched(job);
+    record.solved_step = used.step;
+    record.result = std::move(used.solution);
+  }
   const std::lock_guard lock(mutex());
   ++counters_.buckets;
   counters_.nonfinite += record.result.solution.status == Status::nonfinite;
@@ -122,13 +148,94 @@ void HostState::reduce_dense(const Call& call) {
   records_[call.key] = std::move(record);
 }
 
-BucketSolution HostState::reduce_with(const Call& call, DType dtype, const RandomKey& key, double* state) {
+BucketSolution HostState::reduce_exact(const Call& call) {
+  std::vector<double> memory = load_state(call);
+  double* const state = memory.empty() ? nullptr : memory.data();
   void* const output = call.output.mutable_data_ptr();
   const std::int64_t n = call.output.numel();
+  const RandomKey key{seed(), static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
+  BucketSolution solution = call.operation == Operation::reduce_scatter
+                                ? collective_.reduce_scatter(output, call.input.const_data_ptr(), n, call.dtype(), key,
+                                                             call.tile_limit, state)
+                                : collective_.all_reduce(output, n, call.dtype(), key, call.tile_limit, state);
+  store_state(call, memory);
+  return solution;
+}
+
+/// Returns the weights that were used.
+KeptWeights HostState::reduce_sketched(Job& job) {
+  const Call& call = job.call;
+  prepare(job);
+  const bool is_fresh = !job.kept;
+  const KeptWeights used = is_fresh ? solve(job) : std::move(*job.kept);
+  // NaN and Inf were seen when fresh weights were solved for. Kept ones know nothing of this step's gradients.
+  const ZeroRows zero_rows = is_fresh ? ZeroRows::skip : ZeroRows::read;
+  const std::int64_t n = call.output.numel();
+  void* const output = call.output.mutable_data_ptr();
+  const auto meanwhile = [this] { prepare_next(); };
   if (call.operation == Operation::reduce_scatter) {
-    return collective_.reduce_scatter(output, call.input.const_data_ptr(), n, dtype, key, call.tile_limit, state);
+    collective_.weighted_reduce_scatter(output, call.input.const_data_ptr(), n, call.dtype(), used.solution.weights,
+                                        zero_rows, meanwhile);
+  } else {
+    collective_.weighted_all_reduce(output, n, call.dtype(), used.solution.weights, zero_rows, meanwhile);
   }
-  return collective_.all_reduce(output, n, dtype, key, call.tile_limit, state);
+  return used;
+}
+
+/// Decides whether this step solves for the bucket's weights, and sends its sketch off if so.
+void HostState::prepare(Job& job) {
+  if (job.prepared) {
+    return;
+  }
+  job.prepared = true;
+  const Call& call = job.call;
+  {
+    const std::lock_guard lock(mutex());
+    if (const KeptWeights* const kept = kept_weights_.find(call.state_key, collective_.objectives().names)) {
+      const bool due = is_due(call.step, kept->step, sketch().refresh_every);
+      if (!due || sketch().lag) {
+        job.kept = *kept;
+      }
+      if (!due) {
+        return;
+      }
+    }
+  }
+  const at::Tensor& bucket = call.bucket();
+  const RandomKey key{sketch().seed, static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
+  job.sketched = collective_.start_sketch(bucket.const_data_ptr(), bucket.numel(), call.dtype(), key,
+                                          sketch().width_for(bucket.numel()));
+}
+
+/// So that its sketch travels while the call before it still sums. Only in the same step, whose objectives are known.
+void HostState::prepare_next() {
+  std::shared_ptr<Job> next;
+  {
+    const std::lock_guard lock(mutex());
+    if (!waiting_.empty()) {
+      next = waiting_.front();
+    }
+  }
+  if (next != nullptr && !next->call.starts_step && !next->call.output.is_sparse() &&
+      sketch().width_for(next->call.bucket().numel()) > 0) {
+    prepare(*next);
+  }
+}
+
+/// Waits for the sketches of the job's bucket, and keeps what it solves for where that is to be used again.
+KeptWeights HostState::solve(Job& job) {
+  const Call& call = job.call;
+  std::vector<double> memory = load_state(call);
+  const RandomKey key{seed(), static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
+  KeptWeights solved{
+      collective_.objectives().names, call.step,
+      collective_.solve_sketched(std::move(job.sketched), key, memory.empty() ? nullptr : memory.data())};
+  store_state(call, memory);
+  if (sketch().keeps_weights() && solved.solution.solution.status != Status::nonfinite) {
+    const std::lock_guard lock(mutex());
+    kept_weights_.keep(call.state_key, solved);
+  }
+  return solved;
 }
 
 /// Empty for methods without a memory.
@@ -193,6 +300,7 @@ std::size_t HostState::scratch_bytes() const {
 void HostState::moved_to(std::int64_t) {
   const std::lock_guard lock(mutex());
   records_.clear();  // those of steps that have not been, seen from here
+  kept_weights_.clear();
 }
 
 void HostState::check_may_wait() const {

@@ -4,15 +4,19 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <cstdint>
+#include <deque>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <vector>
 
 #include "collective/moo_collective.hpp"
 #include "collective/point_to_point_transport.hpp"
 #include "hooks/bucket_moo_state.hpp"
+#include "hooks/kept_weights.hpp"
 #include "hooks/solver_states.hpp"
 #include "hooks/worker.hpp"
 
@@ -40,16 +44,30 @@ class HostState final : public BucketMooState {
   void check_may_wait() const override;
 
  private:
+  /// A call on its way through the worker. With a sketch its prepare() may run while the call before it still sums, and
+  /// where weights lag its solve() runs when its Future is done.
+  struct Job {
+    Call call;
+    bool prepared = false;
+    std::unique_ptr<SketchedBucket> sketched;  // null: the weights are kept ones
+    std::optional<KeptWeights> kept;           // what serves in this step if nothing has to be waited for
+  };
+
   HostState(std::shared_ptr<Transport> transport, StateOptions options);
 
   FuturePtr submit(Call call) override;
   void refuse() override;
   void moved_to(std::int64_t step) override;
 
-  void run_step_of(const Call& call);
-  void run(const Call& call);
-  void reduce_dense(const Call& call);
-  BucketSolution reduce_with(const Call& call, DType dtype, const RandomKey& key, double* state);
+  void run_step_of(Job& job);
+  void attempt(const std::function<void()>& part);
+  void run(Job& job);
+  void reduce_dense(Job& job);
+  BucketSolution reduce_exact(const Call& call);
+  KeptWeights reduce_sketched(Job& job);
+  void prepare(Job& job);
+  void prepare_next();
+  KeptWeights solve(Job& job);
   std::vector<double> load_state(const Call& call);
   void store_state(const Call& call, const std::vector<double>& values);
   void reduce_sparse(const Call& call);
@@ -64,7 +82,9 @@ class HostState final : public BucketMooState {
   std::exception_ptr failure_;       // for good
 
   // Guarded by mutex().
+  std::deque<std::shared_ptr<Job>> waiting_;  // jobs that the worker has not begun
   SolverStates solver_states_;
+  KeptWeightsOfBuckets kept_weights_;
   std::map<BucketKey, BucketRecord> records_;
   Counters counters_;
   std::size_t scratch_bytes_ = 0;

@@ -7,7 +7,8 @@ namespace bucket_moo {
 /// Weighted sum of the rows: out = sum over r of coefficient[r] * row[r].
 ///
 /// \param rows         [W, n], any DType.
-/// \param coefficient  [W] float64; a row whose coefficient is exactly 0 is not read.
+/// \param coefficient  [W] float64
+/// \param zero_rows    by default a row whose coefficient is exactly 0 is not read
 /// \param out          [n], the rows' dtype; may be exactly one of the rows, but must not overlap one in part.
 ///
 /// Accumulates in row order in float32 (float64 for float64 rows, and where a coefficient is no normal float32) and
@@ -20,6 +21,6 @@ namespace bucket_moo {
 /// Cost: reads each row that is not left out once and writes n elements, at 0.8 to 1.1 of memcpy's bandwidth. No
 /// allocation.
 /// Single-threaded, thread-safe, never throws.
-void combine(const Rows& rows, const double* coefficient, void* out);
+void combine(const Rows& rows, const double* coefficient, void* out, ZeroRows zero_rows = ZeroRows::skip);
 
 }  // namespace bucket_moo

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from settings import PLAIN_DDP, Settings
+from spec import in_lines
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Distinguishable for colour-blind readers."""
@@ -134,7 +135,7 @@ def _conflicts(figure: SubFigure | Figure, settings: Settings, conflicts: dict[s
             axes.set_xticks(range(len(steps)), steps, fontsize=8)
             axes.set_yticks(range(len(groups)), groups)
             axes.set_xlabel("step")
-            axes.set_title(f"{method}: {kind}", fontsize="medium")
+            axes.set_title(f"{in_lines(method)}:\n{kind}", fontsize="medium")
             axes.tick_params(length=0)
 
 
@@ -146,7 +147,7 @@ def _times(axes: Axes, settings: Settings, runs: list[dict[str, Any]]) -> None:
     axes.set_ylabel("ms, slowest rank")
     axes.set_title("Step times, interleaved" if not settings.one_at_a_time else "Step times", loc="left")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=len(settings.methods), loc="lower right")
+    axes.legend(frameon=False, ncols=min(4, len(settings.methods)), loc="lower right")
     _clean(axes)
 
 
@@ -168,7 +169,7 @@ def _ratios(axes: Axes, settings: Settings, times: dict[str, Any]) -> None:
     axes.axvline(1, color="grey", linewidth=1)
     axes.axvline(1.1, color="grey", linewidth=1, linestyle=":")
     axes.annotate("+10 % ", (1.1, 0), xycoords=("data", "axes fraction"), va="bottom", ha="right", color="grey")
-    axes.set_yticks(range(len(entries)), list(entries))
+    axes.set_yticks(range(len(entries)), [in_lines(name) for name in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.set_xlabel("step time / plain DDP's, median of paired steps, 95 % interval")
     axes.set_title("Overhead", loc="left")

@@ -14,7 +14,8 @@ from corpus import write_atomically
 from models import mean_loss
 from sampler import BlockSampler
 from schedule import learning_rate
-from settings import PLAIN_DDP, Settings
+from settings import Settings
+from spec import PLAIN_DDP, MethodSpec, file_name, parse_method
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -41,7 +42,7 @@ class Lane:
         world: World,
         sample: BlockSampler,
     ) -> None:
-        """`base`: the model before fine-tuning; `sample`: this rank's blocks."""
+        """`method`: as `--method` takes it; `base`: the model before fine-tuning; `sample`: this rank's blocks."""
         self.method, self.seed = method, seed
         self.next_step = 0
         self.history: dict[str, Any] = {"losses": [], "seconds": [], "probes": {}, "reports": {}}
@@ -53,8 +54,8 @@ class Lane:
         if method != PLAIN_DDP:
             import bucket_moo_ext as moo
 
-            language = settings.languages[world.rank]
-            self.state = moo.register(self.ddp, method=method, objective=language, seed=seed)
+            spec = parse_method(method, moo.available_methods())
+            self.state = self._register(spec, settings.languages[world.rank])
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=settings.lr,
@@ -67,6 +68,11 @@ class Lane:
             mean_loss(self.ddp, blocks).backward()
             self.optimizer.zero_grad(set_to_none=True)
         self._mine: list[tuple[float, float]] = []
+
+    def _register(self, spec: MethodSpec, language: str) -> Any:
+        import bucket_moo_ext as moo
+
+        return moo.register(self.ddp, method=spec.name, objective=language, gramian=spec.gramian, seed=self.seed)
 
     def step(self, blocks: Tensor) -> float:
         """One training step on this rank's blocks; returns its loss. Timed from barrier to end."""
@@ -97,7 +103,7 @@ class Lane:
     @property
     def path(self) -> Path:
         """Where this lane's checkpoint is."""
-        return self._settings.folder / "checkpoints" / f"{self.method}-seed{self.seed}.pt"
+        return self._settings.folder / "checkpoints" / f"{file_name(self.method)}-seed{self.seed}.pt"
 
     def save(self) -> None:
         """Writes the checkpoint: everything that the next step depends on, and the records."""

@@ -11,17 +11,7 @@ from typing import Any
 
 from corpus import LANGUAGES
 from models import PRESETS
-
-PLAIN_DDP = "ddp"
-"""Name of the baseline: DistributedDataParallel without any hook."""
-
-
-class BadArgument(ValueError):
-    """An argument that cannot work; the message names it, what was given and what is allowed."""
-
-    def __init__(self, argument: str, given: object, allowed: str) -> None:
-        """The three parts of the message."""
-        super().__init__(f"{argument}: got {given}, allowed: {allowed}")
+from spec import PLAIN_DDP, BadArgument, parse_method
 
 
 @dataclass(frozen=True)
@@ -31,7 +21,7 @@ class Settings:
     model: str = "llama-1m"
     languages: tuple[str, ...] = ("de", "hu", "tr", "ja")
     unseen: tuple[str, ...] = ("en", "pt", "cs", "sv", "ko")
-    methods: tuple[str, ...] = (PLAIN_DDP, "mgda", "cagrad")
+    methods: tuple[str, ...] = (PLAIN_DDP, "mgda", "cagrad", "mgda:sketch")
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 60
     batch_size: int = 8
@@ -116,8 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
         dest="methods",
         nargs="+",
         action="extend",
-        metavar="NAME",
-        help=f"'{PLAIN_DDP}' or a method of bucket_moo_ext; several, or repeated (default: {' '.join(d.methods)})",
+        metavar="NAME[:sketch[,OPTION=N]]",
+        help=f"'{PLAIN_DDP}' or a method of bucket_moo_ext, with :sketch from sketched Gramians (options: width, seed, "
+        f"refresh_every, lag); several, or repeated (default: {' '.join(d.methods)})",
     )
     add(
         "--seed",
@@ -192,11 +183,13 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
     for argument, values, allowed in (
         ("--languages", settings.languages, LANGUAGES),
         ("--unseen", settings.unseen, LANGUAGES),
-        ("--method", settings.methods, (PLAIN_DDP, *available)),
     ):
         for value in values:
             if value not in allowed:
                 raise BadArgument(argument, repr(value), ", ".join(allowed))
+    methods = [parse_method(text, available) for text in settings.methods]
+    if len(set(methods)) != len(methods):
+        raise BadArgument("--method", " ".join(settings.methods), "one or more, each once")
     for argument, several in (
         ("--languages", settings.languages),
         ("--method", settings.methods),

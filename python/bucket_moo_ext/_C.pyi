@@ -12,6 +12,8 @@ class BucketRecord(TypedDict):
     numel: int
     dtype: str
     objectives: list[str]
+    width: int
+    solved_step: int
     gramian: list[float]
     weights: list[float]
     status: int
@@ -32,6 +34,10 @@ class Method:
     def smoothed(self, alpha: float) -> Method: ...
     def state_size(self, k: int) -> int: ...
 
+class Sketch:
+    def __init__(self, width: int, fraction: float, seed: int, refresh_every: int, lag: bool) -> None: ...
+    def width_for(self, n: int) -> int: ...
+
 class State:
     def __init__(
         self,
@@ -39,6 +45,7 @@ class State:
         device: torch.device,
         method: Method,
         seed: int,
+        sketch: Sketch | None,
         bucket_cap: int,
         configuration: Sequence[tuple[str, str]],
     ) -> None: ...

@@ -34,6 +34,7 @@ if _minor(_C.build_info()["torch"]) != _minor(_torch.__version__):
 
 from bucket_moo_ext.collectives import all_reduce, reduce_scatter
 from bucket_moo_ext.functional import aggregate, combine, gramian, weights
+from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.hooks import bucket_moo_hook, register
 from bucket_moo_ext.methods import (
     IMTLG,
@@ -67,7 +68,8 @@ def build_info() -> dict[str, str | int | bool]:
     Returns:
         A dict with ``version``, ``torch`` (the version built against), ``compiler``, ``cuda`` (whether CUDA kernels are
         in it), ``cuda_compiler`` and ``cuda_architectures`` (with what and for what; empty without, and an
-        architecture that is not "-real" is in it as PTX too), ``max_objectives`` and ``max_objective_name_bytes``.
+        architecture that is not "-real" is in it as PTX too), ``max_objectives``, ``max_objective_name_bytes``,
+        ``min_sketch_width`` and ``max_sketch_width``.
     """
     return _C.build_info()
 
@@ -91,6 +93,7 @@ __all__ = [
     "NashMTL",
     "PCGrad",
     "Report",
+    "Sketch",
     "Smoothed",
     "UPGrad",
     "__version__",

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from bucket_moo_ext import _C
+from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.methods import Method
 from bucket_moo_ext.process_group import parent_group
 from bucket_moo_ext.state import BucketMOO
@@ -24,7 +25,7 @@ def register(
     *,
     objective: str | int | None = None,
     weight: float = 1.0,
-    gramian: str = "exact",
+    gramian: str | Sketch = "exact",
     process_group: dist.ProcessGroup | None = None,
     seed: int = 0,
 ) -> BucketMOO:

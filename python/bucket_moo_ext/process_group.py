@@ -1,6 +1,8 @@
-"""The group of its own that a state reduces over."""
+"""The group of its own that a state reduces over, and the nodes of a group."""
 
+import socket
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -75,3 +77,18 @@ def private_group(parent: dist.ProcessGroup) -> dist.ProcessGroup | None:
     group._register_backend(torch.device("cpu"), kind, backend)
     group._set_group_desc("bucket_moo")
     return group
+
+
+def _node() -> str:
+    """A name of this machine that no other has."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
+
+
+def count_nodes(group: dist.ProcessGroup) -> int:
+    """How many machines the ranks of ``group`` are on. Collective over the group, through its store."""
+    store = dist.distributed_c10d._get_process_group_store(group)
+    number = store.add(f"bucket_moo/nodes/rank{group.rank()}", 1)  # of calls; the same on every rank
+    store = dist.PrefixStore(f"bucket_moo/nodes{number}", store)
+    store.set(str(group.rank()), _node())
+    return len({bytes(node) for node in store.multi_get([str(rank) for rank in range(group.size())])})

@@ -25,8 +25,13 @@ class BucketReport:
         numel: Elements.
         dtype: Their type.
         objectives: K names, in the order of every K below.
+        width: Columns of the sketches that the Gramian is from; 0: it is exact.
+        solved_step: The step whose gradients Gramian and weights are from: the report's, or an earlier one where a
+            ``Sketch`` keeps weights (``refresh_every``, ``lag``).
         gramian: ``[K, K]`` float64, inner products of the objectives' gradients.
         cosines: ``[K, K]`` float64; NaN where a gradient is zero.
+        cosine_errors: ``[K, K]`` float64, estimated standard error of each cosine, ``(1 - cos**2) / sqrt(width)``; 0
+            where the Gramian is exact. docs/sketch.md derives it.
         weights: ``[K]`` float64.
         status: "ok"; "nonfinite": NaN or Inf in the gradients, so the mean was taken; "inactive": all gradients were
             zero; "not_converged": the certificate is above its tolerance; "fallback": what the method asks for does not
@@ -44,8 +49,11 @@ class BucketReport:
     numel: int
     dtype: str
     objectives: tuple[str, ...]
+    width: int
+    solved_step: int
     gramian: torch.Tensor
     cosines: torch.Tensor
+    cosine_errors: torch.Tensor
     weights: torch.Tensor
     status: str
     certificate: float
@@ -62,6 +70,7 @@ class Report:
     Attributes:
         step: Number of the step.
         method: The method with its parameters.
+        estimator: How Gramians are found: "exact" or the ``Sketch``, and for "auto" why.
         objectives: K names.
         buckets: The buckets, by index.
         gramian: ``[K, K]`` float64, the sum over buckets: inner products of the objectives' whole gradients.
@@ -76,6 +85,7 @@ class Report:
 
     step: int
     method: str
+    estimator: str
     objectives: tuple[str, ...]
     buckets: tuple[BucketReport, ...]
     gramian: torch.Tensor
@@ -100,6 +110,7 @@ class Report:
             f"conflicting pairs: {_percent(self.conflict_share)} in buckets, "
             f"{_percent(self.global_conflict_share)} in whole gradients; "
             f"stationarity residual of the whole gradients: {self.residual:.3e}\n"
+            f"Gramians: {self.estimator}{self._accuracy()}\n"
             f"since the start: {self.reduced} buckets, {self.fallbacks} fell back to the mean (NaN or Inf), "
             f"{self.sparse} sparse\n"
         )
@@ -118,7 +129,23 @@ class Report:
         return head + "\n".join(lines)
 
 
-def make_report(method: str, records: list[_C.BucketRecord], counters: dict[str, int]) -> Report:
+    def _accuracy(self) -> str:
+        """How far the cosines may be off, and whether weights are older than the step."""
+        sketched = [bucket for bucket in self.buckets if bucket.width > 0]
+        if not sketched:
+            return ""
+        errors = torch.stack([bucket.cosine_errors for bucket in sketched])
+        worst = float(errors.nan_to_num(0.0).max())
+        exact = len(self.buckets) - len(sketched)
+        oldest = min(bucket.solved_step for bucket in sketched)
+        return (
+            f"; standard error of cosines up to {worst:.4f}"
+            + (f"; {exact} small bucket{'s'[: exact > 1]} exact" if exact else "")
+            + (f"; oldest weights of step {oldest}" if oldest < self.step else "")
+        )
+
+
+def make_report(method: str, estimator: str, records: list[_C.BucketRecord], counters: dict[str, int]) -> Report:
     """The report of one step's records, of which there is at least one."""
     buckets = tuple(_bucket(record) for record in records)
     total = torch.stack([bucket.gramian for bucket in buckets]).sum(0)
@@ -126,6 +153,7 @@ def make_report(method: str, records: list[_C.BucketRecord], counters: dict[str,
     return Report(
         step=records[0]["step"],
         method=method,
+        estimator=estimator,
         objectives=buckets[0].objectives,
         buckets=buckets,
         gramian=total,
@@ -142,6 +170,8 @@ def _bucket(record: _C.BucketRecord) -> BucketReport:
     k = len(record["objectives"])
     gramian = torch.tensor(record["gramian"], dtype=torch.float64).reshape(k, k)
     norms = gramian.diagonal().sqrt()
+    cosines = gramian / norms.outer(norms)
+    width = record["width"]
     conflicts, pairs = _count_conflicts(gramian)
     return BucketReport(
         index=record["index"],
@@ -149,8 +179,11 @@ def _bucket(record: _C.BucketRecord) -> BucketReport:
         numel=record["numel"],
         dtype=record["dtype"],
         objectives=tuple(record["objectives"]),
+        width=width,
+        solved_step=record["solved_step"],
         gramian=gramian,
-        cosines=gramian / norms.outer(norms),
+        cosines=cosines,
+        cosine_errors=(1 - cosines.square()).clamp(min=0.0) / math.sqrt(width) if width else torch.zeros_like(gramian),
         weights=torch.tensor(record["weights"], dtype=torch.float64),
         status=_STATUS[record["status"]],
         certificate=record["certificate"],

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from bucket_moo_ext import _C
 from bucket_moo_ext.functional import _word
+from bucket_moo_ext.gramian_source import GramianSource, Sketch, check_source, choose
 from bucket_moo_ext.methods import Method, describe, resolve
 from bucket_moo_ext.methods.base import finite
 from bucket_moo_ext.process_group import device_group, parent_group, private_group
@@ -95,7 +96,9 @@ class BucketMOO:
             64 objectives. May be changed for every step.
         weight: Weight of this rank inside its objective, finite and >= 0, for example its number of target tokens.
             A rank of weight 0 is left out: its gradient is not read. May be changed for every step.
-        gramian: "exact". The same on every rank.
+        gramian: How a bucket's Gramian is found: "exact"; a ``Sketch``, which estimates it at the price of an ordinary
+            all-reduce; or "auto": exact where all ranks are on one node and at most 16, else ``Sketch()``. The same on
+            every rank. ``report()`` says what was used.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
         seed: Key of the methods' random choices, 0 to 2**64 - 1. The same on every rank.
         bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, >= 0 (``register`` reads it off the module). DDP's
@@ -113,15 +116,14 @@ class BucketMOO:
         *,
         objective: str | int | None = None,
         weight: float = 1.0,
-        gramian: str = "exact",
+        gramian: str | Sketch = "exact",
         process_group: dist.ProcessGroup | None = None,
         seed: int = 0,
         bucket_cap_mb: float = 25.0,
     ) -> None:
         self._method = resolve(method)
-        if gramian != "exact":
-            raise ValueError(f"gramian must be 'exact'; got {gramian!r}")
-        self._gramian = gramian
+        self._gramian: GramianSource = check_source(gramian)
+        self._estimator = ""  # what that came to, once there is a native state
         self._seed = _word("seed", seed)
         if isinstance(bucket_cap_mb, bool) or not isinstance(bucket_cap_mb, int | float):
             raise TypeError(f"bucket_cap_mb must be a number; got {type(bucket_cap_mb).__name__}")
@@ -141,6 +143,11 @@ class BucketMOO:
     def method(self) -> Method:
         """The method, with its parameters."""
         return self._method
+
+    @property
+    def gramian(self) -> str | Sketch:
+        """How a bucket's Gramian is found."""
+        return self._gramian
 
     @property
     def objective(self) -> str | int | None:
@@ -195,7 +202,7 @@ class BucketMOO:
         records = [] if self._native is None else self._native.records()
         if self._native is None or not records:
             raise RuntimeError("there is nothing to report: no bucket was reduced yet")
-        return make_report(describe(self._method), records, self._native.counters())
+        return make_report(describe(self._method), self._estimator, records, self._native.counters())
 
     def memory(self) -> int:
         """Bytes of scratch memory that the reductions hold."""
@@ -308,15 +315,25 @@ class BucketMOO:
         parent = parent_group(self._process_group)
         objective = self._objective_name()
         group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
+        sketch, estimator = choose(self._gramian, parent)
         configuration = [
             ("method", describe(self._method)),
-            ("gramian", self._gramian),
+            ("gramian", str(self._gramian)),
             ("seed", str(self._seed)),
             ("bucket_cap_mb", repr(self._bucket_cap_mb)),
             ("version", str(_C.build_info()["version"])),
         ]
         cap = min(round(self._bucket_cap_mb * 2**20), 2**60)
-        native = _C.State(group, device, self._method._native(), self._seed, cap, configuration)
+        native = _C.State(
+            group,
+            device,
+            self._method._native(),
+            self._seed,
+            sketch._native() if sketch else None,
+            cap,
+            configuration,
+        )
+        self._estimator = estimator
         native.set_objective(objective)
         native.set_weight(self._weight)
         native.step = self._step

@@ -432,7 +432,7 @@ void flush_to_zero_does_not_matter() {
 
 std::vector<char> combine(const Variant& v, const Tile& t, const std::vector<double>& c) {
   std::vector<char> out(static_cast<std::size_t>(t.n) * bucket_moo::element_size(t.dtype) + 3, char{0x5a});
-  v.combine(t.rows(), c.data(), out.data());
+  v.combine(t.rows(), c.data(), bucket_moo::ZeroRows::skip, out.data());
   const std::size_t end = out.size() - 3;
   CHECK(out[end] == 0x5a && out[end + 1] == 0x5a && out[end + 2] == 0x5a);
   out.resize(end);
@@ -567,7 +567,7 @@ void combine_in_place() {
             again.data[r] = again.memory[r].data() + (static_cast<const char*>(t.data[r]) - t.memory[r].data());
           }
           void* const out = again.at(into, 0);
-          v->combine(again.rows(), c.data(), out);
+          v->combine(again.rows(), c.data(), bucket_moo::ZeroRows::skip, out);
           CHECK(std::memcmp(out, expected.data(), expected.size()) == 0);
         }
       }

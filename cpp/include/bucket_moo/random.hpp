@@ -19,7 +19,7 @@ struct RandomKey {
 };
 
 /// A bijection of 64-bit words whose output looks random even for consecutive inputs.
-BUCKET_MOO_HD constexpr std::uint64_t mix_bits(std::uint64_t z) {
+BUCKET_MOO_HD BUCKET_MOO_ALWAYS_INLINE constexpr std::uint64_t mix_bits(std::uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
@@ -32,7 +32,7 @@ class RandomStream {
       : origin_(chain(chain(chain(chain(0, key.seed), key.step), key.bucket), stream)) {}
 
   /// The value at `position`: 64 random bits.
-  BUCKET_MOO_HD constexpr std::uint64_t bits(std::uint64_t position) const {
+  BUCKET_MOO_HD BUCKET_MOO_ALWAYS_INLINE constexpr std::uint64_t bits(std::uint64_t position) const {
     return mix_bits(origin_ + (position + 1) * kGamma);
   }
 

@@ -26,11 +26,12 @@ void add_group(const void* const* rows, const T* coefficient, int count, const T
 }
 
 template <typename T, DType D>
-void combine_rows(const Rows& rows, const double* coefficient, void* out) {
+void combine_rows(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out) {
   constexpr DType kPartial = sizeof(T) == 8 ? DType::float64 : DType::float32;
   constexpr std::int64_t kElement = sizeof(Storage<D>);
+  const auto skipped = [&](int r) { return coefficient[r] == 0 && zero_rows == ZeroRows::skip; };
   int read = 0;
-  for (int r = 0; r < rows.count; ++r) read += coefficient[r] != 0;
+  for (int r = 0; r < rows.count; ++r) read += skipped(r) ? 0 : 1;
   char* const to = static_cast<char*>(out);
   if (read == 0) {
     __builtin_memset(to, 0, static_cast<std::size_t>(rows.size * kElement));
@@ -44,7 +45,7 @@ void combine_rows(const Rows& rows, const double* coefficient, void* out) {
     int in_group = 0;
     int done = 0;
     for (int r = 0; done < read; ++r) {
-      if (coefficient[r] == 0) continue;
+      if (skipped(r)) continue;
       group[in_group] = static_cast<const char*>(rows.data[r]) + begin * kElement;
       group_coefficient[in_group] = static_cast<T>(coefficient[r]);
       ++in_group;
@@ -72,25 +73,25 @@ inline bool all_normal_float32(const double* coefficient, int count) {
 }
 
 template <DType D>
-void combine_narrow(const Rows& rows, const double* coefficient, void* out) {
+void combine_narrow(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out) {
   if (all_normal_float32(coefficient, rows.count)) {
-    combine_rows<float, D>(rows, coefficient, out);
+    combine_rows<float, D>(rows, coefficient, zero_rows, out);
   } else {
-    combine_rows<double, D>(rows, coefficient, out);
+    combine_rows<double, D>(rows, coefficient, zero_rows, out);
   }
 }
 
-void combine(const Rows& rows, const double* coefficient, void* out);
-void combine(const Rows& rows, const double* coefficient, void* out) {
+void combine(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out);
+void combine(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out) {
   switch (rows.dtype) {
     case DType::float32:
-      return combine_narrow<DType::float32>(rows, coefficient, out);
+      return combine_narrow<DType::float32>(rows, coefficient, zero_rows, out);
     case DType::bfloat16:
-      return combine_narrow<DType::bfloat16>(rows, coefficient, out);
+      return combine_narrow<DType::bfloat16>(rows, coefficient, zero_rows, out);
     case DType::float16:
-      return combine_narrow<DType::float16>(rows, coefficient, out);
+      return combine_narrow<DType::float16>(rows, coefficient, zero_rows, out);
     case DType::float64:
-      return combine_rows<double, DType::float64>(rows, coefficient, out);
+      return combine_rows<double, DType::float64>(rows, coefficient, zero_rows, out);
   }
 }
 

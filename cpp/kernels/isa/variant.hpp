@@ -1,5 +1,7 @@
 #pragma once
 
+#include <bucket_moo/sketch.hpp>
+
 #include "kernels/rows.hpp"
 
 /// Internal: the same kernels compiled for several instruction sets. Tests call the variants one by one.
@@ -10,7 +12,8 @@ struct Variant {
   bool fused_multiply_add;  ///< the Gramian's bits are the same for all variants that agree in this
   bool (*supported)();      ///< by the processor this runs on
   void (*gramian)(const Rows&, const ObjectiveMap&, double* out);
-  void (*combine)(const Rows&, const double* coefficient, void* out);
+  void (*combine)(const Rows&, const double* coefficient, ZeroRows, void* out);
+  void (*sketch)(const void* row, std::int64_t n, DType, const SketchMap&, void* out);
 };
 
 /// All variants compiled in, slowest first; the first is supported everywhere.

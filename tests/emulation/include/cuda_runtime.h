@@ -137,6 +137,10 @@ inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
   return result;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  const std::uint64_t both = static_cast<std::uint64_t>(high) << 32 | low;
+  return static_cast<unsigned>(both << (shift & 31u) >> 32);
+}
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
 inline float __uint_as_float(unsigned bits) {
@@ -148,6 +152,12 @@ inline unsigned __float_as_uint(float value) {
   unsigned bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
+}
+inline double __hiloint2double(int high, int low) {
+  const std::uint64_t bits = static_cast<std::uint64_t>(static_cast<unsigned>(high)) << 32 | static_cast<unsigned>(low);
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
 }
 
 // ---- words of the language -----------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+// A rank's bucket times its coefficient of the combination, for reductions that add up the ranks. Torch-free; none of
+// these functions throws, synchronises or allocates.
+#ifndef BUCKET_MOO_CUDA_SCALE_CUH
+#define BUCKET_MOO_CUDA_SCALE_CUH
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/rows.hpp"
+
+namespace bucket_moo::cuda {
+
+struct ScaleArguments {
+  void* values = nullptr;  ///< [n], device, in place; aligned to its element size
+  std::int64_t size = 0;   ///< n >= 0, in elements
+  DType dtype = DType::float32;
+  const double* coefficient = nullptr;  ///< [1], device: this rank's coefficient of the combination; NaN after an error
+  const double* share = nullptr;        ///< [1], device: this rank's share; 0: left out. Anything after an error
+};
+
+/// Enqueues values = coefficient * values.
+///
+/// Multiplied in float32, or in float64 where the coefficient is no normal float32 and for float64, then rounded to
+/// nearest even. A coefficient of 0 multiplies like any other, so that NaN and Inf stay visible; the values of a rank
+/// that is left out become zeros and are not read. After an error all become NaN, those of ranks left out too.
+///
+/// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
+cudaError_t launch_scale(const ScaleArguments& arguments, cudaStream_t stream);
+
+/// Enqueues the same for a reduction that multiplies by itself, as NCCL's pre-multiplied sum does: factor * values is
+/// afterwards what launch_scale() makes of the values.
+///
+/// The factor is the coefficient, and the values are neither read nor written, where the values' type can hold it: for
+/// float64, and for float32 if it is a normal float32. (NCCL takes a factor of the type of the values, and the 16-bit
+/// types would round it.) Elsewhere, and of ranks that are left out, the values are scaled here and the factor is 1.
+///
+/// \param factor  [1] of the values' dtype, device, out
+/// \return as launch_scale()
+cudaError_t launch_prepare_premultiplied(const ScaleArguments& arguments, void* factor, cudaStream_t stream);
+
+}  // namespace bucket_moo::cuda
+
+#endif  // BUCKET_MOO_CUDA_SCALE_CUH
