@@ -48,7 +48,7 @@ $(STAMP)/extension: $(NATIVE) $(STAMP)/build
 setup: $(STAMP)/extension $(STAMP)/dev ## Create .venv, install what is pinned, build the extension
 	@echo "== set up: $$($(BIN)/python -c 'import bucket_moo_ext as m; print(m.build_info())')"
 
-demo: $(STAMP)/extension $(STAMP)/demo ## Fine-tune a language model on four languages, plain DDP beside two methods (ARGS=...)
+demo: $(STAMP)/extension $(STAMP)/demo ## Fine-tune a language model on four languages, plain DDP beside three ways (ARGS=...)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the demo needs Python 3.11 or newer (transformers does); run make PYTHON=/path/to/python after rm -rf .venv")'
 	@echo "== demo"
 	@$(BIN)/python examples/multilingual/corpus.py
@@ -74,7 +74,8 @@ $(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
 test-emulated: $(STAMP)/emulated ## Run the tests of collectives, DDP and functions over emulated CUDA kernels
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
 	@$(EMULATED)/venv/bin/python -m pytest $(addprefix tests/test_,collectives.py ddp.py ddp_options.py device_path.py \
-	  errors.py functional.py method_state.py methods.py methods_all.py objectives.py operators.py report.py state.py) $(ARGS)
+	  errors.py functional.py method_state.py methods.py methods_all.py objectives.py operators.py report.py \
+	  sketch_reductions.py sketch_statistics.py state.py) $(ARGS)
 
 test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"

@@ -60,6 +60,8 @@ def bandwidth(megabytes: int, k: int, dtype: torch.dtype) -> dict[str, Any]:
     copy = kernel_microseconds([lambda t=t: target.copy_(t) for t in calls], ("Memcpy DtoD", "copy", "elementwise"))
     gramian = kernel_microseconds([lambda t=t: moo.gramian(t) for t in calls], ("_gramian",))
     combine = kernel_microseconds([lambda t=t: moo.combine(t, weights) for t in calls], ("combine",))
+    rows = [t.flatten() for t in calls]
+    sketch = kernel_microseconds([lambda r=r: moo.sketch([r]) for r in rows], ("sum_runs", "finish_sketch"))
     return {
         "megabytes": megabytes,
         "k": k,
@@ -67,6 +69,7 @@ def bandwidth(megabytes: int, k: int, dtype: torch.dtype) -> dict[str, Any]:
         "copy": 2e-3 * nbytes / copy,
         "gramian": 1e-3 * nbytes / gramian,
         "combine": 1e-3 * nbytes * (1 + 1 / k) / combine,
+        "sketch": 1e-3 * nbytes / sketch,
     }
 
 

@@ -12,15 +12,17 @@ Compared per bucket and per step:
     plain       DDP's all-reduce, by the fastest of `Network.ALL_REDUCES`
     exact       all-to-all, partial Gramian, all-gather of partial Gramians, solve, combination, all-gather of shards
     sketch      sketch, all-reduce of the sketches, solve, scaling, all-reduce of the bucket. With lag 1 the weights
-                are those of the step before, so that exchange and solve delay nothing
+                are those of the step before: all-reduce of the sketches and solve come after the bucket's Future, and
+                their latency is taken to be over before the next bucket is ready
     all_gather  every rank gets every gradient
 
 Assumptions: a bucket's stages and the buckets follow each other, on one stream; within a collective NVLink and NICs
 work at the same time and the slower one counts; every collective reaches the bandwidth of large messages once its
 latency is over; the ranks of a node are neighbours.
 
-Left out: overlap with the backward pass, congestion and oversubscription of the fabric, stragglers, SHARP in network
-switches, NCCL's use of SMs beside kernels, DDP's copies into buckets and its first small bucket, the first step.
+Left out: any other overlap with the backward pass, congestion and oversubscription of the fabric, stragglers, SHARP in
+network switches, NCCL's use of SMs beside kernels, DDP's copies into buckets and its first small bucket, the first
+step.
 """
 
 import argparse
@@ -103,9 +105,15 @@ TREE_SHARES = {
     "ll128": (1, 1, 1, 1, 1, 0.9, 0.8, 0.8, 0.8, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.8, 0.9, 0.9, 0.9, 0.9),
     "simple": (0.9,) * 7 + (0.8, 0.7, 0.6, 0.6, 0.5, 0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.7, 0.7, 0.8, 0.9, 0.9, 0.9),
 }
-FEW_OBJECTIVES, ROOM, MAX_OBJECTIVES = 8, 16, 64  # rows that cpp/collective/device_collective.cpp reserves
+# Rows for which cpp/collective/device_collective.cpp makes room.
+FEW_OBJECTIVES, ROOM, MAX_OBJECTIVES = 8, 16, 64
+LEAST_SKETCHES = 4
 RECORD_BYTES = 96  # objective, weight and call of a rank, once a step
-EXACT_KERNELS = 7  # two Gramians (one returns at once), the same for the tails, sum, two combinations; and the solve
+# Kernels, besides a solve. Gramians and sketches take one more kernel, which adds up what blocks have found.
+RECORD_KERNELS = 2  # record, table
+EXACT_KERNELS = 9  # two Gramians (one returns at once) and their sum, the same for the tails, sum, two combinations
+SKETCH_KERNELS = 2  # sketches of parts, their sum
+SKETCHED_SOLVE_KERNELS = 3  # Gramian, its sum, unpacking
 GATHER_KERNELS = 2
 DEFAULT_GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -158,13 +166,18 @@ class Setup:
 
     @property
     def rows(self) -> int:
-        """Objectives for which the device path makes room, since the host never learns their number."""
+        """Objectives for which the exact way makes room, since the host does not learn a later step's number."""
         return min(ROOM if self.objectives <= FEW_OBJECTIVES else MAX_OBJECTIVES, self.gpus)
 
     @property
+    def sketch_rows(self) -> int:
+        """Objectives for which a sketch makes room: those of the first step, raised to a power of two."""
+        return min(max(LEAST_SKETCHES, 1 << (self.objectives - 1).bit_length()), self.gpus)
+
+    @property
     def sketch_bytes(self) -> int:
-        """The sketches of a bucket, float32: what is summed over the ranks."""
-        return self.rows * self.sketch_columns * 4
+        """The sketches of a bucket, float32 but for float64: what is summed over the ranks."""
+        return self.sketch_rows * self.sketch_columns * max(4, self.dtype_bytes)
 
     def buckets(self) -> list[tuple[int, float]]:
         """How many buckets of how many bytes a step has: full ones and a last one."""
@@ -195,10 +208,6 @@ class Cost:
     def __mul__(self, factor: float) -> "Cost":
         return Cost(*(getattr(self, f.name) * factor for f in fields(Cost)))
 
-    def off_the_critical_path(self) -> "Cost":
-        """The same work when nothing waits for it: wire and memory stay busy, latencies do not count."""
-        return replace(self, latency_us=0.0, fixed_us=0.0)
-
 
 class Network:
     """What collectives cost. Bytes are those that one GPU sends, or an even share of what its node sends."""
@@ -213,7 +222,7 @@ class Network:
     def _levels(self) -> int:
         return math.ceil(math.log2(self.setup.nodes))
 
-    def _wire_us(self, nvlink_bytes: float, nic_bytes: float, share: float = 1.0) -> float:
+    def wire_us(self, nvlink_bytes: float, nic_bytes: float, share: float = 1.0) -> float:
         """The slower of the two ways out of a GPU; the NICs of a node belong to all of its GPUs."""
         setup = self.setup
         nic = self._value("nic") * setup.nics_per_node / setup.local
@@ -248,7 +257,7 @@ class Network:
         if turns == 2 and protocol == "simple" and nodes > 1:
             latency *= self._value("ring_plateau")
         share = 1.0 if protocol == "simple" else self._value(f"ring_share_{protocol}")
-        wire = max(self._wire_us(nvlink, nic, share), self._ll_us(bus_bytes, protocol))
+        wire = max(self.wire_us(nvlink, nic, share), self._ll_us(bus_bytes, protocol))
         return Cost(nvlink, nic, 0.0, latency, wire)
 
     @staticmethod
@@ -282,7 +291,7 @@ class Network:
             latency = self._value(f"tree_base_{protocol}") + 2 * latency
             one_node = "_one_node" if protocol == "ll128" and self.setup.nodes == 1 else ""
             share = self._value(f"tree_share_{protocol}{one_node}") * self._tree_share(size, protocol)
-            wire = max(self._wire_us(nvlink, nic, share), self._ll_us(2 * size, protocol))
+            wire = max(self.wire_us(nvlink, nic, share), self._ll_us(2 * size, protocol))
             costs.append(Cost(nvlink, nic, 0.0, latency, wire))
         return self._fastest(costs)
 
@@ -303,7 +312,7 @@ class Network:
             return None
         nvlink, nic = size * (1 + 1 / self.setup.local), self._tree_nic_bytes(size)
         latency = self._value("nvls_nvlink") + 2 * self._levels() * self._value("nvls_tree_net")
-        return Cost(nvlink, nic, 0.0, latency, max(self._nvls_us(size), self._wire_us(0.0, nic)))
+        return Cost(nvlink, nic, 0.0, latency, max(self._nvls_us(size), self.wire_us(0.0, nic)))
 
     def hierarchical_ring(self, size: float) -> Cost | None:
         """Reduce-scatter in the node, rings over the nodes on every NIC, all-gather in the node, pipelined.
@@ -317,7 +326,7 @@ class Network:
         nic = 2 * size * (nodes - 1) / nodes / local
         latency = self._value("ring_base_simple") + 2 * (local - 1) * self._value("ring_nvlink_simple")
         latency += 2 * (nodes - 1) * self._value("ring_net_simple")
-        return Cost(nvlink, nic, 0.0, latency, self._wire_us(nvlink, nic))
+        return Cost(nvlink, nic, 0.0, latency, self.wire_us(nvlink, nic))
 
     ALL_REDUCES = ("ring", "tree", "nvls", "hierarchical_tree", "hierarchical_ring")
     # NCCL's ncclNvlsSupported (src/include/device.h) has no pre-multiplied sum: that leaves NVLS and NVLSTree out.
@@ -347,7 +356,7 @@ class Network:
         latency = self._value("ring_base_simple") + self._value("ring_nvlink_simple")
         if setup.nodes > 1:
             latency += self._value("ring_net_simple") + (setup.gpus - setup.local) * self._value("net_post")
-        return Cost(nvlink, nic, 0.0, latency, self._wire_us(nvlink, nic))
+        return Cost(nvlink, nic, 0.0, latency, self.wire_us(nvlink, nic))
 
 
 class Reductions:
@@ -367,6 +376,11 @@ class Reductions:
         """The times of kernels that their bytes do not explain."""
         return Cost(fixed_us=count * self.constants.kernel.value + solves * self.constants.solve.value)
 
+    def late(self, cost: Cost) -> Cost:
+        """The same work when nothing waits for it: its bytes keep links and memory busy, latencies do not count."""
+        busy = self.network.wire_us(cost.nvlink_bytes, cost.nic_bytes)
+        return replace(cost, latency_us=0.0, wire_us=busy, fixed_us=0.0)
+
     def plain(self, size: float) -> Cost:
         """An ordinary all-reduce."""
         return self.network.all_reduce(size)[1]
@@ -381,25 +395,33 @@ class Reductions:
         return cost + self.kernels(EXACT_KERNELS, solves=1)
 
     def sketching(self, size: float) -> Cost:
-        """Weights by a sketch: what comes before, or beside, the all-reduce of the bucket."""
+        """The sketch of a bucket."""
+        return self.memory(size + self.setup.sketch_bytes) + self.kernels(SKETCH_KERNELS)
+
+    def sketched_solve(self) -> Cost:
+        """From the sketches to the weights."""
         sketches = self.setup.sketch_bytes
-        cost = self.memory(size + sketches) + self.network.all_reduce(sketches)[1] + self.memory(sketches)
-        return cost + self.kernels(2, solves=1)
+        cost = self.network.all_reduce(sketches)[1] + self.memory(sketches)
+        return cost + self.kernels(SKETCHED_SOLVE_KERNELS, solves=1)
 
     def weighted_sum(self, size: float) -> Cost:
-        """The faster of a pre-multiplied sum and of a scaling kernel before an ordinary sum."""
-        scaled = self.memory(2 * size) + self.kernels(1) + self.plain(size)
-        premultiplied = self.network.all_reduce(size, Network.PREMULTIPLIED)[1]
-        return min(scaled, premultiplied, key=lambda cost: cost.total_us)
+        """A kernel that scales 16-bit gradients, and an ordinary sum; others are scaled in a pre-multiplied sum."""
+        if self.setup.dtype_bytes == 2:
+            return self.kernels(1) + self.memory(2 * size) + self.plain(size)
+        return self.kernels(1) + self.network.all_reduce(size, Network.PREMULTIPLIED)[1]  # the kernel: its factor
 
     def sketch(self, size: float, lag: int = 0, refresh_every: int = 1) -> Cost:
         """Weights by a sketch of this step's gradients, or of those of the step before, every so many steps."""
         _check(lag in (0, 1), "lag", "0 or 1", lag)
         _check(isinstance(refresh_every, int) and refresh_every >= 1, "refresh_every", "at least 1", refresh_every)
-        sketching = self.sketching(size)
+        solved = 1 / refresh_every  # the share of steps
+        solve = self.sketched_solve()
+        if lag or refresh_every > 1:
+            solve += self.kernels(1)  # keeps the weights
         if lag:
-            sketching = sketching.off_the_critical_path()
-        return sketching * (1 / refresh_every) + self.weighted_sum(size)
+            solve = self.late(solve)
+        use_kept = self.kernels(1) * (1 if lag else 1 - solved)
+        return (self.sketching(size) + solve) * solved + use_kept + self.weighted_sum(size)
 
     def all_gather(self, size: float) -> Cost:
         """Every rank gets every gradient, and reads all of them twice."""
@@ -408,7 +430,7 @@ class Reductions:
 
     def records(self) -> Cost:
         """Which objectives a step has."""
-        return self.network.all_gather(RECORD_BYTES) + self.kernels(1)
+        return self.network.all_gather(RECORD_BYTES) + self.kernels(RECORD_KERNELS)
 
     def step(self, way: Callable[[float], Cost], once: Cost | None = None) -> Cost:
         """All buckets of a step, and what it has once."""
@@ -420,13 +442,12 @@ class Reductions:
     def steps(self) -> dict[str, Cost]:
         """A step of every way."""
         records = self.records()
-        beside = records.off_the_critical_path()
         return {
             "plain": self.step(self.plain),
             "exact": self.step(self.exact, records),
             "sketch": self.step(self.sketch, records),
-            "sketch, lag 1": self.step(lambda size: self.sketch(size, lag=1), beside),
-            "sketch, lag 1, every 4": self.step(lambda size: self.sketch(size, 1, 4), beside * 0.25),
+            "sketch, lag 1": self.step(lambda size: self.sketch(size, lag=1), records),
+            "sketch, lag 1, every 4": self.step(lambda size: self.sketch(size, 1, 4), records),
             "all_gather": self.step(self.all_gather, records),
         }
 

@@ -1,4 +1,4 @@
-// A bucket times a coefficient, in place.
+// A bucket times a coefficient.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -16,11 +16,12 @@ constexpr int kInFlight = 4;  // vectors read before the first of them is used
 
 struct ScalePass {
   void* values;
+  const void* from;  ///< may be `values`
   std::int64_t size;
   const double* coefficient;
   const double* share;
   void* factor;  ///< where a factor for the reduction goes; nullptr: the reduction does not multiply
-  bool aligned;  ///< the values can be accessed 16 bytes at a time
+  bool aligned;  ///< both can be accessed 16 bytes at a time
 };
 
 /// As for the combination: what is none multiplies in float64.
@@ -37,7 +38,7 @@ __device__ bool left_out(const ScalePass& pass) {
 
 __device__ bool is_first_thread() { return blockIdx.x == 0 && threadIdx.x == 0; }
 
-/// values = change(values), 16 bytes at a time; the values are read only if `Read`.
+/// values = change(from), 16 bytes at a time; nothing is read unless `Read`.
 template <DType D, bool Read, class Change>
 __device__ void replace(const ScalePass& pass, Change change) {
   constexpr std::int64_t kTile = static_cast<std::int64_t>(kThreads) * kPerVector<D> * kInFlight;
@@ -52,7 +53,7 @@ __device__ void replace(const ScalePass& pass, Change change) {
       for (int g = 0; g < kInFlight; ++g) {
         const std::int64_t at = place(g);
         if (at >= size) break;
-        vector[g] = whole(at) ? load_vector<D>(pass.values, at) : load_elements<D>(pass.values, at, size);
+        vector[g] = whole(at) ? load_vector<D>(pass.from, at) : load_elements<D>(pass.from, at, size);
       }
     }
 #pragma unroll
@@ -114,10 +115,11 @@ __global__ void __launch_bounds__(kThreads) scale_float64(const __grid_constant_
     if (is_first_thread()) *static_cast<double*>(pass.factor) = out ? 1.0 : coefficient;
     if (!out) return;
   }
+  const double* const from = static_cast<const double*>(pass.from);
   double* const values = static_cast<double*>(pass.values);
   for (std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; at < pass.size;
        at += static_cast<std::int64_t>(gridDim.x) * kThreads) {
-    values[at] = out ? 0.0 : coefficient * values[at];
+    values[at] = out ? 0.0 : coefficient * from[at];
   }
 }
 
@@ -143,8 +145,15 @@ bool valid(const ScaleArguments& arguments) {
 }
 
 cudaError_t launch_scale_kernel(const ScaleArguments& arguments, void* factor, cudaStream_t stream) {
-  const bool aligned = reinterpret_cast<std::uintptr_t>(arguments.values) % kVectorBytes == 0;
-  const ScalePass pass{arguments.values, arguments.size, arguments.coefficient, arguments.share, factor, aligned};
+  const void* const from = arguments.from == nullptr ? arguments.values : arguments.from;
+  const auto aligned = [](const void* at) { return reinterpret_cast<std::uintptr_t>(at) % kVectorBytes == 0; };
+  const ScalePass pass{arguments.values,
+                       from,
+                       arguments.size,
+                       arguments.coefficient,
+                       arguments.share,
+                       factor,
+                       aligned(arguments.values) && aligned(from)};
   const Kernel kernel = kernel_of(arguments.dtype);
   const std::int64_t tile = arguments.dtype == DType::float64
                                 ? kThreads
@@ -165,7 +174,7 @@ cudaError_t launch_scale(const ScaleArguments& arguments, cudaStream_t stream) {
 }
 
 cudaError_t launch_prepare_premultiplied(const ScaleArguments& arguments, void* factor, cudaStream_t stream) {
-  if (!valid(arguments) || factor == nullptr) return cudaErrorInvalidValue;
+  if (!valid(arguments) || arguments.from != nullptr || factor == nullptr) return cudaErrorInvalidValue;
   return launch_scale_kernel(arguments, factor, stream);
 }
 

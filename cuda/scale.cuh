@@ -12,14 +12,15 @@
 namespace bucket_moo::cuda {
 
 struct ScaleArguments {
-  void* values = nullptr;  ///< [n], device, in place; aligned to its element size
-  std::int64_t size = 0;   ///< n >= 0, in elements
+  void* values = nullptr;      ///< [n], device, out; aligned to its element size
+  const void* from = nullptr;  ///< [n], device, what is multiplied, apart from `values`; nullptr: in place
+  std::int64_t size = 0;       ///< n >= 0, in elements
   DType dtype = DType::float32;
   const double* coefficient = nullptr;  ///< [1], device: this rank's coefficient of the combination; NaN after an error
   const double* share = nullptr;        ///< [1], device: this rank's share; 0: left out. Anything after an error
 };
 
-/// Enqueues values = coefficient * values.
+/// Enqueues values = coefficient * from, or coefficient * values in place.
 ///
 /// Multiplied in float32, or in float64 where the coefficient is no normal float32 and for float64, then rounded to
 /// nearest even. A coefficient of 0 multiplies like any other, so that NaN and Inf stay visible; the values of a rank
@@ -28,8 +29,8 @@ struct ScaleArguments {
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
 cudaError_t launch_scale(const ScaleArguments& arguments, cudaStream_t stream);
 
-/// Enqueues the same for a reduction that multiplies by itself, as NCCL's pre-multiplied sum does: factor * values is
-/// afterwards what launch_scale() makes of the values.
+/// Enqueues the same, in place, for a reduction that multiplies by itself, as NCCL's pre-multiplied sum does: factor *
+/// values is afterwards what launch_scale() makes of the values.
 ///
 /// The factor is the coefficient, and the values are neither read nor written, where the values' type can hold it: for
 /// float64, and for float32 if it is a normal float32. (NCCL takes a factor of the type of the values, and the 16-bit

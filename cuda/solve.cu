@@ -6,6 +6,7 @@
 #include <bucket_moo/solve.hpp>
 #include <bucket_moo/state_layout.hpp>
 
+#include "counters.cuh"
 #include "launch.cuh"
 #include "solve.cuh"
 
@@ -64,8 +65,7 @@ __device__ void solve_bucket(const SolveStep& step, double* shared) {
   if (lanes.lane() == 0) {
     *step.result.header = header;
     *step.result.solution = solution;
-    ++step.counters->buckets;
-    step.counters->nonfinite += solution.status == Status::nonfinite ? 1 : 0;
+    if (step.counters != nullptr) count(*step.counters, solution);
   }
 }
 

@@ -53,7 +53,7 @@ struct SolveStep {
   int k_bound = 0;                     ///< K is at most this
   BucketResult result = {};            ///< its gramian is read, the rest written
   double* coefficients = nullptr;      ///< [W] of the combination, device, out; NaN where the step has an error
-  DeviceCounters* counters = nullptr;  ///< device, buckets and nonfinite are counted up
+  DeviceCounters* counters = nullptr;  ///< device, buckets and nonfinite are counted up; nullptr: they are not
   const int* slot = nullptr;           ///< [K] of the registry, device; nullptr for methods without a memory
   int capacity = 0;                    ///< of the registry
   double* state = nullptr;             ///< [state_size(method, capacity)], then [capacity] 1 for every name met; device

@@ -18,8 +18,10 @@ __global__ void write_record(const StepRecord own, std::int64_t* counter, StepRe
 
 __global__ void __launch_bounds__(kWarp)
     make_table(const StepRecord* __restrict__ records, const int world, const StepLimits limits,
-               const ObjectiveTable table, const ObjectiveRegistry registry, StepHeader* __restrict__ failed) {
+               const ObjectiveTable table, const FirstObjectives first, const ObjectiveRegistry registry,
+               StepHeader* __restrict__ failed) {
   make_objective_table(WarpLanes{}, records, world, limits, table);
+  if (first.names != nullptr) require_same_objectives(WarpLanes{}, records, table, first);
   if (registry.names != nullptr) assign_slots(WarpLanes{}, records, table, registry);
   if (threadIdx.x == 0 && failed->error == StepError::none) *failed = *table.header;
 }
@@ -51,10 +53,10 @@ cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, St
 }
 
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
-                              const ObjectiveTable& table, const ObjectiveRegistry& registry, StepHeader* failed,
-                              cudaStream_t stream) {
+                              const ObjectiveTable& table, const FirstObjectives& first,
+                              const ObjectiveRegistry& registry, StepHeader* failed, cudaStream_t stream) {
   if (world < 1) return cudaErrorInvalidValue;
-  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, registry, failed);
+  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, failed);
 }
 
 cudaError_t launch_sum_partials(const PartialGramians& partials, const StepHeader* header, double* gramian,

@@ -16,13 +16,14 @@ namespace bucket_moo::cuda {
 /// \param slot    this rank's place among the records, device
 cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, StepRecord* slot, cudaStream_t stream);
 
-/// Enqueues make_objective_table(), and after it assign_slots() if `registry` has names.
+/// Enqueues make_objective_table(), and after it require_same_objectives() if `first` has names and assign_slots() if
+/// `registry` has.
 /// \param records [world], device
-/// \param table, registry  all pointers on the device
+/// \param table, first, registry  all pointers on the device
 /// \param failed  header of the first step that had an error, device; error == none: there was none yet
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
-                              const ObjectiveTable& table, const ObjectiveRegistry& registry, StepHeader* failed,
-                              cudaStream_t stream);
+                              const ObjectiveTable& table, const FirstObjectives& first,
+                              const ObjectiveRegistry& registry, StepHeader* failed, cudaStream_t stream);
 
 /// Partial Gramians of a bucket, as the ranks sent them.
 struct PartialGramians {

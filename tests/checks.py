@@ -1,7 +1,7 @@
 """What a rank brings back from a reduction, and its comparison with the reference."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import bucket_moo_ext as moo
@@ -48,12 +48,19 @@ class Outcome:
     fallbacks: int
     numel: int
     dtype: str
+    width: int
+    solved_step: int
 
 
 def outcome(result: torch.Tensor, state: moo.BucketMOO) -> Outcome:
     """To be called on a rank after a collective."""
     report = state.report()
     (bucket,) = report.buckets
+    return outcome_of(result, report, bucket)
+
+
+def outcome_of(result: torch.Tensor, report: moo.Report, bucket: moo.BucketReport) -> Outcome:
+    """The same for a bucket among others."""
     return Outcome(
         result=raw(result),
         step=report.step,
@@ -65,6 +72,8 @@ def outcome(result: torch.Tensor, state: moo.BucketMOO) -> Outcome:
         fallbacks=report.fallbacks,
         numel=bucket.numel,
         dtype=bucket.dtype,
+        width=bucket.width,
+        solved_step=bucket.solved_step,
     )
 
 
@@ -77,6 +86,52 @@ def _close(what: str, got: Array, expected: Array, bound: Array | float) -> None
             f"{what} {tuple(int(i) for i in at)}: got {got[at]!r}, expected {expected[at]!r}, error "
             f"{abs(got[at] - expected[at]):.3e}, allowed {limit:.3e}"
         )
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The rows of one bucket, in float64, and what each counts for."""
+
+    rows: list[Array]  # one a rank
+    dtype: torch.dtype
+    names: list[Hashable]  # of the objectives
+    place: list[int]  # of each rank's objective in `names`
+    share: Array  # of each rank in its objective; 0: left out
+    means: Array  # of the objectives
+
+    def through(self, linear: Callable[[Array], Array]) -> "Gradients":
+        """The images of rows and means under a linear map."""
+        return replace(
+            self, rows=[linear(row) for row in self.rows], means=np.stack([linear(mean) for mean in self.means])
+        )
+
+    def sizes(self) -> Array:
+        """Σ share |row| of each objective."""
+        sizes = np.zeros(len(self.names))
+        for row, place, share in zip(self.rows, self.place, self.share, strict=True):
+            sizes[place] += share * np.linalg.norm(row) if share else 0.0
+        return sizes
+
+    def gramian_error(self) -> Array:
+        """[K, K] bound on the error of their Gramian."""
+        averaged = 0 if len(self.names) == len(self.rows) else len(self.rows)
+        return ref.gramian_error(self.sizes(), self.dtype, averaged)
+
+
+def gradients(
+    rows: Sequence[torch.Tensor],
+    objective: Sequence[Hashable] | None = None,
+    weight: Sequence[float] | None = None,
+) -> Gradients:
+    """By default every rank is an objective of its own, of weight 1."""
+    world = len(rows)
+    inputs = [ref.float64(row.reshape(-1)) for row in rows]
+    objective = list(range(world)) if objective is None else objective
+    weight = [1.0] * world if weight is None else weight
+    names, means = ref.objective_means(inputs, objective, weight)
+    total = {name: sum(weight[r] for r in range(world) if objective[r] == name) for name in objective}
+    share = np.array([weight[r] / total[objective[r]] if weight[r] else 0.0 for r in range(world)])
+    return Gradients(inputs, rows[0].dtype, names, [names.index(name) for name in objective], share, means)
 
 
 def verify(
@@ -99,57 +154,13 @@ def verify(
     are in general position (`generic`).
     """
     options = options or {}
-    dtype = rows[0].dtype
-    world = len(rows)
-    inputs = [ref.float64(row.reshape(-1)) for row in rows]
-    objective = list(range(world)) if objective is None else objective
-    weight = [1.0] * world if weight is None else weight
-    names, means = ref.objective_means(inputs, objective, weight)
-    k = len(names)
-    assert got.objectives == tuple(str(name) for name in names), f"{label}: {got.objectives}"
-    assert got.numel == inputs[0].size, f"{label}: {got.numel}"
-    assert got.dtype == str(dtype).removeprefix("torch."), f"{label}: {got.dtype}"
+    given = gradients(rows, objective, weight)
+    verify_solution(label, given, got, method, options, given.gramian_error(), generic)
+    result, bound = verify_combination(label, given, got, shard)
 
-    # 1. The Gramian.
-    total = {name: sum(weight[r] for r in range(world) if objective[r] == name) for name in objective}
-    share = np.array([weight[r] / total[objective[r]] if weight[r] else 0.0 for r in range(world)])
-    sizes = np.zeros(k)
-    for r in range(world):
-        norm = np.linalg.norm(inputs[r]) if share[r] else 0.0
-        sizes[names.index(objective[r])] += share[r] * norm
-    averaged = 0 if k == world else world
-    error = ref.gramian_error(sizes, dtype, averaged)
-    _close(f"{label}: Gramian", got.gramian, ref.gramian(means), error)
-    assert np.array_equal(got.gramian, got.gramian.T), f"{label}: Gramian is not symmetric"
-
-    # 2. The weights.
-    on = ref.active(got.gramian)
-    assert set(on) == set(np.flatnonzero(means.any(axis=1))), f"{label}: active objectives"
-    if method == "mean":
-        assert got.status == "ok", f"{label}: {got.status}"
-        _close(f"{label}: weights", got.weights, np.full(k, 1 / k), ref.EPSILON)
-    elif not on.size:
-        assert got.status == "inactive", f"{label}: {got.status}"
-        assert not got.weights.any(), f"{label}: {got.weights}"
-    else:
-        assert (np.delete(got.weights, on) == 0).all(), f"{label}: inactive objectives weigh nothing"
-        # In a bucket of few elements the rows are dependent, and only the rounding of G decides by how much: G may have
-        # negative eigenvalues, for which no weights are optimal.
-        noise = 0.0 if generic else float(error.max() / sizes.max() ** 2)
-        check_weights(label, got, method, options, noise)
-
-    # 3. The combination.
-    matrix = np.stack(inputs)[:, shard]
-    coefficients = np.array([got.weights[names.index(objective[r])] * share[r] for r in range(world)])
-    result = unraw(got.result, dtype)
-    bound = ref.combination_error(matrix, coefficients, dtype)
-    combined = ref.combine(matrix, coefficients)
-    assert result.shape == combined.shape, f"{label}: {result.shape}"
-    _close(f"{label}: result", result, combined, bound)
-
-    # 4. The whole.
-    largest = float(sizes.max(initial=0.0))
-    delta = float(error.max(initial=0.0)) / largest**2 if largest else 0.0
+    # The whole.
+    largest = float(given.sizes().max(initial=0.0))
+    delta = float(given.gramian_error().max(initial=0.0)) / largest**2 if largest else 0.0
     if method == "mgda" and options.get("normalize", "none") == "none":
         # A w that is optimal for G up to `gap` has |d - d*|^2 <= gap, and an error of delta |g_i||g_j| in G makes a gap
         # of at most 2 delta max |g_k|^2; certificates are allowed 1e-9.
@@ -160,10 +171,60 @@ def verify(
         allowed = 1000 * delta * largest  # a condition number that random rows stay far below
     else:
         return
-    update = ref.combine(means, ref.weights(means, method, **options))
+    update = ref.combine(given.means, ref.weights(given.means, method, **options))
     distance = float(np.linalg.norm(result - update[shard]))
     allowed += float(np.linalg.norm(bound))
     assert distance <= allowed, f"{label}: |d - d_reference| = {distance:.3e} > {allowed:.3e}"
+
+
+def verify_solution(
+    label: str,
+    given: Gradients,
+    got: Outcome,
+    method: str,
+    options: dict[str, Any],
+    error: Array,
+    generic: bool,
+) -> None:
+    """The reported Gramian is that of the gradients up to `error`, the weights are optimal for it."""
+    k = len(given.names)
+    assert got.objectives == tuple(str(name) for name in given.names), f"{label}: {got.objectives}"
+    _close(f"{label}: Gramian", got.gramian, ref.gramian(given.means), error)
+    assert np.array_equal(got.gramian, got.gramian.T), f"{label}: Gramian is not symmetric"
+
+    on = ref.active(got.gramian)
+    assert set(on) == set(np.flatnonzero(given.means.any(axis=1))), f"{label}: active objectives"
+    if method == "mean":
+        assert got.status == "ok", f"{label}: {got.status}"
+        _close(f"{label}: weights", got.weights, np.full(k, 1 / k), ref.EPSILON)
+    elif not on.size:
+        assert got.status == "inactive", f"{label}: {got.status}"
+        assert not got.weights.any(), f"{label}: {got.weights}"
+    else:
+        assert (np.delete(got.weights, on) == 0).all(), f"{label}: inactive objectives weigh nothing"
+        # In a bucket of few elements the rows are dependent, and only the rounding of G decides by how much: G may have
+        # negative eigenvalues, for which no weights are optimal.
+        noise = 0.0 if generic else float(error.max() / given.sizes().max() ** 2)
+        check_weights(label, got, method, options, noise)
+
+
+def combination_error(rows: Array, coefficients: Array, dtype: torch.dtype, width: int) -> Array:
+    """Bound on the error of a combination. With a sketch a device leaves the sum to the process group."""
+    return (ref.sum_error if ON_DEVICE and width else ref.combination_error)(rows, coefficients, dtype)
+
+
+def verify_combination(label: str, given: Gradients, got: Outcome, shard: slice = slice(None)) -> tuple[Array, Array]:
+    """The result is the gradients combined by the reported weights; returns it and the bound on its errors."""
+    assert got.numel == given.rows[0].size, f"{label}: {got.numel}"
+    assert got.dtype == str(given.dtype).removeprefix("torch."), f"{label}: {got.dtype}"
+    matrix = np.stack(given.rows)[:, shard]
+    coefficients = got.weights[given.place] * given.share
+    result = unraw(got.result, given.dtype)
+    bound = combination_error(matrix, coefficients, given.dtype, got.width)
+    combined = ref.combine(matrix, coefficients)
+    assert result.shape == combined.shape, f"{label}: {result.shape}"
+    _close(f"{label}: result", result, combined, bound)
+    return result, bound
 
 
 def check_weights(label: str, got: Outcome, method: str, options: dict[str, Any], noise: float) -> None:

@@ -177,6 +177,41 @@ def reduce(
     return Reduction(names, means, gramian(means), w, combine(means, w))
 
 
+# ----------------------------------------------------------------------------------------------------------- the sketch
+
+
+def _mix_bits(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser; products are taken modulo 2**64."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    result: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return result
+
+
+def random_bits(key: Sequence[int], count: int) -> NDArray[np.uint64]:
+    """The first words of the random stream that has these words as its key."""
+    gamma = np.uint64(0x9E3779B97F4A7C15)
+    origin = np.zeros(1, np.uint64)
+    for word in key:
+        origin = _mix_bits((origin ^ np.uint64(word)) + gamma)
+    return _mix_bits(origin + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * gamma)
+
+
+def sketch(row: Array, width: int, seed: int = 0, step: int = 0, bucket: int = 0) -> Array:
+    """[width]: element i goes to column (i % width) ^ flip(i // width), with the sign of bit i % 64 of word i // 64."""
+    runs = -(-row.size // width)
+    padded = np.zeros((runs, width))
+    padded.reshape(-1)[: row.size] = row
+    words = random_bits((seed, step, bucket, int.from_bytes(b"SIGN", "big") << 32), runs * width // 64)
+    negative = (words[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+    signed = np.where(negative.reshape(runs, width) == 1, -padded, padded)
+    flips = random_bits((seed, step, bucket, int.from_bytes(b"FLIP", "big") << 32), runs) >> np.uint64(32)
+    places = np.arange(width) ^ (flips.astype(np.int64) & (width - 1))[:, None]  # of the elements, by column
+    with np.errstate(invalid="ignore"):
+        result: Array = np.take_along_axis(signed, places, axis=1).sum(0)
+    return result
+
+
 # --------------------------------------------------------------------------------------------------------- certificates
 # In extended precision, so that the rounding of the check is far below what is checked.
 
@@ -275,6 +310,14 @@ def combination_error(rows: Array, coefficients: Array, dtype: torch.dtype) -> A
     value = np.abs(combine(rows, coefficients))
     rounding = accumulator * (on.sum() + 2) * terms + unit_roundoff(dtype) * value
     result: Array = 2 * rounding + subnormal(dtype)
+    return result
+
+
+def sum_error(rows: Array, coefficients: Array, dtype: torch.dtype) -> Array:
+    """The same bound where every row is scaled, rounded to the dtype, and added to a sum that is rounded every time."""
+    terms = np.abs(coefficients[:, None] * np.where(coefficients[:, None] == 0, 0.0, rows)).sum(0)
+    roundings = unit_roundoff(dtype) * len(rows) * terms
+    result: Array = combination_error(rows, coefficients, dtype) + 2 * roundings + len(rows) * subnormal(dtype)
     return result
 
 

@@ -130,3 +130,55 @@ def test_the_number_of_objectives_may_change(run_ranks: Runner, fresh_seed: int)
         np.testing.assert_allclose(ranks[0][step][1], gramian.flatten(), rtol=1e-5, atol=1e-5 * gramian.max())
         combined = ref.float64(torch.frombuffer(bytearray(ranks[0][step][0]), dtype=torch.bfloat16))
         np.testing.assert_allclose(combined, means.mean(axis=0), rtol=0.02, atol=0.02)
+
+
+def rank_kept_for_others(rank: int, world: int, seed: int, sketch: moo.Sketch) -> None:
+    state = moo.BucketMOO("mgda", objective=f"o{rank}", gramian=sketch)
+    n = 5000
+    for step in range(3):
+        row = draw(seed, (step, rank), n, torch.float32)
+        moo.all_reduce(row, state)
+        assert row.isfinite().all()
+    state.objective = f"another {rank}"
+    row = draw(seed, (3, rank), n, torch.float32)
+    moo.all_reduce(row, state)  # enqueued before anybody could know
+    assert row.isnan().all()
+    for call in (state.report, lambda: moo.all_reduce(row, state)):
+        with pytest.raises(ValueError, match=r"objectives of the first step in every step.*step 4 has others"):
+            call()
+    # From a step that is set on, there may be others.
+    fresh = moo.BucketMOO("mgda", objective=f"o{rank}", gramian=sketch)
+    for name in ("a", "b"):
+        fresh.objective = f"{name}{rank}"
+        row = draw(seed, (4, rank), n, torch.float32)
+        moo.all_reduce(row, fresh)
+        assert fresh.report().objectives == tuple(f"{name}{r}" for r in range(world))
+        fresh.load_state_dict(fresh.state_dict())
+
+
+@pytest.mark.parametrize("sketch", [moo.Sketch(64, lag=1), moo.Sketch(64, refresh_every=3)])
+def test_kept_weights_are_for_the_objectives_of_the_first_step(
+    run_ranks: Runner, fresh_seed: int, sketch: moo.Sketch
+) -> None:
+    run_ranks(2, rank_kept_for_others, fresh_seed, sketch)
+
+
+def rank_first_solve_nonfinite(rank: int, world: int, seed: int) -> list[tuple[int, str, list[float]]]:
+    """The host does not know that the first solve found a NaN: the mean that it gave serves for the period."""
+    state = moo.BucketMOO("mgda", gramian=moo.Sketch(64, refresh_every=3))
+    results = []
+    for step in range(1, 5):
+        row = draw(seed, (step, rank), 5000, torch.float32)
+        if step == 1 and rank == 0:
+            row[77] = torch.nan
+        moo.all_reduce(row, state)
+        assert int(row.isnan().sum()) == (step == 1)
+        (bucket,) = state.report().buckets
+        results.append((bucket.solved_step, bucket.status, bucket.weights.tolist()))
+    return results
+
+
+def test_a_first_solve_with_a_nan_serves_as_the_mean(run_ranks: Runner, fresh_seed: int) -> None:
+    for results in run_ranks(2, rank_first_solve_nonfinite, fresh_seed):
+        assert results[:3] == [(1, "nonfinite", [0.5, 0.5])] * 3
+        assert results[3][:2] == (4, "ok")

@@ -133,6 +133,7 @@ def test_rows_come_in_many_ways(rng: np.random.Generator, way: str, dtype: torch
         given = WAYS[way](rows)
         w = rng.random(k)
         assert raw(moo.gramian(given)) == raw(moo.gramian(rows))
+        assert raw(moo.sketch(given, 64, seed=k)) == raw(moo.sketch(rows, 64, seed=k))
         if way.startswith(("DLPack", "numpy")) and "rows" not in way:
             before = raw(rows)
         combined = moo.combine(given, w)
@@ -147,6 +148,7 @@ def test_tensors_of_any_shape(rng: np.random.Generator) -> None:
     rows = [torch.from_numpy(rng.standard_normal((3, 5, 7))) for _ in range(4)]
     flat = [row.reshape(-1) for row in rows]
     assert torch.equal(moo.gramian(rows), moo.gramian(flat))
+    assert torch.equal(moo.sketch(rows, 64), moo.sketch(flat, 64))
     for result in (moo.combine(rows, [0.1, 0.2, 0.3, 0.4]), moo.aggregate(rows)):
         assert result.shape == (3, 5, 7)
     assert torch.equal(moo.aggregate(rows).reshape(-1), moo.aggregate(flat))
@@ -285,6 +287,21 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         ["jacobian", "sparse", "dense"],
     ),
     "sparse matrix": (lambda: moo.gramian(ROWS.to_sparse()), ValueError, ["jacobian", "sparse", "dense"]),
+    "sketch: text": (lambda: moo.sketch("rows"), TypeError, ["jacobian", "str", "tensor", "DLPack"]),
+    "sketch: vector": (lambda: moo.sketch(torch.ones(3)), ValueError, ["jacobian", "(3,)", "[K, n]"]),
+    "sketch: no rows": (lambda: moo.sketch([]), ValueError, ["jacobian", "0", "1 to 64"]),
+    "sketch: integers": (lambda: moo.sketch(ROWS.int()), TypeError, ["jacobian", "int32", "float32"]),
+    "sketch: two dtypes": (lambda: moo.sketch([ROWS[0], ROWS[1].half()]), TypeError, ["jacobian", "float16", "row 1"]),
+    "sketch: two sizes": (lambda: moo.sketch([torch.ones(3), torch.ones(4)]), ValueError, ["jacobian", "3", "4"]),
+    "width: small": (lambda: moo.sketch(ROWS, 32), ValueError, ["width", "32", "64"]),
+    "width: large": (lambda: moo.sketch(ROWS, 2**29), ValueError, ["width", str(2**29), str(2**28)]),
+    "width: no power": (lambda: moo.sketch(ROWS, 96), ValueError, ["width", "96", "power of two", "64", "128"]),
+    "width: fraction": (lambda: moo.sketch(ROWS, 64.0), TypeError, ["width", "64.0"]),
+    "width: bool": (lambda: moo.sketch(ROWS, True), TypeError, ["width", "True"]),
+    "width: text": (lambda: moo.sketch(ROWS, "64"), TypeError, ["width", "'64'"]),
+    "sketch: seed": (lambda: moo.sketch(ROWS, seed=-1), ValueError, ["seed", "-1", "2**64"]),
+    "sketch: step": (lambda: moo.sketch(ROWS, step=2**64), ValueError, ["step", str(2**64), "2**64"]),
+    "sketch: bucket": (lambda: moo.sketch(ROWS, bucket=1.5), ValueError, ["bucket", "1.5", "integer"]),
     "weights: too few": (lambda: moo.combine(ROWS, [1.0]), ValueError, ["weights", "(1,)", "[2]"]),
     "weights: too many": (lambda: moo.combine(ROWS, torch.ones(3)), ValueError, ["weights", "(3,)", "[2]"]),
     "weights: matrix": (lambda: moo.combine(ROWS, torch.ones(2, 1)), ValueError, ["weights", "(2, 1)", "[2]"]),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,7 @@ import finetune
 import models
 import sampler
 import settings as settings_module
+import spec
 import summary
 from schedule import learning_rate
 from settings import BadArgument, Settings, parse
@@ -283,6 +285,17 @@ def test_summary_by_hand() -> None:
     assert times["methods"]["ddp"]["steps"] == 8
 
 
+def test_gramian_lines_say_what_was_used() -> None:
+    exact = {"estimator": "exact", "buckets": [{"numel": 30, "width": 0}]}
+    mixed = {"estimator": "Sketch(width=64)", "buckets": [{"numel": 300, "width": 64}, {"numel": 100, "width": 0}]}
+    runs = [run(m, 0, {}, 0.1) for m in ("ddp", "mgda", "mgda:sketch")]
+    runs[1]["reports"], runs[2]["reports"] = {"7": exact}, {"7": exact, "60": mixed}
+    assert summary.gramian_lines(runs).splitlines() == [
+        "Gramians of mgda: exact; sketched: 0 of 1 buckets, 0 % of elements",
+        "Gramians of mgda:sketch: Sketch(width=64); sketched: 1 of 2 buckets, 75 % of elements",
+    ]
+
+
 def test_settings() -> None:
     chosen = parse(
         [
@@ -318,6 +331,17 @@ def test_settings() -> None:
         ("--languages de hu tr de", "each once"),
         ("--unseen de", "each once"),
         ("--method adam", "--method: got 'adam', allowed: ddp, mean, mgda, cagrad"),
+        ("--method adam:sketch", "--method: got 'adam', allowed: ddp, mean, mgda, cagrad"),
+        ("--method ddp:sketch", "--method: got 'ddp:sketch', allowed: ddp alone"),
+        ("--method mgda:", "--method: got 'mgda:', allowed: NAME"),
+        ("--method mgda:exact", "--method: got 'mgda:exact', allowed: NAME"),
+        ("--method mgda:sketch,depth=1", "--method: got 'depth=1' in .*width=N, seed=N, refresh_every=N, lag=N"),
+        ("--method mgda:sketch,lag", "--method: got 'lag' in "),
+        ("--method mgda:sketch,lag=x", "--method: got 'lag=x' in "),
+        ("--method mgda:sketch,lag=1,lag=1", "each once"),
+        ("--method mgda:sketch,lag=2", "lag must be from 0 to 1; got 2"),
+        ("--method mgda:sketch,width=100", "width must be a power of two"),
+        ("--method mgda:sketch mgda:sketch,width=16384", "each once"),
         ("--steps 0", "--steps: got 0, allowed: 1 or more"),
         ("--lr 0", "--lr: got 0.0, allowed: a number above 0"),
         ("--lr nan", "--lr: got nan"),
@@ -332,6 +356,22 @@ def test_bad_arguments_name_what_is_allowed(arguments: str, says: str) -> None:
         parse(arguments.split(), 4, METHODS)
 
 
+def test_method_with_a_sketch() -> None:
+    assert spec.parse_method("ddp", METHODS) == ("ddp", None)
+    assert spec.parse_method("mgda", METHODS).gramian == "exact"
+    assert spec.parse_method("mgda:sketch", METHODS) == ("mgda", moo.Sketch())
+    chosen = spec.parse_method("cagrad:sketch,width=1024,seed=5,refresh_every=3,lag=1", METHODS)
+    assert chosen == ("cagrad", moo.Sketch(1024, seed=5, refresh_every=3, lag=1))
+    assert spec.parse_method("mgda:sketch,width=0.25", METHODS).gramian == moo.Sketch(0.25)
+
+
+def test_methods_have_distinct_file_names() -> None:
+    methods = ("mgda", "mgda:sketch", "mgda:sketch,lag=1", "mgda:sketch,refresh_every=1")
+    names = {spec.file_name(method) for method in methods}
+    assert len(names) == len(methods)
+    assert not any(letter in name for name in names for letter in ":,=/")
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A process group of this process alone."""
@@ -340,7 +380,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["ddp", "mgda"])
+@pytest.mark.parametrize("method", ["ddp", "mgda", "mgda:sketch,width=64"])
 def test_resumed_run_has_the_losses_of_an_uninterrupted_one(method: str, world: World, tmp_path: Path) -> None:
     preset = models.Preset("llama", hidden=16, layers=1, feed_forward=16, vocabulary=128, heads=2)
     base = models.build_preset(preset, length=4, end=99, seed=0)
@@ -369,5 +409,7 @@ def test_resumed_run_has_the_losses_of_an_uninterrupted_one(method: str, world: 
     finetune.train([resumed], blocks(), chosen, world, "resumed", lambda *_: None)
     assert resumed.history["losses"] == whole.history["losses"]
     assert len(whole.history["losses"]) == 6
+    if "sketch" in method:
+        assert any(bucket.width == 64 for bucket in whole.state.report().buckets)
     with pytest.raises(finetune.CannotResume, match="made with lr = "):
         finetune.Lane(replace(chosen, lr=1.0), method, 0, base, world, blocks()).resume()

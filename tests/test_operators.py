@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
+import torch._dynamo.testing
 from bucket_moo_ext import _C
 from bucket_moo_ext.methods import resolve
 from checks import raw
@@ -55,9 +56,11 @@ def test_opcheck_of_rows(rng: np.random.Generator, shape: tuple[int, ...], dtype
     for k in (1, 4):
         rows = rows_of(rng, k, *shape, dtype=dtype)
         torch.library.opcheck(OPS.gramian.default, (rows,))
+        torch.library.opcheck(OPS.sketch.default, (rows, 64, 1, -1, 2))
         torch.library.opcheck(OPS.combine.default, (rows, torch.from_numpy(rng.standard_normal(k))))
     strided = list(torch.from_numpy(rng.standard_normal((8, 6))).to(dtype).T)
     torch.library.opcheck(OPS.gramian.default, (strided,))
+    torch.library.opcheck(OPS.sketch.default, (strided, 128))
     torch.library.opcheck(OPS.combine.default, (strided, torch.from_numpy(rng.standard_normal(12))[::2]))
 
 
@@ -88,9 +91,12 @@ def test_results_without_data_have_the_form_of_real_ones(rng: np.random.Generato
     calls: list[Callable[..., Any]] = [
         lambda convert: OPS.gramian([convert(row) for row in rows]),
         lambda convert: OPS.combine([convert(row) for row in rows], convert(w)),
+        lambda convert: OPS.sketch([convert(row) for row in rows]),
+        lambda convert: OPS.sketch([convert(row).double() for row in rows], 64),
         lambda convert: OPS.solve(convert(grams[0])),
         lambda convert: OPS.solve(convert(grams[1]), "cagrad", [0.4, 1.0]),
         lambda convert: moo.gramian([convert(row) for row in rows]),
+        lambda convert: moo.sketch([convert(row) for row in rows], 128, seed=2**64 - 1),
         lambda convert: moo.weights(convert(grams[1]), "upgrad", return_certificate=True),
         lambda convert: moo.aggregate([convert(row) for row in rows], "pcgrad", seed=1),
     ]
@@ -155,6 +161,20 @@ def test_one_graph_for_every_size_batch_and_step(rng: np.random.Generator) -> No
     assert counter.frame_count == 1
 
 
+def test_sketches_compile_to_one_graph(rng: np.random.Generator) -> None:
+    """For every size and step."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def estimate(rows: torch.Tensor, step: int) -> torch.Tensor:
+        return moo.gramian(moo.sketch(rows, 64, seed=2**64 - 1, step=step, bucket=3))
+
+    fast = compiled(estimate, backend=counter, dynamic=True)
+    for n, step in ((100, 7), (37, 9), (1025, 10)):
+        rows = torch.stack(rows_of(rng, 3, n))
+        assert raw(fast(rows, step)) == raw(estimate(rows, step))
+    assert counter.frame_count == 1
+
+
 def test_parameters_are_not_frozen_into_the_graph(rng: np.random.Generator) -> None:
     rows = torch.stack(rows_of(rng, 3, 20))
     fast = compiled(lambda j, method: moo.aggregate(j, method), backend="aot_eager")
@@ -177,6 +197,8 @@ def test_operators_are_what_the_functions_call(rng: np.random.Generator) -> None
     rows = rows_of(rng, 3, 50)
     gram = OPS.gramian(rows)
     assert raw(gram) == raw(moo.gramian(rows))
+    assert raw(OPS.sketch(rows, 64, 3, 4, 5)) == raw(moo.sketch(rows, 64, seed=3, step=4, bucket=5))
+    assert raw(OPS.sketch(rows)) == raw(moo.sketch(rows)), "the same defaults"
     for name, method in METHODS.items():
         w, status, iterations, residual = OPS.solve(gram, *method._options(), 3, 4)
         expected, certificate = moo.weights(gram, method, seed=3, step=4, return_certificate=True)
@@ -208,12 +230,15 @@ def test_words_are_twos_complement(rng: np.random.Generator) -> None:
     """Of seed and step, which are unsigned in Python and signed in the schema."""
     gram = gramian_of(rng, k=8)
     gram -= 0.9 * gram.mean()
+    rows = rows_of(rng, 2, 200)
     drawn = set()
     for word in (0, 1, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1):
         signed = word - 2**64 if word >= 2**63 else word
         assert raw(OPS.solve(gram, "pcgrad", seed=signed)[0]) == raw(moo.weights(gram, "pcgrad", seed=word))
         assert raw(OPS.solve(gram, "pcgrad", step=signed)[0]) == raw(moo.weights(gram, "pcgrad", step=word))
         drawn.add(raw(moo.weights(gram, "pcgrad", seed=word)))
+        for name in ("seed", "step", "bucket"):
+            assert raw(OPS.sketch(rows, 64, **{name: signed})) == raw(moo.sketch(rows, 64, **{name: word}))
     assert len(drawn) > 3
 
 
@@ -223,6 +248,7 @@ def test_views_with_a_pending_minus(rng: np.random.Generator) -> None:
     assert view.is_neg()
     plain = -values.imag
     assert raw(moo.gramian(view)) == raw(moo.gramian(plain))
+    assert raw(moo.sketch(view, 64)) == raw(moo.sketch(plain, 64))
     assert raw(moo.combine(list(view), [0.5, -1.0, 2.0])) == raw(moo.combine(plain, [0.5, -1.0, 2.0]))
 
 
@@ -237,6 +263,12 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
     "dtypes": (lambda: OPS.gramian([ROWS[0], ROWS[1].half()]), TypeError, ["row 0", "float32", "row 1", "float16"]),
     "sizes": (lambda: OPS.combine([ROWS[0], torch.ones(2)], torch.ones(2)), ValueError, ["row 1", "3", "2"]),
     "devices": (lambda: moo.gramian([ROWS[0], ROWS[1].to("meta")]), ValueError, ["row 0", "cpu", "row 1", "meta"]),
+    "sketch: dtypes": (lambda: OPS.sketch([ROWS[0], ROWS[1].half()]), TypeError, ["row 1", "float32", "float16"]),
+    "sketch: sizes": (lambda: OPS.sketch([ROWS[0], torch.ones(2)], 64), ValueError, ["row 1", "3", "2"]),
+    "width": (lambda: OPS.sketch(ROWS, 96), ValueError, ["width", "power of two", "96"]),
+    "width: small": (lambda: OPS.sketch(ROWS, 32), ValueError, ["width", "64", "32"]),
+    "width: large": (lambda: OPS.sketch(ROWS, 2**29), ValueError, ["width", str(2**28), str(2**29)]),
+    "width: meta": (lambda: OPS.sketch([ROWS[0].to("meta")], 65), ValueError, ["width", "65"]),
     "weights": (lambda: OPS.combine(ROWS, torch.ones(3)), ValueError, ["weights", "[2]", "[3]"]),
     "weights elsewhere": (
         lambda: OPS.combine(ROWS, torch.ones(2, device="meta")),
@@ -313,6 +345,7 @@ def test_without_cuda_kernels_cuda_tensors_are_refused() -> None:
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     for operator, arguments in (
         (OPS.gramian, (ROWS,)),
+        (OPS.sketch, (ROWS,)),
         (OPS.combine, (ROWS, torch.ones(2))),
         (OPS.solve, (SQUARE,)),
     ):

@@ -80,27 +80,44 @@ def test_exact_at_two_nodes() -> None:
     assert reductions.exact(N).hbm_bytes == pytest.approx(N * (2 + 1 / 16), rel=1e-3)
 
 
-@pytest.mark.parametrize(("gpus", "objectives", "rows"), [(8, 8, 8), (64, 8, 16), (32, 9, 32), (1024, 9, 64)])
-def test_a_sketch_sends_an_all_reduce_of_its_columns_more(gpus: int, objectives: int, rows: int) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "objectives", "exact", "sketch"),
+    [(2, 2, 2, 2), (8, 1, 8, 4), (8, 8, 8, 8), (16, 5, 16, 8), (64, 8, 16, 8), (32, 9, 32, 16), (128, 33, 64, 64)],
+)
+def test_room_for_objectives(gpus: int, objectives: int, exact: int, sketch: int) -> None:
     setup = model.Setup(gpus, objectives=objectives)
-    assert setup.rows == rows
-    assert setup.sketch_bytes == rows * 16384 * 4
-    reductions = model.Reductions(setup)
-    size = setup.bucket_bytes
+    assert (setup.rows, setup.sketch_rows) == (exact, sketch)
+    assert setup.sketch_bytes == sketch * 16384 * 4
+    # Sketches of float64 are float64.
+    assert replace(setup, dtype_bytes=4).sketch_bytes == sketch * 16384 * 4
+    assert replace(setup, dtype_bytes=8).sketch_bytes == sketch * 16384 * 8
+
+
+@pytest.mark.parametrize(("gpus", "objectives", "rows"), [(8, 8, 8), (64, 2, 4), (32, 9, 16), (1024, 64, 64)])
+@pytest.mark.parametrize(("dtype_bytes", "scaling"), [(2, 2), (4, 0)])
+def test_a_sketch_sends_an_all_reduce_of_its_columns_more(
+    gpus: int, objectives: int, rows: int, dtype_bytes: int, scaling: int
+) -> None:
+    reductions = _reductions(gpus, objectives=objectives, dtype_bytes=dtype_bytes)
+    size = reductions.setup.bucket_bytes
     extra = reductions.network.all_reduce(rows * 16384 * 4.0)[1]
     both, alone = reductions.sketch(size), reductions.weighted_sum(size)
     assert both.nic_bytes - alone.nic_bytes == pytest.approx(extra.nic_bytes)
     assert both.nvlink_bytes - alone.nvlink_bytes == pytest.approx(extra.nvlink_bytes)
-    # One reading of the bucket; writing and reading the sketches.
+    # One reading of the bucket; writing and reading the sketches. A kernel that scales reads and writes the bucket.
     assert both.hbm_bytes - alone.hbm_bytes == pytest.approx(size + 2 * rows * 16384 * 4)
+    assert alone.hbm_bytes == pytest.approx(scaling * size)
 
 
 def test_a_sketch_of_large_buckets_costs_its_passes_over_memory() -> None:
-    # Reading, and scaling (reading and writing), at 0.9 x 3350 GB/s, beside 275 GB/s of NVLS. NVLS has no
-    # pre-multiplied sum, and the ring that has one is slower.
+    # Reading, and scaling (reading and writing), at 0.9 x 3350 GB/s, beside 275 GB/s of NVLS.
     size = 1e15
     by_hand = 1 + 3 * 275 / (0.9 * 3350)
     reductions = _reductions(8)
+    assert reductions.sketch(size).total_us / reductions.plain(size).total_us == pytest.approx(by_hand, rel=1e-3)
+    # float32 is not scaled by a kernel, but by a ring at 370 GB/s, since NVLS has no pre-multiplied sum.
+    by_hand = 275 * (2 * 7 / 8 / 370 + 1 / (0.9 * 3350))
+    reductions = _reductions(8, dtype_bytes=4)
     assert reductions.sketch(size).total_us / reductions.plain(size).total_us == pytest.approx(by_hand, rel=1e-3)
     # With memory for nothing it costs what plain all-reduce costs; the exact way still sends more.
     reductions = model.Reductions(model.Setup(8), _with("hbm", 1e9))
@@ -125,9 +142,44 @@ def test_lag_and_refresh() -> None:
     now, late = reductions.sketch(size), reductions.sketch(size, lag=1)
     assert late.total_us < now.total_us
     assert (late.nic_bytes, late.nvlink_bytes, late.hbm_bytes) == (now.nic_bytes, now.nvlink_bytes, now.hbm_bytes)
-    rest = reductions.weighted_sum(size).total_us
-    seldom = reductions.sketch(size, refresh_every=4).total_us
-    assert seldom - rest == pytest.approx((now.total_us - rest) / 4)
+    assert late.latency_us == reductions.plain(size).latency_us
+    alone, seldom = reductions.weighted_sum(size), reductions.sketch(size, refresh_every=4)
+    for name in ("nic_bytes", "nvlink_bytes", "hbm_bytes", "latency_us", "wire_us", "hbm_us"):
+        rest = getattr(alone, name)
+        assert getattr(seldom, name) - rest == pytest.approx((getattr(now, name) - rest) / 4), name
+    # With lag the sketches, summed by a ring within a node, keep NVLink busy, but none of the rest counts.
+    reductions = _reductions(8)
+    busy = reductions.sketch(size, lag=1).wire_us - reductions.plain(size).wire_us
+    assert busy == pytest.approx(8 * 16384 * 4 * 2 * 7 / 8 / 370e3)
+
+
+def test_kernels_are_counted() -> None:
+    # At 2 us; a solve at 15. Three for each of two Gramians, sum, two combinations.
+    reductions = _reductions(8)
+    assert reductions.exact(N).fixed_us == pytest.approx(9 * 2 + 15)
+    # Two for the sketch, two for its Gramian, unpacking, scaling.
+    assert reductions.sketch(N).fixed_us == pytest.approx(6 * 2 + 15)
+    # A float32 bucket's factor takes a kernel as well.
+    assert _reductions(8, dtype_bytes=4).sketch(N).fixed_us == pytest.approx(6 * 2 + 15)
+    # Every fourth step solves, and keeps the weights; the others take what is kept; all scale.
+    assert reductions.sketch(N, refresh_every=4).fixed_us == pytest.approx((6 * 2 + 15) / 4 + 3 / 4 * 2 + 2)
+    # With lag the sketch, taking what is kept and scaling are waited for.
+    assert reductions.sketch(N, lag=1).fixed_us == pytest.approx(4 * 2)
+    assert reductions.sketch(N, lag=1, refresh_every=4).fixed_us == pytest.approx(2 * 2 / 4 + 2 * 2)
+
+
+def test_every_step_with_objectives_gathers_records() -> None:
+    # Seven steps of a ring by LL; two kernels. The bytes take less than a hundredth.
+    reductions = model.Reductions(model.Setup(8, gradient_bytes=1e8, bucket_bytes=1e8))
+    steps = reductions.steps()
+    for name, way in (
+        ("exact", reductions.exact(1e8)),
+        ("sketch", reductions.sketch(1e8)),
+        ("sketch, lag 1", reductions.sketch(1e8, lag=1)),
+        ("sketch, lag 1, every 4", reductions.sketch(1e8, 1, 4)),
+    ):
+        assert steps[name].total_us - way.total_us == pytest.approx(6.6 + 7 * 0.6 + 2 * 2, rel=0.01), name
+    assert steps["plain"].total_us == pytest.approx(reductions.plain(1e8).total_us)
 
 
 @pytest.mark.parametrize("nics", [1, 4, 8])

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "bucket_moo/limits.hpp"
@@ -11,7 +12,11 @@
 #include "collective/shard_layout.hpp"
 #include "combine.cuh"
 #include "gramian.cuh"
+#include "kept_weights.cuh"
+#include "kernels/sketch.hpp"
 #include "range.cuh"
+#include "scale.cuh"
+#include "sketch.cuh"
 #include "solve.cuh"
 #include "step.cuh"
 
@@ -23,6 +28,9 @@ using cuda::Range;
 /// Up to this many objectives in the first step, room for kRoom is enough.
 constexpr int kFew = 8;
 constexpr int kRoom = 16;
+
+/// With sketches there is room for as many at least.
+constexpr int kLeastSketches = 4;
 
 constexpr std::size_t kAlignment = 16;  // of kernels' loads
 
@@ -97,6 +105,9 @@ struct DeviceCollective::StepMemory {
     table.member = parts.take<int>(count);
     counters = parts.take<cuda::DeviceCounters>(1);
     failed = parts.take<StepHeader>(1);
+    first.names = parts.take<ObjectiveName>(kMaxObjectives);
+    first.count = parts.take<int>(1);
+    factor = parts.take<double>(1);
     coefficients = parts.take<double>(count);
     tail_partial = parts.take<double>(kMaxObjectives * (kMaxObjectives + 1) / 2);
     bytes = parts.used();
@@ -106,23 +117,28 @@ struct DeviceCollective::StepMemory {
   ObjectiveTable table{};
   cuda::DeviceCounters* counters = nullptr;
   StepHeader* failed = nullptr;
+  FirstObjectives first{};
+  double* factor = nullptr;        // of this rank in a sum, of any dtype
   double* coefficients = nullptr;  // [W] of the combination
   double* tail_partial = nullptr;  // packed Gramian of the tails
   std::size_t bytes = 0;
 };
 
 DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
-                                   const Method& method, int option_count, std::uint64_t seed)
+                                   const Method& method, int option_count, std::uint64_t seed,
+                                   const SketchOptions& sketch)
     : exchange_(std::move(group), device),
       device_(device),
       method_(method),
       option_count_(option_count),
       seed_(seed),
+      sketch_(sketch),
       step_memory_(device),
       names_(device),
       tile_(device),
       outgoing_(device),
       messages_(device),
+      scaled_(device),
       workspace_(device) {
   step_memory_.reserve(StepMemory(nullptr, world_size()).bytes);
   if (state_size(method_, 1) > 0) {
@@ -145,16 +161,18 @@ Objectives DeviceCollective::meet(const StepRecord& own) const {
 
 void DeviceCollective::settle(int first_k) {
   likely_k_ = first_k;
-  k_bound_ = std::min(likely_k_ <= kFew ? kRoom : kMaxObjectives, world_size());
+  const int room = likely_k_ <= kFew ? kRoom : kMaxObjectives;
+  const int sketches = std::max(kLeastSketches, static_cast<int>(std::bit_ceil(static_cast<unsigned>(likely_k_))));
+  k_bound_ = std::min(sketch_.enabled() ? sketches : room, world_size());
   std::size_t gramian_bytes = 0;
   std::size_t solve_bytes = 0;
   check_cuda(cuda::gramian_workspace_size(k_bound_, &gramian_bytes), "sizing the Gramian's workspace");
   check_cuda(cuda::solve_workspace_size(method_, 1, k_bound_, &solve_bytes), "sizing the solver's workspace");
-  workspace_.reserve(std::max(gramian_bytes, solve_bytes));  // used in turns
+  workspace_.reserve(std::max(gramian_bytes, solve_bytes));  // used in turns, also by sketches
 }
 
 void DeviceCollective::keep_memory() {
-  for (DeviceBuffer* const buffer : {&tile_, &outgoing_, &messages_, &workspace_}) {
+  for (DeviceBuffer* const buffer : {&tile_, &outgoing_, &messages_, &scaled_, &workspace_}) {
     buffer->keep_all();
   }
 }
@@ -171,7 +189,8 @@ void DeviceCollective::begin_step(const StepRecord& own) {
   const ObjectiveRegistry registry =
       names_.capacity() == 0 ? ObjectiveRegistry{} : registry_in(names_.data(), world_size());
   check_cuda(cuda::launch_make_table(memory.records, world_size(), {.objectives = k_bound_, .expected = option_count_},
-                                     memory.table, registry, memory.failed, stream()),
+                                     memory.table, sketch_.keeps_weights() ? memory.first : FirstObjectives{}, registry,
+                                     memory.failed, stream()),
              "enqueueing the step's table");
   // By torch, which keeps the pinned memory from others until the copy is done.
   const auto failed = reinterpret_cast<std::byte*>(memory.failed) - step_memory_.data();
@@ -223,7 +242,7 @@ void DeviceCollective::reduce_scatter(const at::Tensor& output, const at::Tensor
 void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, const DeviceSolverState* state) {
   partial_gramian(bucket);
   const cuda::DeviceRows tails = exchange_partials(bucket, result);
-  solve(bucket, result, state);
+  solve(bucket.index, result, state, /*counted=*/true);
   const Range range("bucket_moo combine");
   combine_shard(bucket);
   if (bucket.tail_size > 0) {
@@ -332,19 +351,20 @@ cuda::DeviceRows DeviceCollective::exchange_partials(const Bucket& bucket, const
   return tails;
 }
 
-void DeviceCollective::solve(const Bucket& bucket, const DeviceResult& result, const DeviceSolverState* state) {
+void DeviceCollective::solve(std::int64_t index, const DeviceResult& result, const DeviceSolverState* state,
+                             bool counted) {
   const Range range("bucket_moo solve");
   const StepMemory memory = step_memory();
   cuda::SolveStep step;
   step.method = method_;
   step.seed = seed_;
-  step.bucket = static_cast<std::uint64_t>(bucket.index);
+  step.bucket = static_cast<std::uint64_t>(index);
   step.table = memory.table;
   step.world = world_size();
   step.k_bound = k_bound_;
   step.result = result.pointers();
   step.coefficients = memory.coefficients;
-  step.counters = memory.counters;
+  step.counters = counted ? memory.counters : nullptr;
   if (state != nullptr) {
     const ObjectiveRegistry registry = registry_in(names_.data(), world_size());
     step.slot = registry.slot;
@@ -370,6 +390,119 @@ void DeviceCollective::combine_shard(const Bucket& bucket) {
     check_cuda(cuda::launch_combine(rows, coefficients, bucket.shard_out + begin * element, stream()),
                "enqueueing a combination");
   }
+}
+
+at::Tensor DeviceSketches::tensor() const {
+  return memory.tensor(static_cast<std::size_t>(rows.count * rows.pitch))
+      .view(rows.dtype == DType::float64 ? at::kDouble : at::kFloat);
+}
+
+void DeviceCollective::start_sketch(const at::Tensor& bucket, std::int64_t index, std::int64_t width,
+                                    DeviceSketches& sketches) {
+  const Range range("bucket_moo sketch");
+  cuda::SketchArguments arguments;
+  arguments.row = bucket.const_data_ptr();
+  arguments.size = bucket.numel();
+  arguments.dtype = dtype_of(bucket.scalar_type(), "a bucket");
+  arguments.width = width;
+  arguments.seed = sketch_.seed;
+  arguments.bucket = static_cast<std::uint64_t>(index);
+  arguments.table = step_memory().table;
+  arguments.rank = rank();
+  arguments.rows = k_bound_;
+  cuda::DeviceRows& rows = sketches.rows;
+  rows.dtype = sketch_dtype(arguments.dtype);
+  rows.pitch = width * static_cast<std::int64_t>(element_size(rows.dtype));
+  rows.count = k_bound_;
+  rows.size = width;
+  arguments.out = sketches.memory.reserve(static_cast<std::size_t>(rows.count * rows.pitch));
+  rows.base = arguments.out;
+  std::size_t bytes = 0;
+  check_cuda(cuda::sketch_workspace_size(arguments.size, arguments.dtype, width, &bytes),
+             "sizing the sketch's workspace");
+  arguments.workspace = workspace_.reserve(bytes);
+  check_cuda(cuda::launch_sketch(arguments, stream()), "enqueueing a sketch");
+}
+
+void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceResult& result,
+                                      const DeviceSolverState* state, bool counted) {
+  const StepMemory memory = step_memory();
+  {
+    const Range range("bucket_moo exchange");
+    exchange_.all_reduce(sketches.tensor());
+  }
+  // The table's K is not known here: the Gramian has the rows of zeros beyond it too, and they come last in it.
+  cuda::GramianArguments arguments;
+  arguments.rows = sketches.rows;
+  arguments.grid = cuda::Grid::fixed;
+  arguments.packed = memory.tail_partial;
+  arguments.workspace = workspace_.data();
+  check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing the Gramian of sketches");
+  check_cuda(cuda::launch_sum_partials({.messages = reinterpret_cast<const std::byte*>(memory.tail_partial),
+                                        .pitch = 0,
+                                        .world = 1,
+                                        .tail = nullptr},
+                                       memory.table.header, result.pointers().gramian, stream()),
+             "enqueueing the Gramian's unpacking");
+  solve(index, result, state, counted);
+}
+
+void DeviceCollective::keep(const DeviceResult& solved, const DeviceResult& kept) const {
+  check_cuda(cuda::launch_keep(solved.pointers(), kept.pointers(), stream()), "enqueueing the keeping of weights");
+}
+
+void DeviceCollective::use_kept(const DeviceResult& kept, const DeviceResult& used) const {
+  const StepMemory memory = step_memory();
+  check_cuda(cuda::launch_use_kept({.table = memory.table,
+                                    .world = world_size(),
+                                    .kept = kept.pointers(),
+                                    .used = used.pointers(),
+                                    .coefficients = memory.coefficients,
+                                    .counters = memory.counters},
+                                   stream()),
+             "enqueueing the use of kept weights");
+}
+
+void DeviceCollective::forget_objectives() {
+  const int none = 0;
+  write(step_memory().first.count, &none, 1, stream());
+}
+
+void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket) {
+  const Range range("bucket_moo all_reduce");
+  const StepMemory memory = step_memory();
+  cuda::ScaleArguments arguments;
+  arguments.values = bucket.mutable_data_ptr();
+  arguments.size = bucket.numel();
+  arguments.dtype = dtype_of(bucket.scalar_type(), "a bucket");
+  arguments.coefficient = memory.coefficients + rank();
+  arguments.share = memory.table.share + rank();
+  if (exchange_.multiplies(bucket.scalar_type())) {
+    check_cuda(cuda::launch_prepare_premultiplied(arguments, memory.factor, stream()), "enqueueing a factor");
+    const auto at = reinterpret_cast<std::byte*>(memory.factor) - step_memory_.data();
+    const auto bytes = static_cast<std::int64_t>(bucket.element_size());
+    const at::Tensor factor = step_memory_.tensor(step_memory_.capacity()).narrow(0, at, bytes);
+    exchange_.all_reduce(bucket, factor.view(bucket.scalar_type()));
+  } else {
+    check_cuda(cuda::launch_scale(arguments, stream()), "enqueueing the scaling of a bucket");
+    exchange_.all_reduce(bucket);
+  }
+}
+
+void DeviceCollective::weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input) {
+  const Range range("bucket_moo reduce_scatter");
+  const StepMemory memory = step_memory();
+  scaled_.reserve(input.nbytes());
+  const at::Tensor scaled = scaled_.tensor(input.nbytes()).view(input.scalar_type());
+  cuda::ScaleArguments arguments;
+  arguments.values = scaled.mutable_data_ptr();
+  arguments.from = input.const_data_ptr();
+  arguments.size = input.numel();
+  arguments.dtype = dtype_of(input.scalar_type(), "input");
+  arguments.coefficient = memory.coefficients + rank();
+  arguments.share = memory.table.share + rank();
+  check_cuda(cuda::launch_scale(arguments, stream()), "enqueueing the scaling of a bucket");
+  exchange_.reduce_scatter(output.as_strided({output.numel()}, {1}), scaled);
 }
 
 cuda::DeviceCounters DeviceCollective::counters() const { return read(step_memory().counters, 1, stream())[0]; }
@@ -409,7 +542,7 @@ void DeviceCollective::set_remembered_names(const std::vector<std::string>& name
 
 std::size_t DeviceCollective::scratch_bytes() const {
   return step_memory_.capacity() + names_.capacity() + tile_.capacity() + outgoing_.capacity() + messages_.capacity() +
-         workspace_.capacity();
+         scaled_.capacity() + workspace_.capacity();
 }
 
 }  // namespace bucket_moo

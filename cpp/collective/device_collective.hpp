@@ -16,10 +16,19 @@
 #include "collective/device_memory.hpp"
 #include "collective/device_results.hpp"
 #include "collective/objectives.hpp"
+#include "collective/sketch_options.hpp"
 #include "kernels/rows.hpp"
 #include "rows.cuh"
 
 namespace bucket_moo {
+
+/// The sketches of a bucket's objectives: this rank's share, and everybody's once they are added up.
+struct DeviceSketches {
+  DeviceBuffer memory;
+  cuda::DeviceRows rows = {};
+
+  at::Tensor tensor() const;
+};
 
 /// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes, and a tile that holds the
 /// own block too. Everything is enqueued on the current stream of the calling thread; nothing waits for the device, and
@@ -35,7 +44,7 @@ class DeviceCollective {
   /// `group`: the caller's, with a backend for `device`; null for a single rank. `method`: its pointers, if any, are
   /// device pointers. `option_count`: the K that its options are for, 0: any.
   DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, const Method& method,
-                   int option_count, std::uint64_t seed);
+                   int option_count, std::uint64_t seed, const SketchOptions& sketch);
 
   int rank() const { return exchange_.rank(); }
   int world_size() const { return exchange_.size(); }
@@ -46,7 +55,8 @@ class DeviceCollective {
   Objectives meet(const StepRecord& own) const;
 
   /// To be called once, before the first step, with its K: the kernels are made for it, and it settles how large K may
-  /// become: 64, but 16 where it is at most 8.
+  /// become: 64, but 16 where it is at most 8; with sketches, whose exchange takes room for so many, the next power of
+  /// two, and 4 at least.
   void settle(int first_k);
   bool has_settled() const { return k_bound_ > 0; }
 
@@ -61,6 +71,34 @@ class DeviceCollective {
                   const DeviceSolverState* state);
   void reduce_scatter(const at::Tensor& output, const at::Tensor& input, std::int64_t index, std::int64_t tile_limit,
                       const DeviceResult& result, const DeviceSolverState* state);
+
+  /// The same with sketches: start_sketch(), and solve_sketched() before the next one, then a weighted sum; or that with
+  /// the weights of an earlier solve.
+
+  /// Enqueues the sketch of a bucket, which may change afterwards, into `sketches`. `width`: is_sketch_width().
+  void start_sketch(const at::Tensor& bucket, std::int64_t index, std::int64_t width, DeviceSketches& sketches);
+
+  /// Enqueues the exchange of the sketches and the solve, whose weights are those of the next weighted sum. Before the
+  /// next step. `counted`: whether these weights serve in this step.
+  void solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceResult& result,
+                      const DeviceSolverState* state, bool counted);
+
+  /// Enqueues kept = solved, if that is usable, see cuda/kept_weights.cuh.
+  void keep(const DeviceResult& solved, const DeviceResult& kept) const;
+
+  /// Enqueues used = kept, whose weights are those of the next weighted sum. The objectives must be the same in every
+  /// step, see SketchOptions::keeps_weights().
+  void use_kept(const DeviceResult& kept, const DeviceResult& used) const;
+
+  /// Steps may have other objectives than those before.
+  void forget_objectives();
+
+  /// Enqueues bucket = the weighted sum of the ranks' buckets, in place, by one all-reduce, which multiplies by itself
+  /// where it can.
+  void weighted_all_reduce(const at::Tensor& bucket);
+
+  /// The same, of which this rank gets a shard. Holds a scaled copy of `input`, which is only read.
+  void weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input);
 
   /// From now on no device memory is let go: a graph has been captured that uses it.
   void keep_memory();
@@ -108,7 +146,7 @@ class DeviceCollective {
   cuda::DeviceRows load_piece(const Bucket& bucket, std::int64_t begin);
   void partial_gramian(const Bucket& bucket);
   cuda::DeviceRows exchange_partials(const Bucket& bucket, const DeviceResult& result);
-  void solve(const Bucket& bucket, const DeviceResult& result, const DeviceSolverState* state);
+  void solve(std::int64_t index, const DeviceResult& result, const DeviceSolverState* state, bool counted);
   void combine_shard(const Bucket& bucket);
   void gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed);
   std::size_t packed_bytes() const;
@@ -119,6 +157,7 @@ class DeviceCollective {
   const Method method_;
   const int option_count_;
   const std::uint64_t seed_;
+  const SketchOptions sketch_;
   int likely_k_ = 0;  // that of the first step
   int k_bound_ = 0;
   cuda::DeviceRows last_piece_;
@@ -128,6 +167,7 @@ class DeviceCollective {
   DeviceBuffer tile_;      // every rank's block of our shard
   DeviceBuffer outgoing_;  // blocks of the shards of others that are not side by side
   DeviceBuffer messages_;  // [W] of partial Gramian and tail
+  DeviceBuffer scaled_;    // of a reduce-scatter's input
   DeviceBuffer workspace_;
   at::Tensor first_failure_;  // StepHeader in host memory that the device writes, pinned
 };

@@ -19,13 +19,18 @@ void finish(const c10::intrusive_ptr<c10d::Work>& work) {
   }
 }
 
+bool is_nccl(const c10::intrusive_ptr<c10d::ProcessGroup>& group, c10::Device device) {
+  return group && device.is_cuda() && group->getBackend(device.type())->getBackendName() == "nccl";
+}
+
 }  // namespace
 
 DeviceExchange::DeviceExchange(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device)
     : group_(std::move(group)),
       device_(device),
       rank_(group_ ? group_->getRank() : 0),
-      size_(group_ ? group_->getSize() : 1) {}
+      size_(group_ ? group_->getSize() : 1),
+      is_nccl_(is_nccl(group_, device)) {}
 
 void DeviceExchange::all_to_all(at::Tensor output, at::Tensor input) const {
   if (output.numel() == 0) {
@@ -50,6 +55,37 @@ void DeviceExchange::all_gather(at::Tensor blocks) const {
   const std::int64_t block = blocks.numel() / size_;
   at::Tensor own = blocks.narrow(0, rank_ * block, block);
   finish(group_->_allgather_base(blocks, own, options));
+}
+
+bool DeviceExchange::multiplies(at::ScalarType type) const {
+  return is_nccl_ && (type == at::kFloat || type == at::kDouble);
+}
+
+void DeviceExchange::all_reduce(at::Tensor tensor, const at::Tensor& factor) const {
+  if (!group_ || tensor.numel() == 0) {
+    return;
+  }
+  c10d::AllreduceOptions options;
+  options.asyncOp = false;
+  if (factor.defined()) {
+    options.reduceOp.op_ = c10d::ReduceOp::PREMUL_SUM;
+    options.reduceOp.supplement_ = c10::make_intrusive<c10d::NCCLPreMulSumSupplement>(factor);
+  }
+  std::vector<at::Tensor> tensors{std::move(tensor)};
+  finish(group_->allreduce(tensors, options));
+}
+
+void DeviceExchange::reduce_scatter(at::Tensor output, at::Tensor input) const {
+  if (output.numel() == 0) {
+    return;
+  }
+  if (!group_) {
+    output.copy_(input);
+    return;
+  }
+  c10d::ReduceScatterOptions options;
+  options.asyncOp = false;
+  finish(group_->_reduce_scatter_base(output, input, options));
 }
 
 void DeviceExchange::all_gather_host(std::byte* blocks, std::size_t bytes) const {

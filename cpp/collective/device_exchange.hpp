@@ -26,7 +26,17 @@ class DeviceExchange {
   /// Fills block r of `blocks` (contiguous bytes, size() equal blocks) with rank r's, of which the own one is there.
   void all_gather(at::Tensor blocks) const;
 
-  /// The same for host memory, `bytes` a block. Waits for the device.
+  /// Whether all_reduce() takes a factor for such tensors. The 16-bit types would round it.
+  bool multiplies(at::ScalarType type) const;
+
+  /// tensor = the sum of factor * tensor over the ranks, the same bits on every rank. `factor`: [1], this rank's, on the
+  /// device, of the tensor's dtype, and only where multiplies(); undefined: 1.
+  void all_reduce(at::Tensor tensor, const at::Tensor& factor = {}) const;
+
+  /// output = block rank() of the sum of `input` over the ranks, which holds size() equal blocks. Both contiguous.
+  void reduce_scatter(at::Tensor output, at::Tensor input) const;
+
+  /// The same as all_gather() for host memory, `bytes` a block. Waits for the device.
   void all_gather_host(std::byte* blocks, std::size_t bytes) const;
 
  private:
@@ -34,6 +44,7 @@ class DeviceExchange {
   const c10::Device device_;
   const int rank_;
   const int size_;
+  const bool is_nccl_;
 };
 
 }  // namespace bucket_moo

@@ -66,6 +66,11 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
     case StepError::too_many_names:
       TORCH_CHECK_VALUE(false, "bucket_moo_ext: in step ", header.step, " the state had met ", header.culprit,
                         " objective names, more than it can remember");
+    case StepError::other_objectives:
+      TORCH_CHECK_VALUE(false,
+                        "bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives ",
+                        "of the first step in every step, since weights are kept for them; step ", header.step,
+                        " has others (", header.culprit, " of them)");
   }
 }
 

@@ -119,6 +119,7 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
   call.result = std::move(result);
   call.index = static_cast<std::int64_t>(bucket.getIndex());
   call.starts_step = call.index == 0;
+  call.ends_step = bucket.isLast();
   check_or_refuse(call.starts_step, [&] { check_bucket(call.output); });
   const std::vector<at::Tensor> parameters = bucket.getParameters();
   // DDP closes a bucket once it has reached the cap, hence a regular one holds at most this.
@@ -151,6 +152,7 @@ FuturePtr BucketMooState::all_reduce(at::Tensor tensor, c10::IValue result) {
   call.output = std::move(tensor);
   call.result = std::move(result);
   call.starts_step = true;
+  call.ends_step = true;
   return submit(std::move(call));
 }
 
@@ -164,6 +166,7 @@ FuturePtr BucketMooState::reduce_scatter(at::Tensor output, at::Tensor input, c1
   call.input = std::move(input);
   call.result = std::move(result);
   call.starts_step = true;
+  call.ends_step = true;
   return submit(std::move(call));
 }
 

@@ -125,6 +125,7 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
     std::vector<std::string> parameters;
     std::vector<BucketParameter> state_key;
     bool starts_step = false;
+    bool ends_step = false;
     StepRecord record;  // of the step; complete if starts_step
 
     DType dtype() const { return dtype_of(bucket().scalar_type(), "a bucket"); }

@@ -50,8 +50,10 @@ DeviceState::DeviceState(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Devi
       }()),
       collective_([&] {  // whose memory is the side stream's
         const OnSideStream guard(device, side_);
-        return DeviceCollective(std::move(group), device, method_.method, method().expected_objectives(), seed());
-      }()) {}
+        return DeviceCollective(std::move(group), device, method_.method, method().expected_objectives(), seed(),
+                                sketch());
+      }()),
+      sketches_{DeviceBuffer(device)} {}
 
 FuturePtr DeviceState::submit(Call call) {
   TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
@@ -82,6 +84,7 @@ FuturePtr DeviceState::enqueue(Call& call) {
     meet(call);
   }
   if (call.starts_step) {
+    solve_late();  // of a step that did not come to its last bucket
     collective_.begin_step(call.record);
     if (!captured_) {
       std::erase_if(records_, [&](const auto& item) { return item.second.fields.step + 1 < call.step; });
@@ -92,7 +95,11 @@ FuturePtr DeviceState::enqueue(Call& call) {
   } else {
     reduce_dense(call);
   }
-  return complete(call);
+  FuturePtr done = complete(call);
+  if (call.ends_step) {
+    solve_late();
+  }
+  return done;
 }
 
 /// Refuses to capture what has not been reduced before: its memory would be the graph's.
@@ -101,6 +108,8 @@ void DeviceState::check_capture(const Call& call) {
   if (!is_capturing(current_stream(device()))) {
     return;
   }
+  TORCH_CHECK(!sketch().keeps_weights(), "bucket_moo_ext: a Sketch with refresh_every > 1 or lag=1 cannot be captured ",
+              "in a graph: which steps solve is decided on the host, and a late solve goes on behind the graph's end");
   TORCH_CHECK(collective_.has_settled(), "bucket_moo_ext: run at least one backward pass before capturing a graph");
   const auto found = records_.find(call.key);
   TORCH_CHECK(!call.output.is_sparse() && found != records_.end() &&
@@ -110,6 +119,7 @@ void DeviceState::check_capture(const Call& call) {
               call.bucket().numel(), " elements is not known yet");
   captured_ = true;
   collective_.keep_memory();
+  sketches_.memory.keep_all();
 }
 
 /// The caller may drop its tensors before the side stream has come to them.
@@ -149,12 +159,66 @@ void DeviceState::reduce_dense(const Call& call) {
   record.fields.parameters = call.parameters;
   record.fields.numel = call.bucket().numel();
   record.fields.dtype = dtype_of(call.output.scalar_type(), "a bucket");
-  const DeviceSolverState* const state = state_of(call);
+  record.fields.width = sketch().width_for(record.fields.numel);
+  if (record.fields.width > 0) {
+    reduce_sketched(call, record.result);
+    return;
+  }
+  const DeviceSolverState* const state = state_of(call.state_key);
   if (call.operation == Operation::reduce_scatter) {
     collective_.reduce_scatter(call.output, call.input, call.index, call.tile_limit, record.result, state);
   } else {
     collective_.all_reduce(call.output, call.index, call.tile_limit, record.result, state);
   }
+}
+
+void DeviceState::reduce_sketched(const Call& call, const DeviceResult& result) {
+  const at::Tensor& bucket = call.bucket();
+  DeviceKept* const kept = kept_weights_.find(call.state_key);
+  const bool is_due_now = kept == nullptr || is_due(call.step, kept->step, sketch().refresh_every);
+  const bool uses_kept = kept != nullptr && (sketch().lag || !is_due_now);
+  if (is_due_now) {
+    collective_.start_sketch(bucket, call.index, sketch().width_for(bucket.numel()),
+                             uses_kept ? kept->sketches : sketches_);
+  }
+  if (uses_kept) {
+    collective_.use_kept(kept->result, result);
+    if (is_due_now) {
+      late_.push_back({call.state_key, call.index, call.step});
+    }
+  } else {
+    collective_.solve_sketched(sketches_, call.index, result, state_of(call.state_key), /*counted=*/true);
+    if (sketch().keeps_weights()) {
+      keep(call.state_key, call.step, result);
+    }
+  }
+  if (call.operation == Operation::reduce_scatter) {
+    collective_.weighted_reduce_scatter(call.output, call.input);
+  } else {
+    collective_.weighted_all_reduce(call.output);
+  }
+}
+
+/// Behind the step's last Future: nothing of this step waits for it, not on the stream either.
+void DeviceState::solve_late() {
+  if (!late_.empty() && !late_result_) {
+    late_result_ = collective_.make_result();
+  }
+  for (const LateSolve& late : late_) {
+    const DeviceKept* const kept = kept_weights_.find(late.state_key);
+    collective_.solve_sketched(kept->sketches, late.index, *late_result_, state_of(late.state_key), /*counted=*/false);
+    keep(late.state_key, late.step, *late_result_);
+  }
+  late_.clear();
+}
+
+void DeviceState::keep(const std::vector<BucketParameter>& state_key, std::int64_t step, const DeviceResult& solved) {
+  DeviceKept* kept = kept_weights_.find(state_key);
+  if (kept == nullptr) {
+    kept = &kept_weights_.keep(state_key, {collective_.make_result(), {DeviceBuffer(device())}});
+  }
+  kept->step = step;
+  collective_.keep(solved, kept->result);
 }
 
 void DeviceState::reduce_sparse(const Call& call) {
@@ -166,11 +230,11 @@ void DeviceState::reduce_sparse(const Call& call) {
 
 bool DeviceState::has_memory() const { return state_size(method_.method, 1) > 0; }
 
-const DeviceSolverState* DeviceState::state_of(const Call& call) {
+const DeviceSolverState* DeviceState::state_of(const std::vector<BucketParameter>& state_key) {
   if (!has_memory()) {
     return nullptr;
   }
-  return &solver_states_.find(call.state_key, [this](const DeviceSolverState* from) {
+  return &solver_states_.find(state_key, [this](const DeviceSolverState* from) {
     return from == nullptr ? DeviceSolverState(method_.method, device()) : from->clone();
   });
 }
@@ -202,11 +266,16 @@ void DeviceState::moved_to(std::int64_t step) {
   const std::lock_guard in_order(enqueue_);
   if (!captured_) {
     records_.clear();  // those of steps that have not been, seen from here
+    kept_weights_.clear();
+    late_.clear();
   }
   if (collective_.has_settled()) {
     side_.follow_current();
     const OnSideStream guard(device(), side_);
     collective_.set_step(step);
+    if (!captured_) {
+      collective_.forget_objectives();
+    }
   }
 }
 
@@ -239,7 +308,8 @@ std::vector<BucketRecord> DeviceState::records() const {
     StepHeader header;
     std::tie(header, read.result) = record.result.read();
     collective_.check_step_of(header);
-    read.step = header.step;
+    read.step = captured_ ? collective_.counters().step : read.step;  // replays count on the device alone
+    read.solved_step = header.step;
     read.objectives = collective_.objective_names(header.k);
     last.push_back(std::move(read));
   }
@@ -257,7 +327,11 @@ Counters DeviceState::counters() const {
 
 std::size_t DeviceState::scratch_bytes() const {
   const std::lock_guard in_order(enqueue_);
-  return collective_.scratch_bytes();
+  std::size_t bytes = collective_.scratch_bytes() + sketches_.memory.capacity();
+  for (const auto& [labels, kept] : kept_weights_.all()) {
+    bytes += kept.sketches.memory.capacity();
+  }
+  return bytes;
 }
 
 std::vector<SavedSolverState> DeviceState::solver_states() const {

@@ -9,6 +9,7 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "collective/device_memory.hpp"
 #include "collective/device_results.hpp"
 #include "hooks/bucket_moo_state.hpp"
+#include "hooks/kept_weights.hpp"
 #include "hooks/parameter_owners.hpp"
 
 namespace bucket_moo {
@@ -26,9 +28,11 @@ namespace bucket_moo {
 /// and objectives), every later one does not. Reports do.
 ///
 /// What is wrong with a later step is found on the device: its results are NaN, and a later call raises ValueError, as
-/// does every call after it. After any other failure, too, every later reduction fails at once with the same error. Can be captured in a graph once the same
-/// buckets have been reduced; the graph repeats the objective and the weight of its capture, the device counts the steps,
-/// and the state must outlive the graph.
+/// does every call after it. After any other failure, too, every later reduction fails at once with the same error.
+///
+/// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight of
+/// its capture, the device counts the steps, and the state must outlive the graph. The host decides which steps solve,
+/// hence not with a sketch whose weights serve for several.
 class DeviceState final : public BucketMooState {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.
@@ -53,6 +57,20 @@ class DeviceState final : public BucketMooState {
     DeviceResult result;
   };
 
+  /// Weights that serve again.
+  struct DeviceKept {
+    DeviceResult result;
+    DeviceSketches sketches;  // of a solve that is still to come
+    std::int64_t step = 0;    // of the solve that the weights were last asked of
+  };
+
+  /// A solve that is still to come.
+  struct LateSolve {
+    std::vector<BucketParameter> state_key;
+    std::int64_t index;
+    std::int64_t step;
+  };
+
   /// The method's options in device memory, and the method that points to them.
   struct DeviceMethod {
     DeviceMethod(const MethodConfig& config, c10::Device device);
@@ -70,10 +88,13 @@ class DeviceState final : public BucketMooState {
 
   void meet(const Call& call);
   void reduce_dense(const Call& call);
+  void reduce_sketched(const Call& call, const DeviceResult& result);
+  void solve_late();
+  void keep(const std::vector<BucketParameter>& state_key, std::int64_t step, const DeviceResult& solved);
   void reduce_sparse(const Call& call);
   FuturePtr complete(Call& call) const;
   bool has_memory() const;
-  const DeviceSolverState* state_of(const Call& call);
+  const DeviceSolverState* state_of(const std::vector<BucketParameter>& state_key);
 
   mutable SideStream side_;
   const DeviceMethod method_;
@@ -84,6 +105,10 @@ class DeviceState final : public BucketMooState {
   mutable std::mutex enqueue_;  // guards what follows; held while a call is enqueued
   std::exception_ptr failure_;  // for good
   ParameterOwners<DeviceSolverState> solver_states_;
+  KeptForBuckets<DeviceKept> kept_weights_;
+  DeviceSketches sketches_;      // of a bucket that is solved for at once
+  std::vector<LateSolve> late_;  // of this step, in order
+  std::optional<DeviceResult> late_result_;
   std::map<BucketKey, DeviceRecord> records_;
   std::int64_t sparse_ = 0;
 };

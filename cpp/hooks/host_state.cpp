@@ -44,7 +44,9 @@ FuturePtr HostState::submit(Call call) {
         self->run_step_of(*job);
         const std::exception_ptr failure = self->failure_ ? self->failure_ : self->step_failure_;
         const bool solves_late = !failure && job->sketched != nullptr;
-        if (!solves_late) {
+        if (solves_late) {
+          self->set_solving_late(true);
+        } else {
           self.reset();
         }
         // While `result` or the waiting caller still holds them: to drop the last C++ reference to a tensor that Python knows
@@ -58,6 +60,7 @@ FuturePtr HostState::submit(Call call) {
         }
         if (solves_late) {
           self->attempt([&] { self->solve(*job); });
+          self->set_solving_late(false);
         }
       });
   TORCH_CHECK(accepted, "bucket_moo_ext: this state was shut down; make a new one");
@@ -163,7 +166,7 @@ BucketSolution HostState::reduce_exact(const Call& call) {
 }
 
 /// Returns the weights that were used.
-KeptWeights HostState::reduce_sketched(Job& job) {
+HostState::KeptWeights HostState::reduce_sketched(Job& job) {
   const Call& call = job.call;
   prepare(job);
   const bool is_fresh = !job.kept;
@@ -191,7 +194,8 @@ void HostState::prepare(Job& job) {
   const Call& call = job.call;
   {
     const std::lock_guard lock(mutex());
-    if (const KeptWeights* const kept = kept_weights_.find(call.state_key, collective_.objectives().names)) {
+    const KeptWeights* const kept = kept_weights_.find(call.state_key);
+    if (kept != nullptr && kept->objectives == collective_.objectives().names) {
       const bool due = is_due(call.step, kept->step, sketch().refresh_every);
       if (!due || sketch().lag) {
         job.kept = *kept;
@@ -223,7 +227,7 @@ void HostState::prepare_next() {
 }
 
 /// Waits for the sketches of the job's bucket, and keeps what it solves for where that is to be used again.
-KeptWeights HostState::solve(Job& job) {
+HostState::KeptWeights HostState::solve(Job& job) {
   const Call& call = job.call;
   std::vector<double> memory = load_state(call);
   const RandomKey key{seed(), static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
@@ -236,6 +240,23 @@ KeptWeights HostState::solve(Job& job) {
     kept_weights_.keep(call.state_key, solved);
   }
   return solved;
+}
+
+void HostState::set_solving_late(bool is_solving) {
+  const std::lock_guard lock(mutex());
+  solving_late_ = is_solving;
+  solved_late_.notify_all();
+}
+
+/// Where weights lag, the last solve goes on after its step's Future is done: whoever reads or replaces what solves leave
+/// behind waits for it here, so that all ranks see the same.
+std::unique_lock<std::mutex> HostState::lock_after_late_solve() const {
+  std::unique_lock lock(mutex());
+  if (solving_late_) {
+    check_may_wait();
+  }
+  solved_late_.wait(lock, [this] { return !solving_late_; });
+  return lock;
 }
 
 /// Empty for methods without a memory.
@@ -298,7 +319,7 @@ std::size_t HostState::scratch_bytes() const {
 }
 
 void HostState::moved_to(std::int64_t) {
-  const std::lock_guard lock(mutex());
+  const auto lock = lock_after_late_solve();
   records_.clear();  // those of steps that have not been, seen from here
   kept_weights_.clear();
 }
@@ -310,12 +331,12 @@ void HostState::check_may_wait() const {
 }
 
 std::vector<SavedSolverState> HostState::solver_states() const {
-  const std::lock_guard lock(mutex());
+  const auto lock = lock_after_late_solve();
   return solver_states_.save();
 }
 
 void HostState::set_solver_states(const std::vector<SavedSolverState>& saved) {
-  const std::lock_guard lock(mutex());
+  const auto lock = lock_after_late_solve();
   solver_states_.restore(saved);
 }
 

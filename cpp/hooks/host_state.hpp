@@ -3,13 +3,16 @@
 
 #include <c10/util/intrusive_ptr.h>
 
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <vector>
 
@@ -44,6 +47,13 @@ class HostState final : public BucketMooState {
   void check_may_wait() const override;
 
  private:
+  /// What was solved for a bucket, and when.
+  struct KeptWeights {
+    std::vector<std::string> objectives;  ///< [K] whose weights these are
+    std::int64_t step = 0;
+    BucketSolution solution;
+  };
+
   /// A call on its way through the worker. With a sketch its prepare() may run while the call before it still sums, and
   /// where weights lag its solve() runs when its Future is done.
   struct Job {
@@ -68,6 +78,8 @@ class HostState final : public BucketMooState {
   void prepare(Job& job);
   void prepare_next();
   KeptWeights solve(Job& job);
+  void set_solving_late(bool is_solving);
+  std::unique_lock<std::mutex> lock_after_late_solve() const;
   std::vector<double> load_state(const Call& call);
   void store_state(const Call& call, const std::vector<double>& values);
   void reduce_sparse(const Call& call);
@@ -84,10 +96,12 @@ class HostState final : public BucketMooState {
   // Guarded by mutex().
   std::deque<std::shared_ptr<Job>> waiting_;  // jobs that the worker has not begun
   SolverStates solver_states_;
-  KeptWeightsOfBuckets kept_weights_;
+  KeptForBuckets<KeptWeights> kept_weights_;
   std::map<BucketKey, BucketRecord> records_;
   Counters counters_;
   std::size_t scratch_bytes_ = 0;
+  bool solving_late_ = false;
+  mutable std::condition_variable solved_late_;
 
   Worker worker_;  // last: its thread must end before the rest goes
 };

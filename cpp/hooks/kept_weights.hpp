@@ -7,36 +7,30 @@
 #include <utility>
 #include <vector>
 
-#include "collective/moo_collective.hpp"
 #include "hooks/parameter_owners.hpp"
 
 namespace bucket_moo {
-
-/// What was solved for a bucket, and when.
-struct KeptWeights {
-  std::vector<std::string> objectives;  ///< [K] whose weights these are
-  std::int64_t step = 0;
-  BucketSolution solution;
-};
 
 /// Whether a step falls into another period of `every` steps, counted from step 1, than an earlier one.
 inline bool is_due(std::int64_t step, std::int64_t solved, std::int64_t every) {
   return (step - 1) / every != (solved - 1) / every;
 }
 
-/// By the parameters that a bucket holds. Buckets that DDP rebuilds start afresh. Not thread-safe.
-class KeptWeightsOfBuckets {
+/// What is kept for buckets, by the parameters that they hold. Buckets that DDP rebuilds start afresh. Not thread-safe.
+template <class Kept>
+class KeptForBuckets {
  public:
-  /// Null if there are none for exactly these objectives.
-  const KeptWeights* find(const std::vector<BucketParameter>& parameters,
-                          const std::vector<std::string>& objectives) const {
+  /// Null if there is nothing.
+  Kept* find(const std::vector<BucketParameter>& parameters) {
     const auto found = kept_.find(labels(parameters));
-    return found != kept_.end() && found->second.objectives == objectives ? &found->second : nullptr;
+    return found == kept_.end() ? nullptr : &found->second;
   }
 
-  void keep(const std::vector<BucketParameter>& parameters, KeptWeights weights) {
-    kept_.insert_or_assign(labels(parameters), std::move(weights));
+  Kept& keep(const std::vector<BucketParameter>& parameters, Kept kept) {
+    return kept_.insert_or_assign(labels(parameters), std::move(kept)).first->second;
   }
+
+  const std::map<std::vector<std::string>, Kept>& all() const { return kept_; }
 
   void clear() { kept_.clear(); }
 
@@ -49,7 +43,7 @@ class KeptWeightsOfBuckets {
     return all;
   }
 
-  std::map<std::vector<std::string>, KeptWeights> kept_;
+  std::map<std::vector<std::string>, Kept> kept_;
 };
 
 }  // namespace bucket_moo

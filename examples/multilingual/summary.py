@@ -175,6 +175,22 @@ def difference_table(settings: Settings, result: dict[str, Any]) -> str:
     return f"{text}\nbelow 0: better than plain DDP; x/y: in x of y seeds"
 
 
+def gramian_lines(runs: Sequence[Run]) -> str:
+    """Which Gramians each method's last report was from; a small bucket's is exact even with a sketch."""
+    lines: dict[str, str] = {}
+    for run in runs:
+        if not run["reports"]:
+            continue
+        report = run["reports"][max(run["reports"], key=int)]
+        sketched = [b["numel"] for b in report["buckets"] if b["width"]]
+        share = sum(sketched) / sum(b["numel"] for b in report["buckets"])
+        lines[run["method"]] = (
+            f"Gramians of {run['method']}: {report['estimator']}; sketched: {len(sketched)} of "
+            f"{len(report['buckets'])} buckets, {100 * share:.0f} % of elements"
+        )
+    return "\n".join(lines.values())
+
+
 def conflict_table(settings: Settings, result: dict[str, Any], method: str) -> str:
     """Share of conflicting pairs by group and step, `languages / control`."""
     steps = list(result[method])

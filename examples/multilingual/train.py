@@ -185,6 +185,7 @@ def report(
     parts = [
         summary.loss_table(settings, result["held_out"]),
         summary.difference_table(settings, result["held_out"]),
+        summary.gramian_lines(runs),
         *(summary.conflict_table(settings, result["conflicts"], m) for m in settings.methods if result["conflicts"][m]),
         summary.time_table(settings, result["step_time"]),
         "wall time: " + ", ".join(f"{k} {v:.0f} s" for k, v in clock.seconds.items()),

@@ -33,7 +33,7 @@ if _minor(_C.build_info()["torch"]) != _minor(_torch.__version__):
     )
 
 from bucket_moo_ext.collectives import all_reduce, reduce_scatter
-from bucket_moo_ext.functional import aggregate, combine, gramian, weights
+from bucket_moo_ext.functional import aggregate, combine, gramian, sketch, weights
 from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.hooks import bucket_moo_hook, register
 from bucket_moo_ext.methods import (
@@ -106,5 +106,6 @@ __all__ = [
     "gramian",
     "reduce_scatter",
     "register",
+    "sketch",
     "weights",
 ]

@@ -7,12 +7,14 @@ import torch
 
 from bucket_moo_ext import _C
 from bucket_moo_ext._arrays import ArrayLike, as_tensor, cupy_of, is_array, through_torch
+from bucket_moo_ext.gramian_source import check_width
 from bucket_moo_ext.methods import Method, resolve
 
 _MAX_OBJECTIVES: int = _C.build_info()["max_objectives"]
 
 # The overloads themselves: their packets would look for the one that fits at every call.
 _gramian = torch.ops.bucket_moo.gramian.default
+_sketch = torch.ops.bucket_moo.sketch.default
 _solve = torch.ops.bucket_moo.solve.default
 _combine = torch.ops.bucket_moo.combine.default
 
@@ -59,6 +61,53 @@ def gramian(jacobian: ArrayLike | Sequence[ArrayLike]) -> Any:
     if cupy is not None:
         return through_torch(cupy, gramian, jacobian)
     return _gramian(_rows(jacobian))
+
+
+@overload
+def sketch(
+    jacobian: torch.Tensor | Sequence[torch.Tensor],
+    width: int = 16384,
+    *,
+    seed: int = 0,
+    step: int = 0,
+    bucket: int = 0,
+) -> torch.Tensor: ...
+@overload
+def sketch(
+    jacobian: ArrayLike | Sequence[ArrayLike], width: int = 16384, *, seed: int = 0, step: int = 0, bucket: int = 0
+) -> Any: ...
+def sketch(
+    jacobian: ArrayLike | Sequence[ArrayLike], width: int = 16384, *, seed: int = 0, step: int = 0, bucket: int = 0
+) -> Any:
+    """K gradients in few columns: random projections whose inner products are those of the gradients on average.
+
+    ``gramian(sketch(jacobian))`` is what ``Sketch`` solves from, in place of ``gramian(jacobian)``. All rows get the
+    same random signs and columns; the same key gives the same map anywhere.
+
+    Args:
+        jacobian: As for ``gramian``.
+        width: The number of columns, a power of two from 64 to 2**28.
+        seed: With ``step`` and ``bucket``, the key of the random map; each from 0 to 2**64 - 1.
+        step: See ``seed``.
+        bucket: See ``seed``.
+
+    Returns:
+        ``[K, width]`` float32 (float64 for float64 input). Of the kind that ``gramian()`` returns.
+
+    Raises:
+        TypeError: An unsupported or mixed dtype, no tensor, or a width that is no integer.
+        ValueError: A wrong shape, rows on several devices, another width, or a key out of range.
+        RuntimeError: As for ``gramian()``.
+
+    Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams", ICALP 2002 (CountSketch), with a
+    permutation of the columns in each run of ``width`` elements.
+    """
+    cupy = cupy_of(jacobian)
+    if cupy is not None:
+        return through_torch(cupy, sketch, jacobian, width, seed=seed, step=step, bucket=bucket)
+    columns = check_width("width", width)
+    key = [_signed(_word(name, word)) for name, word in (("seed", seed), ("step", step), ("bucket", bucket))]
+    return _sketch(_rows(jacobian), columns, *key)
 
 
 @overload

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch.distributed as dist
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.process_group import count_nodes
+from bucket_moo_ext.process_group import announce_node, count_nodes
 
 _LIMITS = _C.build_info()
 _MIN_WIDTH: int = _LIMITS["min_sketch_width"]
@@ -129,12 +129,14 @@ def check_source(gramian: object) -> GramianSource:
 
 
 def choose(gramian: GramianSource, group: dist.ProcessGroup) -> Chosen:
-    """What `gramian` means for the ranks of `group`. Collective over the group for ``"auto"``."""
+    """What `gramian` means for the ranks of `group`. Collective over the group."""
+    # Whatever this rank was given: another one may be "auto", and must not wait before the ranks can compare.
+    announced = announce_node(group)
     if isinstance(gramian, Sketch):
         return Chosen(gramian, repr(gramian))
     if gramian == "exact":
         return Chosen(None, "exact")
-    ranks, nodes = group.size(), count_nodes(group)
+    ranks, nodes = group.size(), count_nodes(group, announced)
     sketch = None if nodes == 1 and ranks <= AUTO_EXACT_RANKS else Sketch()
     what = "exact" if sketch is None else repr(sketch)
     return Chosen(sketch, f"{what} (auto: {ranks} rank{'s'[: ranks > 1]} on {nodes} node{'s'[: nodes > 1]})")

@@ -85,10 +85,15 @@ def _node() -> str:
     return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
 
 
-def count_nodes(group: dist.ProcessGroup) -> int:
-    """How many machines the ranks of ``group`` are on. Collective over the group, through its store."""
+def announce_node(group: dist.ProcessGroup) -> dist.Store:
+    """Tells the other ranks of ``group`` which machine this one is on; returns where all of them say so."""
     store = dist.distributed_c10d._get_process_group_store(group)
     number = store.add(f"bucket_moo/nodes/rank{group.rank()}", 1)  # of calls; the same on every rank
     store = dist.PrefixStore(f"bucket_moo/nodes{number}", store)
     store.set(str(group.rank()), _node())
-    return len({bytes(node) for node in store.multi_get([str(rank) for rank in range(group.size())])})
+    return store
+
+
+def count_nodes(group: dist.ProcessGroup, announced: dist.Store) -> int:
+    """How many machines the ranks of ``group`` are on, all of which announce theirs."""
+    return len({bytes(node) for node in announced.multi_get([str(rank) for rank in range(group.size())])})

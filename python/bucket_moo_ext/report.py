@@ -128,7 +128,6 @@ class Report:
             )
         return head + "\n".join(lines)
 
-
     def _accuracy(self) -> str:
         """How far the cosines may be off, and whether weights are older than the step."""
         sketched = [bucket for bucket in self.buckets if bucket.width > 0]

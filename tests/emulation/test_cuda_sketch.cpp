@@ -452,7 +452,7 @@ bool guards_stand(const Tile& t) {
 }
 
 ScaleArguments arguments_of(Tile& t, const double& coefficient, const double& share) {
-  return {t.row(0), t.size, t.dtype, &coefficient, &share};
+  return {.values = t.row(0), .size = t.size, .dtype = t.dtype, .coefficient = &coefficient, .share = &share};
 }
 
 Tile& with_extremes(Tile& t) {
@@ -465,6 +465,17 @@ Tile& with_extremes(Tile& t) {
 
 void check_scale(Tile& t, double c, double share) {
   const std::vector<char> expected = expected_bytes(t, c, share);
+  // Apart: out of one row into another, which is only written.
+  const std::vector<char> before = bytes_of(t);
+  std::vector<char> apart(before.size() + 16, char{0x5a});
+  ScaleArguments into = arguments_of(t, c, share);
+  into.from = into.values;
+  into.values = apart.data();
+  CHECK(bucket_moo::cuda::launch_scale(into, nullptr) == cudaSuccess);
+  for (std::size_t i = before.size(); i < apart.size(); ++i) CHECK(apart[i] == 0x5a);
+  apart.resize(before.size());
+  CHECK(same_elements(t.dtype, apart, expected));
+  CHECK(bytes_of(t) == before);
   CHECK(bucket_moo::cuda::launch_scale(arguments_of(t, c, share), nullptr) == cudaSuccess);
   CHECK(same_elements(t.dtype, bytes_of(t), expected));
   CHECK(guards_stand(t));

@@ -41,6 +41,19 @@ def test_gramian_and_combine(rng: np.random.Generator, dtype: torch.dtype) -> No
                 assert raw(update.cpu()) == raw(moo.combine(rows, w)), (k, n)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sketch(rng: np.random.Generator, dtype: torch.dtype) -> None:
+    for n in (0, 1, 17, 4099, 1_000_003):
+        for width in (64, 1024, 16384):
+            rows = draw(rng, 2, n, dtype)
+            got = moo.sketch(rows.cuda(), width, seed=2**64 - 1, step=3, bucket=1)
+            assert got.is_cuda
+            expected = moo.sketch(rows.double(), width, seed=2**64 - 1, step=3, bucket=1)
+            runs = n / width
+            scale = 1e-14 if dtype == torch.float64 else 1e-6
+            torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=scale * (1 + runs))
+
+
 @pytest.mark.parametrize("name", moo.available_methods())
 def test_weights(rng: np.random.Generator, name: str) -> None:
     for k in (1, 2, 5, 33, 64):

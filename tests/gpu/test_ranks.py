@@ -55,6 +55,88 @@ def test_all_reduce(run_gpu_ranks: Runner, fresh_seed: int, objectives: str) -> 
             verify(f"{method} {dtype} {n}", rows, next(place), method, objective=objectives)
 
 
+def rank_sketched(rank: int, world: int, seed: int, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    state = moo.BucketMOO("mgda", objective=objectives[rank], gramian=moo.Sketch(1024))
+    results = []
+    for dtype, n in CASES:
+        row = draw(seed, (rank, n), n, dtype).cuda()
+        moo.all_reduce(row, state)
+        (bucket,) = state.report().buckets
+        full = draw(seed, (rank, n), n * world, dtype).cuda()
+        shard = torch.empty(n, dtype=dtype, device="cuda")
+        moo.reduce_scatter(shard, full, state)
+        assert torch.equal(full.cpu(), draw(seed, (rank, n), n * world, dtype)), "the input is only read"
+        (scattered,) = state.report().buckets
+        results.append({
+            "row": row.cpu(), "weights": bucket.weights, "gramian": bucket.gramian, "width": bucket.width,
+            "shard": shard.cpu(), "shard weights": scattered.weights,
+        })  # fmt: skip
+    return results
+
+
+@pytest.mark.parametrize("objectives", ["abc", "aab"])
+def test_sketched(run_gpu_ranks: Runner, fresh_seed: int, objectives: str) -> None:
+    """The weighted sums of what is reported; the Gramian's error is a few standard errors at most."""
+    world = len(objectives)
+    names = list(dict.fromkeys(objectives))
+    ranks = run_gpu_ranks(world, rank_sketched, fresh_seed, objectives)
+    for place, (dtype, n) in enumerate(CASES):
+        results = [results[place] for results in ranks]
+        first = results[0]
+        assert first["width"] == (1024 if n > 2048 else 0)
+        assert all(raw(r["row"]) == raw(first["row"]) for r in results), "the same bits on every rank"
+        share = torch.tensor([1 / objectives.count(name) for name in objectives], dtype=torch.float64)
+        unit = torch.finfo(dtype).eps
+        for size, weights, got in (
+            (n, first["weights"], first["row"]),
+            (n * world, first["shard weights"], torch.cat([r["shard"] for r in results])),
+        ):
+            rows = torch.stack([draw(fresh_seed, (r, n), size, dtype).double() for r in range(world)])
+            coefficients = share * torch.stack([weights[names.index(name)] for name in objectives])
+            terms = coefficients[:, None] * rows
+            error = (got.double() - terms.sum(0)).abs()
+            assert bool((error <= 4 * world * unit * terms.abs().sum(0) + 1e-6).all()), (dtype, n)
+        means = torch.stack([
+            torch.stack([draw(fresh_seed, (r, n), n, dtype).double() for r in range(world) if objectives[r] == name])
+            .mean(0) for name in names
+        ])  # fmt: skip
+        norms = means.norm(dim=1)
+        off = (first["gramian"] - means @ means.T).abs() / norms.outer(norms)
+        assert float(off.max()) <= (8 / 32 if first["width"] else 0.01), (dtype, n)
+
+
+def rank_captured_sketch(rank: int, world: int, seed: int) -> None:
+    state = moo.BucketMOO("mgda", gramian=moo.Sketch(64))
+    row = torch.randn(40_000, device="cuda")
+    work = row.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        moo.all_reduce(work, state)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        moo.all_reduce(work, state)
+    gramians = []
+    for replay in range(3):
+        work.copy_(row)
+        graph.replay()
+        report = state.report()
+        torch.testing.assert_close(work, row)  # one objective: its own gradient
+        assert report.step == report.buckets[0].solved_step == 2 + replay
+        gramians.append(float(report.gramian))
+    assert len(set(gramians)) == 3, "each replay draws anew"
+    for sketch in (moo.Sketch(64, refresh_every=2), moo.Sketch(64, lag=1)):
+        keeps = moo.BucketMOO("mgda", gramian=sketch)
+        moo.all_reduce(work, keeps)
+        with pytest.raises(RuntimeError, match="cannot be captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            moo.all_reduce(work, keeps)
+
+
+def test_a_captured_sketch(run_ranks: Runner, fresh_seed: int) -> None:
+    run_ranks(1, rank_captured_sketch, fresh_seed, backend=nccl)
+
+
 def rank_reduce_scatter(rank: int, world: int, seed: int) -> list[bytes]:
     state = moo.BucketMOO("mgda")
     results = []

@@ -57,6 +57,7 @@ enum class StepError : std::int32_t {
   too_many_objectives,  ///< `culprit` of them
   objective_count,      ///< `culprit` of them, and the method's options are for another number
   too_many_names,       ///< the registry of names is full
+  other_objectives,     ///< `culprit` of them, and not those of the first step
 };
 
 /// The scalars of a step.
@@ -84,6 +85,12 @@ struct ObjectiveRegistry {
   int* count;            ///< names so far
   int* slot;             ///< [W], of which the first K count: the number of each objective of the step
   int capacity;
+};
+
+/// The objectives of the first step, for steps that must not have others.
+struct FirstObjectives {
+  ObjectiveName* names;  ///< as many as StepLimits allows
+  int* count;            ///< 0: there was no step yet
 };
 
 /// What a step is held to.
@@ -206,6 +213,36 @@ BUCKET_MOO_HD void assign_slots(Lanes lanes, const StepRecord* records, const Ob
       table.header->k = 0;
     } else {
       *registry.count = count;
+    }
+  }
+  lanes.sync();
+}
+
+/// Takes in the objectives of the first step, and finds an error in every later one that has others. To be called as
+/// assign_slots().
+template <class Lanes>
+BUCKET_MOO_HD void require_same_objectives(Lanes lanes, const StepRecord* records, const ObjectiveTable& table,
+                                           const FirstObjectives& first) {
+  const int k = table.header->k;
+  const int known = *first.count;
+  if (k == 0) return;
+  double same = known == 0 || known == k ? 1.0 : 0.0;
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    const ObjectiveName& name = records[table.leader[i]].objective;
+    if (known == 0) {
+      first.names[i] = name;
+    } else if (known == k && !same_name(first.names[i], name)) {
+      same = 0.0;
+    }
+  }
+  same = lanes.min(same);
+  if (lanes.lane() == 0) {
+    if (same == 1.0) {
+      *first.count = k;
+    } else {
+      table.header->error = StepError::other_objectives;
+      table.header->culprit = k;
+      table.header->k = 0;
     }
   }
   lanes.sync();
