@@ -12,8 +12,8 @@ Compared per bucket and per step:
     plain       DDP's all-reduce, by the fastest of `Network.ALL_REDUCES`
     exact       all-to-all, partial Gramian, all-gather of partial Gramians, solve, combination, all-gather of shards
     sketch      sketch, all-reduce of the sketches, solve, scaling, all-reduce of the bucket. With lag 1 the weights
-                are those of the step before: all-reduce of the sketches and solve come after the bucket's Future, and
-                their latency is taken to be over before the next bucket is ready
+                are those of the step before: all-reduces of the sketches and solves come after the step's last bucket,
+                and their latency is taken to be over before the next step's first bucket is ready
     all_gather  every rank gets every gradient
 
 Assumptions: a bucket's stages and the buckets follow each other, on one stream; within a collective NVLink and NICs
