@@ -93,7 +93,7 @@ format: $(STAMP)/dev ## Format all sources
 	@$(BIN)/ruff check --fix-only --quiet . ; $(BIN)/ruff format . ; $(BIN)/clang-format -i $(CPP)
 
 bench: $(STAMP)/extension $(STAMP)/dev ## Time a backward pass: plain DDP, our hook, an all-gather hook
-	@$(BIN)/python bench/step_overhead.py --gramian exact sketch
+	@$(BIN)/python bench/step_overhead.py
 
 bench-solve: $(STAMP)/extension $(STAMP)/peer ## Time the solvers beside TorchJD's, into bench/results (ARGS=...)
 	@mkdir -p build bench/results

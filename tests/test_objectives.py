@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from checks import Outcome, draw, outcome, unraw
+from checks import Outcome, break_if_left_out, draw, outcome, unraw
 
 Runner = Callable[..., list[Any]]
 Step = tuple[list[str | int | None], list[float]]  # objective and weight of each rank
@@ -39,11 +39,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [("mean", {}), ("mgda", {}), ("cagra
 
 
 def rank_row(seed: int, index: int, rank: int, n: int, weight: float) -> torch.Tensor:
-    row = draw(seed, (index, n, rank), n, torch.float32)
-    if weight == 0:
-        row[:: n // 5] = torch.nan
-        row[1] = torch.inf
-    return row
+    return break_if_left_out(draw(seed, (index, n, rank), n, torch.float32), weight)
 
 
 def rank_steps(rank: int, world: int, seed: int) -> list[Outcome]:

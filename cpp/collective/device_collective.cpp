@@ -15,7 +15,6 @@
 #include "kept_weights.cuh"
 #include "kernels/sketch.hpp"
 #include "range.cuh"
-#include "scale.cuh"
 #include "sketch.cuh"
 #include "solve.cuh"
 #include "step.cuh"
@@ -120,7 +119,7 @@ struct DeviceCollective::StepMemory {
   FirstObjectives first{};
   double* factor = nullptr;        // of this rank in a sum, of any dtype
   double* coefficients = nullptr;  // [W] of the combination
-  double* tail_partial = nullptr;  // packed Gramian of the tails
+  double* tail_partial = nullptr;  // packed Gramian of the tails, or of sketches
   std::size_t bytes = 0;
 };
 
@@ -468,18 +467,23 @@ void DeviceCollective::forget_objectives() {
   write(step_memory().first.count, &none, 1, stream());
 }
 
+/// A bucket times this rank's coefficient, in place.
+cuda::ScaleArguments DeviceCollective::scaling(const at::Tensor& bucket) const {
+  const StepMemory memory = step_memory();
+  return {.values = bucket.mutable_data_ptr(),
+          .size = bucket.numel(),
+          .dtype = dtype_of(bucket.scalar_type(), "a bucket"),
+          .coefficient = memory.coefficients + rank(),
+          .share = memory.table.share + rank()};
+}
+
 void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket) {
   const Range range("bucket_moo all_reduce");
-  const StepMemory memory = step_memory();
-  cuda::ScaleArguments arguments;
-  arguments.values = bucket.mutable_data_ptr();
-  arguments.size = bucket.numel();
-  arguments.dtype = dtype_of(bucket.scalar_type(), "a bucket");
-  arguments.coefficient = memory.coefficients + rank();
-  arguments.share = memory.table.share + rank();
+  const cuda::ScaleArguments arguments = scaling(bucket);
   if (exchange_.multiplies(bucket.scalar_type())) {
-    check_cuda(cuda::launch_prepare_premultiplied(arguments, memory.factor, stream()), "enqueueing a factor");
-    const auto at = reinterpret_cast<std::byte*>(memory.factor) - step_memory_.data();
+    double* const place = step_memory().factor;
+    check_cuda(cuda::launch_prepare_premultiplied(arguments, place, stream()), "enqueueing a factor");
+    const auto at = reinterpret_cast<std::byte*>(place) - step_memory_.data();
     const auto bytes = static_cast<std::int64_t>(bucket.element_size());
     const at::Tensor factor = step_memory_.tensor(step_memory_.capacity()).narrow(0, at, bytes);
     exchange_.all_reduce(bucket, factor.view(bucket.scalar_type()));
@@ -491,16 +495,10 @@ void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket) {
 
 void DeviceCollective::weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input) {
   const Range range("bucket_moo reduce_scatter");
-  const StepMemory memory = step_memory();
   scaled_.reserve(input.nbytes());
   const at::Tensor scaled = scaled_.tensor(input.nbytes()).view(input.scalar_type());
-  cuda::ScaleArguments arguments;
-  arguments.values = scaled.mutable_data_ptr();
+  cuda::ScaleArguments arguments = scaling(scaled);
   arguments.from = input.const_data_ptr();
-  arguments.size = input.numel();
-  arguments.dtype = dtype_of(input.scalar_type(), "input");
-  arguments.coefficient = memory.coefficients + rank();
-  arguments.share = memory.table.share + rank();
   check_cuda(cuda::launch_scale(arguments, stream()), "enqueueing the scaling of a bucket");
   exchange_.reduce_scatter(output.as_strided({output.numel()}, {1}), scaled);
 }

@@ -19,6 +19,7 @@
 #include "collective/sketch_options.hpp"
 #include "kernels/rows.hpp"
 #include "rows.cuh"
+#include "scale.cuh"
 
 namespace bucket_moo {
 
@@ -149,6 +150,7 @@ class DeviceCollective {
   void solve(std::int64_t index, const DeviceResult& result, const DeviceSolverState* state, bool counted);
   void combine_shard(const Bucket& bucket);
   void gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed);
+  cuda::ScaleArguments scaling(const at::Tensor& bucket) const;
   std::size_t packed_bytes() const;
   std::int64_t of_others(std::int64_t limit) const;
 

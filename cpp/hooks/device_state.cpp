@@ -273,7 +273,7 @@ void DeviceState::moved_to(std::int64_t step) {
     side_.follow_current();
     const OnSideStream guard(device(), side_);
     collective_.set_step(step);
-    if (!captured_) {
+    if (sketch().keeps_weights()) {
       collective_.forget_objectives();
     }
   }

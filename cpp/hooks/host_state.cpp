@@ -156,13 +156,17 @@ BucketSolution HostState::reduce_exact(const Call& call) {
   double* const state = memory.empty() ? nullptr : memory.data();
   void* const output = call.output.mutable_data_ptr();
   const std::int64_t n = call.output.numel();
-  const RandomKey key{seed(), static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
+  const RandomKey key = key_of(call, seed());
   BucketSolution solution = call.operation == Operation::reduce_scatter
                                 ? collective_.reduce_scatter(output, call.input.const_data_ptr(), n, call.dtype(), key,
                                                              call.tile_limit, state)
                                 : collective_.all_reduce(output, n, call.dtype(), key, call.tile_limit, state);
   store_state(call, memory);
   return solution;
+}
+
+RandomKey HostState::key_of(const Call& call, std::uint64_t seed) {
+  return {seed, static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
 }
 
 /// Returns the weights that were used.
@@ -206,7 +210,7 @@ void HostState::prepare(Job& job) {
     }
   }
   const at::Tensor& bucket = call.bucket();
-  const RandomKey key{sketch().seed, static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
+  const RandomKey key = key_of(call, sketch().seed);
   job.sketched = collective_.start_sketch(bucket.const_data_ptr(), bucket.numel(), call.dtype(), key,
                                           sketch().width_for(bucket.numel()));
 }
@@ -230,7 +234,7 @@ void HostState::prepare_next() {
 HostState::KeptWeights HostState::solve(Job& job) {
   const Call& call = job.call;
   std::vector<double> memory = load_state(call);
-  const RandomKey key{seed(), static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
+  const RandomKey key = key_of(call, seed());
   KeptWeights solved{
       collective_.objectives().names, call.step,
       collective_.solve_sketched(std::move(job.sketched), key, memory.empty() ? nullptr : memory.data())};

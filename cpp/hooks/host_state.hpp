@@ -78,6 +78,7 @@ class HostState final : public BucketMooState {
   void prepare(Job& job);
   void prepare_next();
   KeptWeights solve(Job& job);
+  static RandomKey key_of(const Call& call, std::uint64_t seed);
   void set_solving_late(bool is_solving);
   std::unique_lock<std::mutex> lock_after_late_solve() const;
   std::vector<double> load_state(const Call& call);

@@ -63,7 +63,7 @@ class Sketch:
             first step of a bucket waits for its own. 0: it uses its own.
 
     The same on every rank. With ``refresh_every`` above 1 or ``lag`` weights are kept for the objectives that they were
-    solved for; a step with others solves anew.
+    solved for; a step with others solves anew, and on a GPU is an error.
 
     Raises:
         TypeError, ValueError: A bad argument, named, with what is allowed.

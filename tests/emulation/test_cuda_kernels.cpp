@@ -20,17 +20,13 @@ namespace {
 using bucket_moo::DType;
 using bucket_moo::cuda::DeviceRows;
 using bucket_moo::cuda::Grid;
+using tiles::kDTypes;
+using tiles::kPoison;
 using tiles::Layout;
+using tiles::name_of;
 using tiles::Tile;
 
-constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16, DType::float64};
-const char* name_of(DType d) {
-  constexpr const char* kNames[] = {"float32", "bfloat16", "float16", "float64"};
-  return kNames[static_cast<int>(d)];
-}
-
 constexpr Layout kLayouts[] = {Layout::block, Layout::odd_pitch, Layout::scattered, Layout::misaligned};
-constexpr double kPoison = -12345.0;
 
 /// Rows to objectives, and the same as a table that kernels read.
 struct Objectives {

@@ -25,16 +25,11 @@ using bucket_moo::SketchMap;
 using bucket_moo::StepError;
 using bucket_moo::cuda::ScaleArguments;
 using bucket_moo::cuda::SketchArguments;
+using tiles::kDTypes;
+using tiles::kPoison;
 using tiles::Layout;
+using tiles::name_of;
 using tiles::Tile;
-
-constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16, DType::float64};
-const char* name_of(DType d) {
-  constexpr const char* kNames[] = {"float32", "bfloat16", "float16", "float64"};
-  return kNames[static_cast<int>(d)];
-}
-
-constexpr double kPoison = -12345.0;
 
 // ---- sketch --------------------------------------------------------------------------------------------------------
 

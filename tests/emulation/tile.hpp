@@ -15,6 +15,14 @@ namespace tiles {
 
 using bucket_moo::DType;
 
+inline constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16, DType::float64};
+inline const char* name_of(DType d) {
+  constexpr const char* kNames[] = {"float32", "bfloat16", "float16", "float64"};
+  return kNames[static_cast<int>(d)];
+}
+
+inline constexpr double kPoison = -12345.0;  // what a kernel has to overwrite
+
 /// Value of a bit pattern with `e` exponent and `m` mantissa bits.
 inline double decode(std::uint32_t bits, int e, int m) {
   const std::uint32_t exponent = bits >> m & ((1U << e) - 1);
