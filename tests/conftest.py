@@ -58,6 +58,8 @@ def _rank_main(
 ) -> None:
     faulthandler.dump_traceback_later(deadline, exit=True)
     torch.set_num_threads(1)
+    # A rank that left at once would close its connections while others still make theirs, and these would fail.
+    os.environ["TORCH_DIST_INIT_BARRIER"] = "1"
     try:
         dist.init_process_group(
             backend(rank),

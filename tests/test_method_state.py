@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 Runner = Callable[..., list[Any]]
 
 CAP_MB = 0.004  # several buckets for the network below
+# IMTL-G's weights follow the norms: unlike PCGrad's, they are not the mean's where a draw holds no conflict.
 STATEFUL: dict[str, Callable[[], moo.Method]] = {
     "gradvac": moo.GradVac,
-    "smoothed": lambda: moo.Smoothed("pcgrad", 0.8),
+    "smoothed": lambda: moo.Smoothed("imtlg", 0.8),
     "smoothed gradvac": lambda: moo.Smoothed(moo.GradVac(0.3), 0.5),
 }
 

@@ -1,6 +1,7 @@
 """The group of its own that every state makes: made again and again, collected at different times, over sub-groups."""
 
 import gc
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,26 @@ def _initialise_again(rank: int, world: int, store: str) -> list[float]:
 
 def test_initialise_again(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
     assert run_ranks(3, _initialise_again, str(tmp_path / "store")) == [[2.0] * 5] * 3
+
+
+def _slow_to_connect(rank: int, world: int) -> bool:
+    """Rank 1 takes its time to connect; returns whether it had connected when this rank went on."""
+    store = dist.distributed_c10d._get_process_group_store(dist.group.WORLD)
+    module = DistributedDataParallel(torch.nn.Linear(3, 3))
+    if rank == 1:
+        connect = dist.ProcessGroupGloo
+
+        def slow(*arguments: Any, **options: Any) -> dist.ProcessGroupGloo:
+            group = connect(*arguments, **options)
+            time.sleep(1.0)
+            store.set("connected", "")
+            return group
+
+        dist.ProcessGroupGloo = slow  # type: ignore[misc, assignment]
+    moo.register(module)
+    return store.check(["connected"])
+
+
+def test_no_rank_goes_on_before_all_are_connected(run_ranks: Callable[..., list[Any]]) -> None:
+    # It might end or raise, and thereby close connections of ranks that still make theirs.
+    assert run_ranks(3, _slow_to_connect) == [True] * 3

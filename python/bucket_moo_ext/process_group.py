@@ -76,6 +76,8 @@ def private_group(parent: dist.ProcessGroup) -> dist.ProcessGroup | None:
     group._set_default_backend(kind)
     group._register_backend(torch.device("cpu"), kind, backend)
     group._set_group_desc("bucket_moo")
+    # A rank that left at once would close its connections while others still make theirs, and these would fail.
+    group.barrier().wait()
     return group
 
 
