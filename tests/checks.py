@@ -259,7 +259,7 @@ def check_weights(label: str, got: Outcome, method: str, options: dict[str, Any]
         on = ref.active(gram)
         values, vectors = np.linalg.eigh(gram[np.ix_(on, on)])
         shortest[on] = ref.min_norm_point(vectors * np.sqrt(np.maximum(values, 0)))
-        certificate = ref.cagrad_certificate(gram, full, c, shortest)
+        certificate = ref.cagrad_certificate(gram, full, c, shortest, noise=noise)
         if certificate.mean_square < 1e-9:
             return  # the mean vanishes up to rounding, and what is relative to it has no meaning
         slack = (32 + k + noise / ref.EPSILON) * certificate.rounding

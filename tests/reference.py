@@ -251,11 +251,12 @@ class CagradCertificate:
     mean_square: float  # |g_0|^2 over the mean diagonal
 
 
-def cagrad_certificate(gram: Array, w: Array, c: float, *others: Array) -> CagradCertificate:
+def cagrad_certificate(gram: Array, w: Array, c: float, *others: Array, noise: float = 0.0) -> CagradCertificate:
     """Weak duality: for every l on the simplex, F(l) = <g_0, g_l> + c |g_0| |g_l| bounds min_k <g_k, d> from above.
 
-    The bound taken is the best of the w's own l and of the `others`. A squared norm |g_l|^2 that is below the rounding
-    of the entries of G counts as zero, because its root is not below anything.
+    The bound taken is the best of the w's own l and of the `others`. A squared norm |g_l|^2 that is below the error of
+    the entries of G (their rounding, or `noise` relative to |g_i||g_j|) counts as zero, because its root is far above
+    that error.
     """
     on = active(gram)
     k = on.size
@@ -268,7 +269,7 @@ def cagrad_certificate(gram: Array, w: Array, c: float, *others: Array) -> Cagra
     radius = c * np.sqrt(mean_square)
 
     def bound(mix: NDArray[np.longdouble]) -> float:
-        square = mix @ g @ mix - 4 * EPSILON * (mix @ norms) ** 2
+        square = mix @ g @ mix - max(4 * EPSILON, noise) * (mix @ norms) ** 2
         return float(u @ g @ mix + radius * np.sqrt(max(square, 0)))
 
     bounds = [bound(_extended(other[on])) for other in others]
