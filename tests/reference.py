@@ -255,8 +255,8 @@ def cagrad_certificate(gram: Array, w: Array, c: float, *others: Array, noise: f
     """Weak duality: for every l on the simplex, F(l) = <g_0, g_l> + c |g_0| |g_l| bounds min_k <g_k, d> from above.
 
     The bound taken is the best of the w's own l and of the `others`. A squared norm |g_l|^2 that is below the error of
-    the entries of G (their rounding, or `noise` relative to |g_i||g_j|) counts as zero, because its root is far above
-    that error.
+    the entries of G (their rounding, or `noise` relative to |g_i||g_j|) counts as zero, because its root is not below
+    anything.
     """
     on = active(gram)
     k = on.size

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import bucket_moo_ext as moo
+import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -57,17 +58,18 @@ def _slow_to_connect(rank: int, world: int) -> bool:
     """Rank 1 takes its time to connect; returns whether it had connected when this rank went on."""
     store = dist.distributed_c10d._get_process_group_store(dist.group.WORLD)
     module = DistributedDataParallel(torch.nn.Linear(3, 3))
-    if rank == 1:
-        connect = dist.ProcessGroupGloo
+    connect = dist.ProcessGroupGloo
 
-        def slow(*arguments: Any, **options: Any) -> dist.ProcessGroupGloo:
-            group = connect(*arguments, **options)
-            time.sleep(1.0)
+    def slow(*arguments: Any, **options: Any) -> dist.ProcessGroupGloo:
+        group = connect(*arguments, **options)
+        if rank == 1:
+            time.sleep(1.0)  # ranks that do not wait for this one have gone on by then
             store.set("connected", "")
-            return group
+        return group
 
-        dist.ProcessGroupGloo = slow  # type: ignore[misc, assignment]
-    moo.register(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "ProcessGroupGloo", slow)
+        moo.register(module)
     return store.check(["connected"])
 
 
