@@ -279,7 +279,7 @@ def test_equilibria(rng: Random, condition: float, decades: int) -> None:
             unit = fair ** (1 / alpha)
             # What rounding the weights, their products and their sum to float64 moves; above 1e-8 where alpha < 1.
             rounding = 2.0**-53 * (np.abs(gram_of(rows)) @ fair * unit).max()
-            assert certificate <= 1e-8 + 4 * rounding, f"K={k}, alpha={alpha}"
+            assert certificate <= max(1e-8, 4 * rounding), f"K={k}, alpha={alpha}"
             # Scaling the Gramian rounds each entry some six times, and its own rounding is one of the rows' norms.
             norms = np.linalg.norm(rows, axis=1)
             rounding = 2.0**-53 * (norms * (norms @ fair) * unit).max()
