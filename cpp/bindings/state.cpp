@@ -20,8 +20,12 @@ using torch::jit::PythonFutureWrapper;
 using StatePtr = std::shared_ptr<BucketMooState>;
 using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 
-/// Ends the worker without the GIL: a Future's Python callback, run by the worker, may be waiting for it.
+/// Ends the worker without the GIL: a Future's Python callback, run by the worker, may be waiting for it. In a forked
+/// child there is no worker to end and nobody at the group's connections: there the state stays where it is.
 void delete_state(BucketMooState* state) {
+  if (!state->is_at_home()) {
+    return;
+  }
   if (PyGILState_Check() != 0) {
     const py::gil_scoped_release no_gil;
     delete state;
@@ -121,6 +125,16 @@ bool backward_has_run(const std::shared_ptr<c10d::Reducer>& reducer) {
   return std::any_of(stats.begin(), stats.end(), [](std::int64_t time) { return time != 0; });
 }
 
+/// What a reducer reduces, whatever has happened to its module since.
+std::vector<at::Tensor> parameters_of(const std::shared_ptr<c10d::Reducer>& reducer) {
+  std::vector<at::Tensor> parameters;
+  for (const c10d::GradBucket& bucket : reducer->get_grad_buckets(/*return_zero_tensors=*/false)) {
+    const std::vector<at::Tensor> some = bucket.getParameters();
+    parameters.insert(parameters.end(), some.begin(), some.end());
+  }
+  return parameters;
+}
+
 }  // namespace
 
 void bind_state(py::module_& module) {
@@ -186,11 +200,14 @@ void bind_state(py::module_& module) {
       .def("set_solver_states", torch::wrap_pybind_function(set_solver_states), py::arg("saved"))
       .def("scratch_bytes", torch::wrap_pybind_function_no_gil(&BucketMooState::scratch_bytes))
       .def("shutdown", torch::wrap_pybind_function_no_gil(&BucketMooState::shutdown))
+      .def("is_at_home", &BucketMooState::is_at_home)
+      .def("check_at_home", torch::wrap_pybind_function(&BucketMooState::check_at_home))
       .def_property("step", torch::wrap_pybind_function_no_gil(&BucketMooState::step),
                     torch::wrap_pybind_function_no_gil(&BucketMooState::set_step));
   module.def("reduces_on_device", &reduces_on_device, py::arg("device"));
   module.def("register_ddp_hook", torch::wrap_pybind_function(register_ddp_hook), py::arg("reducer").none(false),
              py::arg("state").none(false));
+  module.def("parameters_of", torch::wrap_pybind_function(parameters_of), py::arg("reducer").none(false));
   module.def("backward_has_run", torch::wrap_pybind_function(backward_has_run), py::arg("reducer").none(false));
 }
 

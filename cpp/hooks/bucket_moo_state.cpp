@@ -1,10 +1,12 @@
 #include "hooks/bucket_moo_state.hpp"
 
 #include <c10/util/Exception.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <optional>
 #include <sstream>
 
 #include "collective/dtype.hpp"
@@ -37,6 +39,12 @@ std::string nth_label(std::size_t n) {
 
 BucketMooState::BucketMooState(StateOptions options, c10::Device device, int rank)
     : options_(std::move(options)), device_(device), objective_(std::to_string(rank)) {}
+
+void BucketMooState::check_at_home() const {
+  TORCH_CHECK(is_at_home(), "bucket_moo_ext: this state was made in process ", home_.pid(), " and reduces there only; ",
+              "its threads and connections did not come along when process ", getpid(), " was forked. Make a new state ",
+              "here, or start this process with multiprocessing's 'spawn' or 'forkserver'");
+}
 
 void BucketMooState::set_objective(std::string name) {
   TORCH_CHECK_VALUE(!name.empty() && name.size() <= kMaxObjectiveName && name.find('\0') == std::string::npos,
@@ -112,7 +120,22 @@ void BucketMooState::check_or_refuse(bool starts_step, Check check) {
   }
 }
 
+/// Gradients that are kept are no error: on other ranks they may not be, and would wait for this one.
+void BucketMooState::check_kept_gradients(c10d::GradBucket& bucket, const std::vector<std::string>& names) {
+  const bool is_mean = method().method().id == MethodId::mean;  // which adds up right in any case
+  if (is_mean || bucket.getBuffer().is_sparse()) {
+    return;
+  }
+  if (const std::optional<std::size_t> found = kept_gradients_.find(bucket)) {
+    TORCH_WARN("bucket_moo_ext: a backward pass reduced gradients that an earlier one had reduced already (.grad of '",
+               names.at(*found), "' was not zero when it began): its weights are solved from their sums with the new ",
+               "gradients, and objectives may conflict unseen. Call zero_grad() between two backward passes, or run all ",
+               "but the last one of an accumulation under no_sync(). This is said once");
+  }
+}
+
 FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue result) {
+  check_at_home();
   Call call;
   call.operation = Operation::ddp_bucket;
   call.output = bucket.getBufferRef();
@@ -140,10 +163,12 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
       call.state_key.push_back({state_labels_.emplace(identity, label).first->second, parameter.numel()});
     }
   }
+  check_kept_gradients(bucket, call.parameters);
   return submit(std::move(call));
 }
 
 FuturePtr BucketMooState::all_reduce(at::Tensor tensor, c10::IValue result) {
+  check_at_home();
   check_or_refuse(true, [&] { check_dense(tensor, "tensor"); });
   Call call;
   call.operation = Operation::all_reduce;
@@ -157,6 +182,7 @@ FuturePtr BucketMooState::all_reduce(at::Tensor tensor, c10::IValue result) {
 }
 
 FuturePtr BucketMooState::reduce_scatter(at::Tensor output, at::Tensor input, c10::IValue result) {
+  check_at_home();
   check_or_refuse(true, [&] { check_reduce_scatter(output, input); });
   Call call;
   call.operation = Operation::reduce_scatter;

@@ -19,6 +19,8 @@
 #include "collective/dtype.hpp"
 #include "collective/moo_collective.hpp"
 #include "collective/sketch_options.hpp"
+#include "hooks/home_process.hpp"
+#include "hooks/kept_gradients.hpp"
 #include "hooks/method_config.hpp"
 #include "hooks/parameter_owners.hpp"
 #include "hooks/solver_states.hpp"
@@ -62,10 +64,17 @@ struct StateOptions {
 /// same order on every rank. Needs no Python. Made by make_state(); where the work is done is up to HostState and
 /// DeviceState.
 ///
-/// Owned by shared pointers: what is in flight keeps the state alive until its Future is done.
+/// Owned by shared pointers: what is in flight keeps the state alive until its Future is done. In a forked child nothing
+/// of it works, and it must not be destroyed there: owners ask is_at_home() first.
 class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
  public:
   virtual ~BucketMooState() = default;
+
+  /// Whether this is the process that the state was made in.
+  bool is_at_home() const { return home_.is_here(); }
+
+  /// Raises RuntimeError unless is_at_home(). The reductions call it; before the other functions it is the caller's.
+  void check_at_home() const;
 
   /// This rank's objective and its weight inside it, from the next step on.
   /// ValueError: an empty name, one longer than kMaxObjectiveName bytes or with a zero byte, a weight that is negative
@@ -167,8 +176,12 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   void check_bucket(const at::Tensor& buffer) const;
   void check_reduce_scatter(const at::Tensor& output, const at::Tensor& input) const;
 
+  void check_kept_gradients(c10d::GradBucket& bucket, const std::vector<std::string>& names);
+
+  const HomeProcess home_;
   const StateOptions options_;
   const c10::Device device_;
+  KeptGradients kept_gradients_;
   mutable std::mutex mutex_;  // guards what follows, and what subclasses say
   std::string objective_;
   double weight_ = 1.0;

@@ -1,5 +1,6 @@
 """Gramian, weights and combination of a Jacobian held in one place."""
 
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
@@ -8,6 +9,7 @@ import torch
 from bucket_moo_ext import _C
 from bucket_moo_ext._arrays import ArrayLike, as_tensor, cupy_of, is_array, through_torch
 from bucket_moo_ext.gramian_source import check_width
+from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, resolve
 
 _MAX_OBJECTIVES: int = _C.build_info()["max_objectives"]
@@ -137,6 +139,7 @@ def weights(
     step: int = 0,
     return_certificate: bool = False,
 ) -> Any: ...
+@refuse_method_options
 def weights(
     gramian: ArrayLike,
     method: str | Method = "mgda",
@@ -184,9 +187,9 @@ def weights(
 
 
 def _word(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
+    if not isinstance(value, int | numbers.Integral) or isinstance(value, bool) or not 0 <= value < 2**64:
         raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1; got {value!r}")
-    return value
+    return int(value)
 
 
 def _signed(word: int) -> int:
@@ -234,6 +237,7 @@ def aggregate(
 def aggregate(
     jacobian: ArrayLike | Sequence[ArrayLike], method: str | Method = "mgda", *, seed: int = 0, step: int = 0
 ) -> Any: ...
+@refuse_method_options
 def aggregate(
     jacobian: ArrayLike | Sequence[ArrayLike],
     method: str | Method = "mgda",

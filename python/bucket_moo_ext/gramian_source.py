@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch.distributed as dist
 
 from bucket_moo_ext import _C
+from bucket_moo_ext.plain import text
 from bucket_moo_ext.process_group import announce_node, count_nodes
 
 _LIMITS = _C.build_info()
@@ -79,7 +80,8 @@ class Sketch:
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
-        if isinstance(self.width, float):
+        if isinstance(self.width, numbers.Real) and not isinstance(self.width, numbers.Integral):
+            object.__setattr__(self, "width", float(self.width))
             if not 0.0 < self.width <= 1.0:
                 raise ValueError(f"Sketch: width as a fraction must be above 0 and up to 1; got {self.width!r}")
         else:
@@ -123,7 +125,8 @@ def check_source(gramian: object) -> GramianSource:
     if isinstance(gramian, str):
         if gramian not in ("exact", "auto"):
             raise ValueError(f"{allowed}; got {gramian!r}")
-    elif not isinstance(gramian, Sketch):
+        return text(gramian)
+    if not isinstance(gramian, Sketch):
         raise TypeError(f"{allowed}; got {type(gramian).__name__} {gramian!r}")
     return gramian
 

@@ -1,26 +1,24 @@
 """Where the reduction enters DistributedDataParallel."""
 
-import weakref
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from bucket_moo_ext import _C
+from bucket_moo_ext.ddp_copies import watch_copies
+from bucket_moo_ext.ddp_module import check_module, check_whole, find_ddp
 from bucket_moo_ext.gramian_source import Sketch
+from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method
 from bucket_moo_ext.process_group import parent_group
 from bucket_moo_ext.state import BucketMOO
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# A registered hook lives as long as its module, whether or not the caller keeps the state.
-_registered: "weakref.WeakKeyDictionary[DistributedDataParallel, BucketMOO]" = weakref.WeakKeyDictionary()
-
-
+@refuse_method_options
 def register(
-    module: DistributedDataParallel,
+    module: nn.Module,
     method: str | Method = "mgda",
     *,
     objective: str | int | None = None,
@@ -34,8 +32,9 @@ def register(
     To be called on every rank of the module's group, before its first backward pass.
 
     Args:
-        module: A DistributedDataParallel module with parameters of dtype float32, bfloat16, float16 or float64, on
-            the CPU or, in a build with CUDA kernels, on one GPU.
+        module: A DistributedDataParallel module, or one compiled (``torch.compile``) or set up by Lightning Fabric that
+            runs one. What DDP reduces must be float32, bfloat16, float16 or float64, on the CPU or, in a build with
+            CUDA kernels, on one GPU; parameters that DDP ignores or does not train may be anything.
         method, objective, weight, gramian, seed: As for ``BucketMOO``.
         process_group: None, or the group that the module was made with.
 
@@ -44,20 +43,18 @@ def register(
 
     Raises:
         TypeError: ``module`` is not DDP, or a parameter has an unsupported dtype.
-        ValueError: A bad argument, a parameter on an unsupported device, or a DDP option that cannot be combined.
-        RuntimeError: The module has a hook already or has gone through a backward pass.
+        ValueError: A bad argument, a parameter on an unsupported device or of a model-parallel module, or a DDP option
+            that cannot be combined.
+        RuntimeError: The module has a hook already or has reduced a backward pass.
+
+    A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
+    reduced, and where a copy of the module trains without a hook.
     """
-    if not isinstance(module, DistributedDataParallel):
-        raise TypeError(
-            f"module must be a DistributedDataParallel module; got {type(module).__name__} "
-            "(wrap the model first: ddp = DistributedDataParallel(model))"
-        )
-    group = module.process_group
+    ddp = find_ddp(module)
+    group = ddp.process_group
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the DDP module was made with")
-    device = _check_parameters(module)
-    _check_options(module)
-    _check_unused(module)
+    device = check_module(ddp)
     state = BucketMOO(
         method,
         objective=objective,
@@ -65,14 +62,16 @@ def register(
         gramian=gramian,
         process_group=group,
         seed=seed,
-        bucket_cap_mb=max([module.bucket_bytes_cap, *getattr(module, "bucket_bytes_cap_list", ())]) / 2**20,
+        bucket_cap_mb=max([ddp.bucket_bytes_cap, *getattr(ddp, "bucket_bytes_cap_list", ())]) / 2**20,
     )
     native = state._bound(device)
-    state.name_parameters(module.module.named_parameters())
-    _C.register_ddp_hook(module.reducer, native)
-    logger: Any = module.logger
-    logger._set_comm_hook_name("bucket_moo")  # the reducer does not tell DDP's logger by itself
-    _registered[module] = state
+    state.name_parameters(ddp.module.named_parameters())
+    _C.register_ddp_hook(ddp.reducer, native)
+    # What DDP's own register_comm_hook notes: the reducer tells nobody. The list keeps the state alive and goes into
+    # copies of the module.
+    logger: Any = ddp.logger
+    logger._set_comm_hook_name("bucket_moo")
+    ddp._comm_hooks.append((bucket_moo_hook, state))
     return state
 
 
@@ -104,69 +103,8 @@ def bucket_moo_hook(state: BucketMOO, bucket: dist.GradBucket) -> torch.futures.
             "bucket_moo_hook was called without a gradient bucket, as DDP's Python reducer does "
             '(torch._dynamo.config.optimize_ddp = "python_reducer"); choose another value'
         )
+    check_whole(enumerate(bucket.parameters()))
     return state._bound(bucket.buffer().device).run_bucket(bucket)
 
 
-def _check_parameters(module: DistributedDataParallel) -> torch.device:
-    """The device of the parameters that have gradients."""
-    devices: dict[torch.device, str] = {}
-    for name, parameter in module.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        device = parameter.device
-        if device.type != "cpu" and not _C.reduces_on_device(device):
-            raise ValueError(f"module: parameter {name!r} is on {device}; {_where()}")
-        devices.setdefault(device, name)
-        real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
-        if real.dtype not in _DTYPES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"module: parameter {name!r} has dtype {parameter.dtype}; allowed: {allowed}")
-    if len(devices) > 1:
-        places = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
-        raise ValueError(f"module: all parameters must be on one device; got {places}")
-    return next(iter(devices))
-
-
-def _where() -> str:
-    if _C.build_info()["cuda"]:
-        return "gradients are reduced on the CPU and on CUDA devices"
-    return (
-        "this build reduces CPU gradients only (build_info()['cuda'] is False); rebuild it with nvcc on the PATH for "
-        "CUDA"
-    )
-
-
-def _check_options(module: DistributedDataParallel) -> None:
-    """Refuses what would bypass the hook or register another one behind it."""
-    refused = {
-        "mixed_precision": (module.mixed_precision is not None, "use torch.autocast"),
-        "delay_all_reduce_named_params": (
-            bool(module._delay_all_reduce_params),
-            "those parameters would bypass the hook",
-        ),
-        "skip_all_reduce_unused_params": (
-            bool(getattr(module, "skip_all_reduce_unused_params", False)),
-            "ranks would reduce different buckets",
-        ),
-        "an optimizer in backward": (
-            any(hasattr(p, "_in_backward_optimizers") for p in module._module_parameters),
-            "it registers a hook of its own",
-        ),
-        'torch._dynamo.config.optimize_ddp = "python_reducer"': (
-            bool(module._use_python_reducer),
-            "it does not run hooks on buckets",
-        ),
-    }
-    for option, (given, reason) in refused.items():
-        if given:
-            raise ValueError(f"module: DDP with {option} cannot be combined with bucket_moo_ext: {reason}")
-
-
-def _check_unused(module: DistributedDataParallel) -> None:
-    hook = module._get_ddp_logging_data().get("comm_hook")  # type: ignore[no-untyped-call]
-    if hook:
-        raise RuntimeError(f"module already has a communication hook ({hook}); a DDP module takes one, once")
-    # Under no_sync() the reducer takes no notice of a backward pass; the gradients it left behind tell.
-    accumulating = getattr(module, "_lazy_init_ran", False) and any(p.grad is not None for p in module.parameters())
-    if accumulating or _C.backward_has_run(module.reducer):
-        raise RuntimeError("module has already run a backward pass; register before the first one")
+watch_copies(bucket_moo_hook)

@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import numbers
 import weakref
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -12,8 +13,10 @@ import torch.distributed as dist
 from bucket_moo_ext import _C
 from bucket_moo_ext.functional import _word
 from bucket_moo_ext.gramian_source import GramianSource, Sketch, check_source, choose
+from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, describe, resolve
 from bucket_moo_ext.methods.base import finite
+from bucket_moo_ext.plain import integer, text
 from bucket_moo_ext.process_group import device_group, parent_group, private_group
 from bucket_moo_ext.report import Report, make_report
 
@@ -22,18 +25,21 @@ _Bucket: TypeAlias = tuple[list[str], list[str], list[float]]  # parameters, obj
 _MAX_NAME_BYTES: int = _C.build_info()["max_objective_name_bytes"]
 
 
-def _check_objective(objective: object) -> None:
+def _check_objective(objective: object) -> str | int | None:
+    """The objective as a plain string or int."""
     if objective is None:
-        return
-    if isinstance(objective, bool) or not isinstance(objective, str | int):
+        return None
+    plain = text(objective) if isinstance(objective, str) else integer(objective)
+    if plain is None:
         raise TypeError(f"objective must be a string, an int or None; got {type(objective).__name__} {objective!r}")
     allowed = f"objective must be 1 to {_MAX_NAME_BYTES} bytes of UTF-8 without a zero byte"
     try:
-        size = len(str(objective).encode())
+        size = len(str(plain).encode())
     except UnicodeEncodeError as error:
         raise ValueError(f"{allowed}; got {objective!r}, which UTF-8 cannot hold") from error
-    if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(objective):
+    if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(plain):
         raise ValueError(f"{allowed}; got {size} bytes: {objective!r}")
+    return plain
 
 
 def _check_weight(weight: object) -> float:
@@ -76,13 +82,15 @@ def _check_buckets(buckets: object, method: Method) -> list[_Bucket]:
 
 
 # What is in flight keeps its native state alive. At exit, though, a rank must not wait for peers that may never come.
+# Nor may a forked child touch what its parent goes on with.
 _live: "weakref.WeakSet[_C.State]" = weakref.WeakSet()
 
 
 @atexit.register
 def _shut_down() -> None:
     for native in list(_live):
-        native.shutdown()
+        if native.is_at_home():
+            native.shutdown()
 
 
 class BucketMOO:
@@ -92,8 +100,8 @@ class BucketMOO:
         method: A name of ``available_methods()`` or a method object. The same on every rank. ``GradVac`` and
             ``Smoothed`` remember every bucket, by the parameters that it holds and by objective names.
         objective: What this rank's gradient belongs to: a name (at most 63 bytes of UTF-8) or an int (the same as its
-            decimal text). Ranks that name the same objective share it. None: the rank itself is the objective. At most
-            64 objectives. May be changed for every step.
+            decimal text), NumPy's or an enumeration's too. Ranks that name the same objective share it. None: the rank
+            itself is the objective. At most 64 objectives. May be changed for every step.
         weight: Weight of this rank inside its objective, finite and >= 0, for example its number of target tokens.
             A rank of weight 0 is left out: its gradient is not read. May be changed for every step.
         gramian: How a bucket's Gramian is found: "exact"; a ``Sketch``, which estimates it at the price of an ordinary
@@ -106,10 +114,13 @@ class BucketMOO:
             exchanged in pieces, at up to 1.5 times the traffic, so that scratch memory stays near that of one regular
             bucket. The same on every rank.
 
+    A state works in the process that made it. In a forked child what needs it raises RuntimeError.
+
     Raises:
         TypeError, ValueError: A bad argument, named, with what is allowed.
     """
 
+    @refuse_method_options
     def __init__(
         self,
         method: str | Method = "mgda",
@@ -125,19 +136,30 @@ class BucketMOO:
         self._gramian: GramianSource = check_source(gramian)
         self._estimator = ""  # what that came to, once there is a native state
         self._seed = _word("seed", seed)
-        if isinstance(bucket_cap_mb, bool) or not isinstance(bucket_cap_mb, int | float):
+        if isinstance(bucket_cap_mb, bool) or not isinstance(bucket_cap_mb, numbers.Real):
             raise TypeError(f"bucket_cap_mb must be a number; got {type(bucket_cap_mb).__name__}")
         if not 0 <= bucket_cap_mb < math.inf:
             raise ValueError(f"bucket_cap_mb must be finite and >= 0; got {bucket_cap_mb!r}")
-        self._bucket_cap_mb = float(bucket_cap_mb)
-        self._process_group = process_group
-        self._native: _C.State | None = None
+        self._bucket_cap_mb: float = float(bucket_cap_mb)
+        self._process_group: dist.ProcessGroup | None = process_group
+        self._made: _C.State | None = None  # use _native
         self._device: torch.device | None = None  # of the native state
-        self._step = 0
+        self._step: int = 0
         self._saved_buckets: list[_Bucket] = []  # until there is a native state
         self._named: list[tuple[str, torch.Tensor]] = []  # until there is a native state
         self.objective = objective
         self.weight = weight
+
+    @property
+    def _native(self) -> _C.State | None:
+        """The native state, once there is one.
+
+        Raises:
+            RuntimeError: This is a fork of the process that made it.
+        """
+        if self._made is not None:
+            self._made.check_at_home()
+        return self._made
 
     @property
     def method(self) -> Method:
@@ -156,10 +178,10 @@ class BucketMOO:
 
     @objective.setter
     def objective(self, objective: str | int | None) -> None:
-        _check_objective(objective)
-        self._objective = objective
+        plain = _check_objective(objective)
         if self._native is not None:
-            self._native.set_objective(self._objective_name())
+            self._native.set_objective(self._objective_name(plain))
+        self._objective = plain
 
     @property
     def weight(self) -> float:
@@ -169,9 +191,9 @@ class BucketMOO:
     @weight.setter
     def weight(self, weight: float) -> None:
         value = _check_weight(weight)
-        self._weight = value
         if self._native is not None:
             self._native.set_weight(value)
+        self._weight = value
 
     @property
     def step(self) -> int:
@@ -283,14 +305,15 @@ class BucketMOO:
 
     def __repr__(self) -> str:
         """One line."""
+        step = self.step if self._made is None or self._made.is_at_home() else "that of another process"
         return (
             f"BucketMOO({describe(self._method)}, objective={self._objective!r}, weight={self._weight!r}, "
-            f"gramian={self._gramian!r}, seed={self._seed}, step={self.step})"
+            f"gramian={self._gramian!r}, seed={self._seed}, step={step})"
         )
 
-    def _objective_name(self) -> str:
-        if self._objective is not None:
-            return str(self._objective)
+    def _objective_name(self, objective: str | int | None) -> str:
+        if objective is not None:
+            return str(objective)
         return str(parent_group(self._process_group).rank())
 
     def _bound(self, device: torch.device) -> _C.State:
@@ -299,21 +322,22 @@ class BucketMOO:
         Raises:
             ValueError: The state reduces tensors elsewhere already, or this build or the group cannot on `device`.
         """
-        if self._native is None:
-            self._native = self._make_native(device)
+        native = self._native
+        if native is None:
+            native = self._made = self._make_native(device)
             self._device = device
-            _live.add(self._native)
+            _live.add(native)
         elif (
             self._device is not None
             and device != self._device
             and (_C.reduces_on_device(device) or _C.reduces_on_device(self._device))
         ):
             raise ValueError(f"this state reduces tensors on {self._device}; got one on {device}: use a state for each")
-        return self._native
+        return native
 
     def _make_native(self, device: torch.device) -> _C.State:
         parent = parent_group(self._process_group)
-        objective = self._objective_name()
+        objective = self._objective_name(self._objective)
         group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
         sketch, estimator = choose(self._gramian, parent)
         configuration = [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bucket_moo_ext import _C
+from bucket_moo_ext.plain import text
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,11 @@ def integer(method: object, name: str, least: int) -> None:
 
 
 def choice(method: object, name: str, allowed: tuple[str, ...]) -> None:
-    """Checks that the parameter is one of some strings."""
+    """Makes the parameter a plain string, if it is one of some."""
     value = getattr(method, name)
     if not isinstance(value, str) or value not in allowed:
         raise fail(method, name, value, " or ".join(repr(word) for word in allowed))
+    object.__setattr__(method, name, text(value))
 
 
 def shares(method: object, name: str) -> None:

@@ -1,0 +1,186 @@
+#include "hooks/kept_gradients.hpp"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#if BUCKET_MOO_CUDA
+#include <c10/core/Event.h>
+
+#include "collective/device_memory.hpp"
+#endif
+
+namespace bucket_moo {
+namespace {
+
+// Zeros are read in full in the first passes; later in part, since what a training loop does it does from the start.
+constexpr std::int64_t kThoroughPasses = 8;
+constexpr std::int64_t kGlance = 1 << 14;  // elements
+
+std::int64_t numel_in_bucket(const at::Tensor& parameter) {
+  return parameter.is_complex() ? 2 * parameter.numel() : parameter.numel();
+}
+
+/// Whether any of the first `limit` elements in memory is not zero.
+bool has_nonzero(const at::Tensor& gradient, std::int64_t limit) {
+  const at::NoGradGuard no_grad;
+  const bool whole = gradient.numel() <= limit || !gradient.is_non_overlapping_and_dense();
+  return (whole ? gradient : gradient.as_strided({limit}, {1})).any().item<bool>();
+}
+
+}  // namespace
+
+/// One parameter's gradient.
+class KeptGradients::Watch {
+ public:
+  /// The next gradient is about to be added to `gradient`.
+  void look(const at::Tensor& gradient) {
+    const std::lock_guard lock(mutex_);
+    if (!is_reduced_) {
+      return;
+    }
+    if (!gradient.defined()) {
+      is_reduced_ = false;
+    } else if (gradient.is_cpu()) {
+      is_reduced_ = has_nonzero(gradient, limit_);
+    } else {
+      is_reduced_ = false;
+      ask(gradient);
+    }
+  }
+
+  /// The gradient, the elements of `bucket` from `begin` to `end`, is about to be reduced. Returns whether it was before.
+  bool reduce(const at::Tensor& bucket, std::int64_t begin, std::int64_t end, std::int64_t limit) {
+    const std::lock_guard lock(mutex_);
+    limit_ = limit;
+    // A rank that has run out of data, or does not use the parameter, adds nothing to it and hands over zeros.
+    const bool was_reduced =
+        bucket.is_cpu() ? is_reduced_ && has_nonzero(bucket.slice(0, begin, end), limit) : take_answer();
+    is_reduced_ = true;
+    return was_reduced;
+  }
+
+  void set_hooked(bool is_hooked) {
+    const std::lock_guard lock(mutex_);
+    is_hooked_ = is_hooked;
+  }
+
+  bool is_hooked() {
+    const std::lock_guard lock(mutex_);
+    return is_hooked_;
+  }
+
+ private:
+#if BUCKET_MOO_CUDA
+  void ask(const at::Tensor& gradient) {
+    const c10::Device device = gradient.device();
+    const KernelDeviceGuard guard(device);
+    if (answer_.defined() || is_capturing(current_stream(device))) {
+      return;
+    }
+    const at::NoGradGuard no_grad;
+    answer_ = gradient.any().to(at::TensorOptions().device(at::kCPU), /*non_blocking=*/true);
+    answered_.emplace(device.type());
+    answered_->record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  }
+
+  bool take_answer() {
+    if (!answer_.defined() || !answered_->query()) {
+      return false;
+    }
+    return std::exchange(answer_, at::Tensor()).item<bool>();
+  }
+
+  at::Tensor answer_;  // on its way to the host, or undefined
+  std::optional<c10::Event> answered_;
+#else
+  void ask(const at::Tensor&) {}
+  bool take_answer() { return false; }
+#endif
+
+  std::mutex mutex_;
+  bool is_hooked_ = false;
+  bool is_reduced_ = false;  // the gradient, as far as it is not zero, holds what was reduced
+  std::int64_t limit_ = std::numeric_limits<std::int64_t>::max();
+};
+
+/// Runs where a gradient is added to `.grad`, and nowhere else: not for torch.autograd.grad().
+class KeptGradients::BeforeAccumulation final : public torch::autograd::FunctionPreHook {
+ public:
+  BeforeAccumulation(WeakTensorImpl parameter, const std::shared_ptr<Watch>& watch)
+      : parameter_(std::move(parameter)), watch_(watch) {
+    watch->set_hooked(true);
+  }
+
+  ~BeforeAccumulation() override {
+    if (const auto watch = watch_.lock()) {
+      watch->set_hooked(false);  // the node goes with the module; another one may come for the same parameter
+    }
+  }
+
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
+    if (const auto watch = watch_.lock()) {
+      if (const auto parameter = parameter_.lock()) {
+        watch->look(at::Tensor(parameter).grad());
+      }
+    }
+    return gradients;
+  }
+
+ private:
+  const WeakTensorImpl parameter_;
+  const std::weak_ptr<Watch> watch_;
+};
+
+KeptGradients::KeptGradients() = default;
+KeptGradients::~KeptGradients() = default;
+
+std::optional<std::size_t> KeptGradients::find(c10d::GradBucket& bucket) {
+  const std::lock_guard lock(mutex_);
+  if (is_done_) {
+    return std::nullopt;
+  }
+  passes_ += bucket.getIndex() == 0;
+  const std::int64_t limit = passes_ <= kThoroughPasses ? std::numeric_limits<std::int64_t>::max() : kGlance;
+  const at::Tensor& buffer = bucket.getBuffer();
+  const std::vector<at::Tensor> parameters = bucket.getParameters();
+  const std::size_t looked_at = buffer.is_cpu() ? parameters.size() : std::size_t{bucket.getIndex() == 0};
+  std::optional<std::size_t> found;
+  std::int64_t begin = 0;
+  for (std::size_t i = 0; i < looked_at; ++i) {
+    const std::int64_t end = begin + numel_in_bucket(parameters[i]);
+    if (watch(parameters[i]).reduce(buffer, begin, end, limit)) {
+      found = i;
+    }
+    begin = end;
+  }
+  if (found) {
+    is_done_ = true;
+    watched_.clear();
+  }
+  return found;
+}
+
+KeptGradients::Watch& KeptGradients::watch(const at::Tensor& parameter) {
+  const void* const address = parameter.unsafeGetTensorImpl();
+  const auto known = watched_.find(address);
+  if (known != watched_.end() && !known->second.identity.expired() && known->second.watch->is_hooked()) {
+    return *known->second.watch;
+  }
+  const auto fresh = std::make_shared<Watch>();
+  const WeakTensorImpl identity(parameter.getIntrusivePtr());
+  if (const auto node = torch::autograd::impl::grad_accumulator(parameter)) {
+    node->add_pre_hook(std::make_unique<BeforeAccumulation>(identity, fresh));
+  }
+  watched_.insert_or_assign(address, Watched{identity, fresh});
+  return *fresh;
+}
+
+}  // namespace bucket_moo

@@ -1,0 +1,150 @@
+"""What a module given to ``register`` is, and whether its reducer's buckets can be reduced."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from bucket_moo_ext import _C
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Wrappers that run another module, by the name they have for it: Lightning Fabric's, torch.compile's. In this order: a
+# Fabric module passes on what it does not have to the model inside the DDP module.
+_INSIDE = ("_forward_module", "_orig_mod")
+
+_OTHER_WRAPPERS = {
+    ("torch.distributed.fsdp", "FSDPModule"): "fully_shard() made it (FSDP2)",
+    ("torch.distributed.fsdp", "FullyShardedDataParallel"): "it is FSDP's",
+    ("torch.distributed._composable", "ReplicateModule"): "replicate() made it",
+    ("torch.distributed._composable", "DDP"): "replicate() made it",
+    ("torch.nn.parallel", "DataParallel"): "it has one process for all devices",
+    ("deepspeed", "DeepSpeedEngine"): "it is DeepSpeed's",
+}
+
+
+def find_ddp(module: object) -> DistributedDataParallel:
+    """The DDP module that ``module`` is, or runs.
+
+    Raises:
+        TypeError: There is none.
+    """
+    inner = module
+    while not isinstance(inner, DistributedDataParallel):
+        nested = [m for name in _INSIDE if (m := getattr(inner, "_modules", {}).get(name)) is not None]
+        if not nested:
+            raise TypeError(_what_else(module))
+        inner = nested[0]
+    return inner
+
+
+def _what_else(module: object) -> str:
+    got = f"module must be a DistributedDataParallel module; got {type(module).__name__}"
+    for cls in type(module).__mro__:
+        for (package, name), what in _OTHER_WRAPPERS.items():
+            if cls.__name__ == name and cls.__module__.startswith(package):
+                return f"{got}: {what}, and that is not supported yet; use DistributedDataParallel(model)"
+    return f"{got} (wrap the model first: ddp = DistributedDataParallel(model))"
+
+
+def check_module(ddp: DistributedDataParallel) -> torch.device:
+    """The device on which the module's gradients are reduced.
+
+    Raises:
+        TypeError: A parameter of an unsupported dtype.
+        ValueError: A parameter on an unsupported device or with other pieces elsewhere, or an option that cannot be
+            combined.
+        RuntimeError: There is a hook already, or a backward pass has been reduced.
+    """
+    _check_options(ddp)
+    check_whole(ddp.module.named_parameters())
+    device = _check_parameters(ddp)
+    _check_unused(ddp)
+    return device
+
+
+def check_whole(named_parameters: Iterable[tuple[object, torch.Tensor]]) -> None:
+    """Refuses parameters of which other ranks hold other pieces, as tensor parallelism leaves them.
+
+    Raises:
+        ValueError: There is one, and more than one rank to hold pieces.
+    """
+    for name, parameter in named_parameters:
+        # For DDP torch makes DTensors local, and notes here what they were.
+        spec = vars(parameter).get("_st_info")
+        if spec is not None and spec.mesh.size() > 1:
+            dimensions = ", ".join(spec.mesh.mesh_dim_names or ("unnamed",))
+            raise ValueError(
+                f"parameter {name!r} is a piece of a DTensor over the mesh dimension {dimensions}: tensor parallelism "
+                "beside data parallelism is not supported. Every rank of that dimension would solve for weights of its "
+                "own, and parameters that they hold copies of would drift apart"
+            )
+
+
+def _check_parameters(ddp: DistributedDataParallel) -> torch.device:
+    """The device of what the reducer has, which is not what the module has: some are ignored, some frozen later."""
+    names = {parameter: name for name, parameter in ddp.module.named_parameters()}
+    devices: dict[torch.device, str] = {}
+    for parameter in _C.parameters_of(ddp.reducer):
+        name = names.get(parameter, f"of shape {tuple(parameter.shape)}")
+        device = parameter.device
+        if device.type != "cpu" and not _C.reduces_on_device(device):
+            raise ValueError(f"module: parameter {name!r} is on {device}; {_where()}")
+        devices.setdefault(device, name)
+        real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
+        if real.dtype not in _DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise TypeError(f"module: parameter {name!r} has dtype {parameter.dtype}; allowed: {allowed}")
+    if len(devices) != 1:
+        places = ", ".join(f"{name!r} on {device}" for device, name in devices.items()) or "no parameter"
+        raise ValueError(f"module: all parameters that DDP reduces must be on one device; got {places}")
+    return next(iter(devices))
+
+
+def _where() -> str:
+    if _C.build_info()["cuda"]:
+        return "gradients are reduced on the CPU and on CUDA devices"
+    return (
+        "this build reduces CPU gradients only (build_info()['cuda'] is False); rebuild it with nvcc on the PATH for "
+        "CUDA"
+    )
+
+
+def _check_options(ddp: DistributedDataParallel) -> None:
+    """Refuses what would bypass the hook or register another one behind it."""
+    refused = {
+        "mixed_precision": (ddp.mixed_precision is not None, "use torch.autocast"),
+        "delay_all_reduce_named_params": (
+            bool(ddp._delay_all_reduce_params),
+            "those parameters would bypass the hook",
+        ),
+        "skip_all_reduce_unused_params": (
+            bool(getattr(ddp, "skip_all_reduce_unused_params", False)),
+            "ranks would reduce different buckets",
+        ),
+        "an optimizer in backward": (
+            any(hasattr(p, "_in_backward_optimizers") for p in ddp._module_parameters),
+            "it registers a hook of its own",
+        ),
+        'torch._dynamo.config.optimize_ddp = "python_reducer"': (
+            bool(ddp._use_python_reducer),
+            "it does not run hooks on buckets",
+        ),
+    }
+    for option, (given, reason) in refused.items():
+        if given:
+            raise ValueError(f"module: DDP with {option} cannot be combined with bucket_moo_ext: {reason}")
+
+
+def comm_hook(ddp: DistributedDataParallel) -> str:
+    """The name of the communication hook that the module has, or an empty string."""
+    return str(ddp._get_ddp_logging_data().get("comm_hook") or "")  # type: ignore[no-untyped-call]
+
+
+def _check_unused(ddp: DistributedDataParallel) -> None:
+    """Gradients in ``.grad`` say nothing: they may be older than the module, or come from a pass under no_sync()."""
+    hook = comm_hook(ddp)
+    if hook:
+        raise RuntimeError(f"module already has a communication hook ({hook}); a DDP module takes one, once")
+    if _C.backward_has_run(ddp.reducer):
+        raise RuntimeError("module has already run a backward pass; register before the first one")
