@@ -1,6 +1,7 @@
 # Decides whether the CUDA kernels are built, and for what. Sets BUCKET_MOO_HAS_CUDA; if it is on, the language CUDA is
 # enabled and CMAKE_CUDA_ARCHITECTURES is set.
-set(BUCKET_MOO_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (if a CUDA compiler is found), ON (it must be), OFF")
+set(BUCKET_MOO_CUDA AUTO CACHE STRING
+  "CUDA kernels: AUTO (for the Python extension, if a CUDA compiler is found), ON (always, there must be one), OFF")
 set_property(CACHE BUCKET_MOO_CUDA PROPERTY STRINGS AUTO ON OFF)
 string(TOUPPER "${BUCKET_MOO_CUDA}" _wanted)
 if(NOT _wanted MATCHES "^(AUTO|ON|OFF)$")
@@ -8,6 +9,12 @@ if(NOT _wanted MATCHES "^(AUTO|ON|OFF)$")
 endif()
 set(BUCKET_MOO_HAS_CUDA OFF)
 set(BUCKET_MOO_CUDA_COMPILER "")
+
+# Core and kernels alone want no CUDA compiler, whether there is one or not.
+if(_wanted STREQUAL AUTO AND NOT BUCKET_MOO_PYTHON)
+  set(_wanted OFF)
+  message(STATUS "CUDA kernels: none, nothing here uses them (BUCKET_MOO_CUDA=ON makes them all the same)")
+endif()
 
 include("${CMAKE_CURRENT_LIST_DIR}/torch_cuda_arch_list.cmake")
 
@@ -29,6 +36,10 @@ if(NOT _wanted STREQUAL OFF)
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS _oldest_toolkit)
       set(_problem "CUDA ${CMAKE_CUDA_COMPILER_VERSION} is older than ${_oldest_toolkit}")
     else()
+      if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION) # CMake before 3.25.2 does not know nvcc's C++20
+        set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+        set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+      endif()
       find_package(CUDAToolkit REQUIRED)
       set(BUCKET_MOO_HAS_CUDA ON)
       set(BUCKET_MOO_CUDA_COMPILER "${CMAKE_CUDA_COMPILER_ID} ${CMAKE_CUDA_COMPILER_VERSION}")

@@ -219,9 +219,10 @@ def _cmake() -> str:
     return shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") or "cmake"
 
 
-def _configure(build: Path, cuda: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def _configure(build: Path, python: str, cuda: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    options = [f"-DBUCKET_MOO_PYTHON={python}", f"-DPython_EXECUTABLE={sys.executable}", f"-DBUCKET_MOO_CUDA={cuda}"]
     return subprocess.run(
-        [_cmake(), "-S", str(ROOT), "-B", str(build), "-DBUCKET_MOO_PYTHON=OFF", f"-DBUCKET_MOO_CUDA={cuda}"],
+        [_cmake(), "-S", str(ROOT), "-B", str(build), *options],
         capture_output=True, text=True, check=False, env={**os.environ, **environment},
     )  # fmt: skip
 
@@ -229,14 +230,23 @@ def _configure(build: Path, cuda: str, **environment: str) -> subprocess.Complet
 @pytest.mark.build
 @needs_compiler
 def test_without_a_cuda_compiler_the_build_says_so(tmp_path: Path) -> None:
-    done = _configure(tmp_path / "auto", "AUTO", CUDACXX="/bin/false")
+    done = _configure(tmp_path / "auto", "ON", "AUTO", CUDACXX="/bin/false")
     assert done.returncode == 0, done.stderr
     assert "CUDA kernels: none, no CUDA compiler was found" in done.stdout
-    done = _configure(tmp_path / "on", "ON", CUDACXX="/bin/false")
+    done = _configure(tmp_path / "on", "OFF", "ON", CUDACXX="/bin/false")
     assert done.returncode != 0
     assert "BUCKET_MOO_CUDA=ON, but no CUDA compiler was found" in done.stderr
-    done = _configure(tmp_path / "typo", "YES")
+    done = _configure(tmp_path / "typo", "OFF", "YES")
     assert "BUCKET_MOO_CUDA must be AUTO, ON or OFF; got 'YES'" in done.stderr
+
+
+@pytest.mark.build
+@needs_compiler
+def test_without_the_extension_nothing_looks_for_a_cuda_compiler(tmp_path: Path) -> None:
+    done = _configure(tmp_path / "auto", "OFF", "AUTO")
+    assert done.returncode == 0, done.stderr
+    assert "CUDA kernels: none, nothing here uses them" in done.stdout
+    assert "CMAKE_CUDA_COMPILER" not in (tmp_path / "auto" / "CMakeCache.txt").read_text()
 
 
 # --- the package ---
