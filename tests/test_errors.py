@@ -1,5 +1,6 @@
 """What is refused, where, and with which words: the argument, what was given, what is allowed."""
 
+import enum
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,27 @@ from torch.nn.parallel.distributed import _MixedPrecision
 
 RunRanks = Callable[..., list[Any]]
 SIZES = (4, 6, 2)
+
+
+class _Language(str, enum.Enum):
+    SW = "sw"
+
+
+class _Number(enum.IntEnum):
+    THREE = 3
+
+
+class _Fraction(enum.Enum):
+    HALF = 0.5
+
+
+class _Word(str, enum.Enum):
+    """Words that arguments take."""
+
+    L2 = "l2"
+    SUM = "sum"
+    EXACT = "exact"
+    MGDA = "mgda"
 
 
 def _expect(error: tuple[type[BaseException], str], kind: type[BaseException], *patterns: str) -> None:
@@ -41,6 +63,11 @@ def _expect(error: tuple[type[BaseException], str], kind: type[BaseException], *
         (lambda: moo.BucketMOO(objective=1.5), TypeError, ["objective", "int", "float", "1.5"]),
         (lambda: moo.BucketMOO(objective=True), TypeError, ["objective", "bool"]),
         (lambda: moo.BucketMOO(objective=b"sw"), TypeError, ["objective", "bytes"]),
+        (lambda: moo.BucketMOO(objective=np.True_), TypeError, ["objective", "bool"]),
+        (lambda: moo.BucketMOO(objective=torch.tensor(True)), TypeError, ["objective", "Tensor"]),
+        (lambda: moo.BucketMOO(objective=torch.tensor([1, 2])), TypeError, ["objective", "Tensor"]),
+        (lambda: moo.BucketMOO(objective=np.float64(1.0)), TypeError, ["objective", "float64"]),
+        (lambda: moo.BucketMOO(objective=_Fraction.HALF), TypeError, ["objective", "_Fraction.HALF"]),
         (lambda: moo.BucketMOO(weight=-1.0), ValueError, ["weight", ">= 0", "-1.0"]),
         (lambda: moo.BucketMOO(weight=float("nan")), ValueError, ["weight", "finite", "nan"]),
         (lambda: moo.BucketMOO(weight=float("inf")), ValueError, ["weight", "finite", "inf"]),
@@ -62,8 +89,23 @@ def _expect(error: tuple[type[BaseException], str], kind: type[BaseException], *
         (lambda: moo.Mean(weights=[1.0, -1.0]), ValueError, ["Mean", "weights", ">= 0", "-1.0"]),
         (lambda: moo.Mean(weights=[0.0, 0.0]), ValueError, ["Mean", "weights", "not all zero"]),
         (lambda: moo.Mean(weights=[float("inf")]), ValueError, ["Mean", "inf"]),
+        # Options of the method beside the method.
+        (lambda: moo.BucketMOO("cagrad", c=0.5), TypeError, ["BucketMOO", "'c'", r"method=moo\.CAGrad\(c=0\.5\)$"]),
+        (lambda: moo.BucketMOO(method="krum", n_selected=2), TypeError, [r"method=moo\.Krum\(n_selected=2\)$"]),
+        (lambda: moo.BucketMOO("mgda", alpha=2), TypeError, [r"moo\.FairGrad\(alpha=2\)$"]),
+        (
+            lambda: moo.BucketMOO("upgrad", preference=[1, 2]), TypeError,
+            [r"method=moo\.UPGrad\(preference=\[1, 2\]\)$"],
+        ),
+        (lambda: moo.BucketMOO(preference=[1]), TypeError, [r"moo\.UPGrad\(.*\) or moo\.DualProj\("]),
+        (lambda: moo.BucketMOO("cagrad", c=0.5, rescale=True), TypeError, [r"CAGrad\(c=0\.5, rescale=True\)$"]),
+        (lambda: moo.BucketMOO("nonsense", c=0.5), TypeError, [r"moo\.CAGrad"]),
+        (lambda: moo.BucketMOO("cagrad", lr=0.5), TypeError, ["'lr'", "allowed: method, objective", "bucket_cap_mb$"]),
+        (lambda: moo.register(nn.Linear(2, 2), "cagrad", c=0.5), TypeError, ["^register", r"moo\.CAGrad\(c=0\.5\)$"]),
+        (lambda: moo.weights(torch.eye(2), "cagrad", c=0.5), TypeError, ["^weights", r"moo\.CAGrad\(c=0\.5\)$"]),
+        (lambda: moo.aggregate(torch.eye(2), "cagrad", c=0.5), TypeError, ["^aggregate", r"moo\.CAGrad"]),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments(make: Callable[[], Any], kind: type[BaseException], words: list[str]) -> None:
     _expect(error_of(make), kind, *words)
 
@@ -178,17 +220,6 @@ def _registration(rank: int, world: int) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 def test_registration(run_ranks: RunRanks, world: int) -> None:
     run_ranks(world, _registration)
-
-
-def _register_after_no_sync(rank: int, world: int) -> None:
-    ddp = _ddp()
-    with ddp.no_sync():
-        _backward(ddp, rank)
-    _expect(error_of(lambda: moo.register(ddp)), RuntimeError, "backward", "before the first")
-
-
-def test_registration_after_a_backward_pass_without_sync(run_ranks: RunRanks) -> None:
-    run_ranks(1, _register_after_no_sync)
 
 
 def _outside_the_group(rank: int, world: int) -> None:
@@ -415,6 +446,73 @@ def _resume(rank: int, world: int) -> None:
 
 def test_state_dicts_of_other_states(run_ranks: RunRanks) -> None:
     run_ranks(1, _resume)
+
+
+# --- values that are as good as plain ones ---
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (_Language.SW, "sw"),
+        (np.str_("sw"), "sw"),
+        (_Number.THREE, 3),
+        (np.int64(3), 3),
+        (np.uint8(3), 3),
+        (np.array(3), 3),
+        (torch.tensor(3), 3),
+        (torch.tensor([3]), 3),
+    ],
+    ids=repr,
+)
+def test_objectives_are_what_they_equal(given: Any, plain: str | int) -> None:
+    state = moo.BucketMOO(objective=given)
+    for _ in range(2):
+        assert state.objective == plain
+        assert type(state.objective) is type(plain)  # a copy elsewhere needs no enumeration
+        state = moo.BucketMOO()
+        state.objective = given
+
+
+def _objectives_by_name(rank: int, world: int) -> tuple[str, ...]:
+    state = moo.BucketMOO("mean", objective="sw" if rank == 0 else _Language.SW)
+    moo.all_reduce(torch.ones(3), state)
+    assert state.report().objectives == ("sw",)
+    state.objective = 3 if rank == 0 else (_Number.THREE, np.int32(3))[rank - 1]
+    moo.all_reduce(torch.ones(3), state)
+    return state.report().objectives
+
+
+def test_equal_objectives_are_one_objective(run_ranks: RunRanks) -> None:
+    assert run_ranks(3, _objectives_by_name) == [("3",)] * 3
+
+
+def _words_and_numbers(rank: int, world: int) -> None:
+    """Ranks that give the same in other types have the same configuration."""
+    plain = rank == 0
+    states = [
+        moo.BucketMOO(moo.MGDA(normalize="l2" if plain else _Word.L2)),  # type: ignore[arg-type]
+        moo.BucketMOO(moo.PCGrad(reduction="sum" if plain else np.str_("sum"))),  # type: ignore[arg-type]
+        moo.BucketMOO("mgda" if plain else _Word.MGDA, gramian="exact" if plain else _Word.EXACT),
+        moo.BucketMOO(moo.CAGrad(c=0.5 if plain else np.float32(0.5))),
+        moo.BucketMOO(seed=7 if plain else np.int64(7), bucket_cap_mb=2.0 if plain else np.float32(2.0)),
+        moo.BucketMOO(bucket_cap_mb=2 if plain else np.int64(2)),
+        moo.BucketMOO(gramian=moo.Sketch(width=0.5 if plain else np.float32(0.5))),
+        moo.BucketMOO(gramian=moo.Sketch(width=64 if plain else np.int16(64), seed=3 if plain else np.uint8(3))),
+    ]
+    for state in states:
+        moo.all_reduce(torch.ones(3), state)
+
+
+def test_configurations_are_compared_by_value(run_ranks: RunRanks) -> None:
+    run_ranks(2, _words_and_numbers)
+
+
+def test_functions_take_numpys_numbers() -> None:
+    gramian = torch.tensor([[2.0, -1.0, 0.5], [-1.0, 1.0, -1.0], [0.5, -1.0, 3.0]])
+    for seed in (np.int64(5), np.uint64(2**64 - 1)):
+        given = moo.weights(gramian, "pcgrad", seed=seed, step=np.int32(2))
+        assert torch.equal(given, moo.weights(gramian, "pcgrad", seed=int(seed), step=2))
 
 
 def test_errors_name_no_numpy_surprises() -> None:

@@ -71,6 +71,9 @@ void BucketMooState::name_parameters(const std::vector<std::pair<std::string, at
 
 void BucketMooState::check_dense(const at::Tensor& tensor, const char* what) const {
   TORCH_CHECK_VALUE(tensor.defined(), "bucket_moo_ext: ", what, " must be a tensor, got an undefined one");
+  TORCH_CHECK_VALUE(!tensor.key_set().has(c10::DispatchKey::Python), "bucket_moo_ext: ", what,
+                    " must hold its elements itself; got a tensor subclass that keeps them elsewhere (for a DTensor: ",
+                    "its to_local())");
   TORCH_CHECK_VALUE(tensor.device() == device_, "bucket_moo_ext: ", what, " must be on ", name_of(device_),
                     ", where this state reduces; got device ", tensor.device());
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, "bucket_moo_ext: ", what, " must be dense; got layout ",

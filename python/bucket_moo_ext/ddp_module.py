@@ -33,14 +33,16 @@ def find_ddp(module: object) -> DistributedDataParallel:
     while not isinstance(inner, DistributedDataParallel):
         nested = [m for name in _INSIDE if (m := getattr(inner, "_modules", {}).get(name)) is not None]
         if not nested:
-            raise TypeError(_what_else(module))
+            raise TypeError(_what_else(module, inner))
         inner = nested[0]
     return inner
 
 
-def _what_else(module: object) -> str:
+def _what_else(module: object, inner: object) -> str:
     got = f"module must be a DistributedDataParallel module; got {type(module).__name__}"
-    for cls in type(module).__mro__:
+    if inner is not module:
+        got += f" around {type(inner).__name__}"
+    for cls in type(inner).__mro__:
         for (package, name), what in _OTHER_WRAPPERS.items():
             if cls.__name__ == name and cls.__module__.startswith(package):
                 return f"{got}: {what}, and that is not supported yet; use DistributedDataParallel(model)"
@@ -70,8 +72,10 @@ def check_whole(named_parameters: Iterable[tuple[object, torch.Tensor]]) -> None
         ValueError: There is one, and more than one rank to hold pieces.
     """
     for name, parameter in named_parameters:
-        # For DDP torch makes DTensors local, and notes here what they were.
+        # For DDP torch makes the DTensors of a mesh local, and notes beside them what they were.
         spec = vars(parameter).get("_st_info")
+        if hasattr(type(parameter), "_spec"):
+            spec = getattr(parameter, "_spec", None)
         if spec is not None and spec.mesh.size() > 1:
             dimensions = ", ".join(spec.mesh.mesh_dim_names or ("unnamed",))
             raise ValueError(

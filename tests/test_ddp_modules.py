@@ -1,0 +1,418 @@
+"""What `register` and the Python hook make of DDP modules that are not quite what they seem."""
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import bucket_moo_ext as moo
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ddp_support import CAP_MB, assert_mgda, batch_of, check_buckets, error_of, gradients, loss_of, mlp
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+RunRanks = Callable[..., list[Any]]
+WAYS = ("register", "hook")
+
+
+@pytest.fixture
+def seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))
+
+
+def _hook(ddp: DDP, way: str, method: Any = "mgda") -> moo.BucketMOO:
+    if way == "register":
+        return moo.register(ddp, method)
+    state = moo.BucketMOO(method, process_group=ddp.process_group, bucket_cap_mb=ddp.bucket_bytes_cap / 2**20)
+    ddp.register_comm_hook(state, moo.bucket_moo_hook)
+    state.name_parameters(ddp.module.named_parameters())
+    return state
+
+
+def _check_step(model: nn.Module, ddp: DDP, state: moo.BucketMOO, rank: int, world: int, seed: int, step: int) -> None:
+    """A step through `model`, which runs `ddp`, against the reference."""
+    local = [gradients(ddp.module, lambda m, r=r: loss_of(m, batch_of(seed, r, step))) for r in range(world)]  # type: ignore[misc]
+    model.zero_grad()
+    loss_of(model, batch_of(seed, rank, step)).backward()
+    check_buckets(ddp, state, local, 1e-9)
+
+
+# --- what the reducer has is not what the module has ---
+
+
+class _WithExtras(nn.Module):
+    """A network, and parameters of other kinds that DDP is told to ignore."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.network = mlp(seed)
+        self.extras = nn.Module()  # DDP does not find names to ignore that have no dot
+        self.extras.meta = nn.Parameter(torch.empty(3, device="meta"))
+        self.extras.float8 = nn.Parameter(torch.ones(3).to(torch.float8_e4m3fn))
+        self.extras.own = nn.Parameter(torch.ones(5, dtype=torch.float64))
+        names = [f"extras.{name}" for name, _ in self.extras.named_parameters()]
+        DDP._set_params_and_buffers_to_ignore_for_model(self, names)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.network(x) * self.extras.own
+        return out
+
+
+def _ignored(rank: int, world: int, seed: int, way: str) -> None:
+    model = _WithExtras(seed)
+    ddp = DDP(model, bucket_cap_mb=CAP_MB)
+    state = _hook(ddp, way)
+    for step in range(3):
+        reduced = {f"network.{name}" for name, _ in model.network.named_parameters()}
+        local = []
+        for r in range(world):
+            # meta tensors cannot be copied by value: the reference differentiates by hand.
+            named = [(name, p) for name, p in model.named_parameters() if name in reduced or name == "extras.own"]
+            grads = torch.autograd.grad(loss_of(model, batch_of(seed, r, step)), [p for _, p in named])
+            local.append({n: g.reshape(-1).numpy().copy() for (n, _), g in zip(named, grads, strict=True)})
+        ddp.zero_grad()
+        loss_of(ddp, batch_of(seed, rank, step)).backward()
+        report = state.report()
+        assert {name for bucket in report.buckets for name in bucket.parameters} == reduced
+        by_name = dict(model.named_parameters())
+        for bucket in report.buckets:
+            rows = np.stack([np.concatenate([g[n] for n in bucket.parameters]) for g in local])
+            got = np.concatenate([by_name[n].grad.reshape(-1).numpy() for n in bucket.parameters])
+            assert_mgda(rows, got, 1e-9)
+        # This rank's own, untouched.
+        own = model.extras.own.grad
+        np.testing.assert_allclose(own.numpy(), local[rank]["extras.own"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_parameters_that_ddp_ignores(run_ranks: RunRanks, way: str, seed: int) -> None:
+    run_ranks(2, _ignored, seed, way)
+
+
+def _frozen(rank: int, world: int, seed: int, way: str) -> None:
+    # All frozen between wrapping and registering, and some thawed again: the reducer has them all along.
+    model = mlp(seed)
+    ddp = DDP(model, bucket_cap_mb=CAP_MB, find_unused_parameters=True)
+    ddp.requires_grad_(False)
+    state = _hook(ddp, way)
+    ddp.requires_grad_(True)
+    for step in range(2):
+        _check_step(ddp, ddp, state, rank, world, seed, step)
+    # Frozen before wrapping: the reducer never sees them, whatever they are.
+    model = mlp(seed)
+    model[0].requires_grad_(False)
+    model[0].extra = nn.Parameter(torch.empty(2, device="meta"), requires_grad=False)
+    DDP._set_params_and_buffers_to_ignore_for_model(model, ["0.extra"])
+    ddp = DDP(model, bucket_cap_mb=CAP_MB)
+    state = _hook(ddp, way)
+    loss_of(ddp, batch_of(seed, rank, 0)).backward()
+    names = {name for bucket in state.report().buckets for name in bucket.parameters}
+    assert names == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_parameters_that_are_frozen(run_ranks: RunRanks, way: str, seed: int) -> None:
+    run_ranks(2, _frozen, seed, way)
+
+
+def _older_gradients(rank: int, world: int, seed: int, passes: str) -> None:
+    """Gradients in .grad, and a forward pass, say nothing about backward passes that were reduced."""
+    model = mlp(seed)
+    ddp = DDP(model, bucket_cap_mb=CAP_MB)
+    old = batch_of(seed, rank, 7)
+    if passes == "before wrapping":
+        model = mlp(seed)
+        loss_of(model, old).backward()
+        ddp = DDP(model, bucket_cap_mb=CAP_MB)
+        loss_of(ddp, old)  # without a backward pass
+    else:
+        with ddp.no_sync():
+            loss_of(ddp, old).backward()
+    state = moo.register(ddp)
+
+    def both(m: nn.Module, r: int) -> torch.Tensor:
+        return loss_of(m, batch_of(seed, r, 7)) + loss_of(m, batch_of(seed, r, 0))
+
+    local = [gradients(model, lambda m, r=r: both(m, r)) for r in range(world)]  # type: ignore[misc]
+    loss_of(ddp, batch_of(seed, rank, 0)).backward()
+    check_buckets(ddp, state, local, 1e-9)  # the sums, as under no_sync()
+
+
+@pytest.mark.parametrize("passes", ["before wrapping", "under no_sync()"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_gradients_from_before_the_registration(run_ranks: RunRanks, world: int, passes: str, seed: int) -> None:
+    run_ranks(world, _older_gradients, seed, passes)
+
+
+# --- copies ---
+
+COPIES: dict[str, Callable[[DDP], DDP]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda ddp: pickle.loads(pickle.dumps(ddp)),
+    "torch.save": lambda ddp: _saved(ddp),
+    "a copy of a copy": lambda ddp: copy.deepcopy(pickle.loads(pickle.dumps(ddp))),
+}
+
+
+def _saved(ddp: DDP) -> DDP:
+    buffer = io.BytesIO()
+    torch.save(ddp, buffer)
+    buffer.seek(0)
+    loaded: DDP = torch.load(buffer, weights_only=False)
+    return loaded
+
+
+def _copied(rank: int, world: int, seed: int, way: str, how: str) -> None:
+    ddp = DDP(mlp(seed), bucket_cap_mb=CAP_MB)
+    state = _hook(ddp, way)
+    _check_step(ddp, ddp, state, rank, world, seed, 0)
+
+    # A copy that trains says so, once; one that does not (an average of weights, an evaluation) says nothing.
+    idle = COPIES[how](ddp) if rank == 0 else None
+    twin = COPIES[how](ddp)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if idle is not None:
+            with torch.no_grad():
+                idle(batch_of(seed, rank, 1)[0])
+            with idle.no_sync():
+                loss_of(idle, batch_of(seed, rank, 1)).backward()
+        twin.eval()
+        with torch.no_grad():
+            twin(batch_of(seed, rank, 1)[0])
+        assert not said
+        twin.train()
+        local = [gradients(twin.module, lambda m, r=r: loss_of(m, batch_of(seed, r, 1))) for r in range(world)]  # type: ignore[misc]
+        for _ in range(2):
+            twin.zero_grad()
+            loss_of(twin, batch_of(seed, rank, 1)).backward()
+            assert len(said) == 1
+    for words in ("copy", "averages gradients", "moo.register("):
+        assert words in str(said[0].message)
+    for name, parameter in twin.module.named_parameters():  # it is true
+        mean = np.mean([grads[name] for grads in local], axis=0)
+        np.testing.assert_allclose(parameter.grad.reshape(-1).numpy(), mean, atol=1e-12)
+
+    # Registered again, as it says, it reduces as the original does. Neither says anything.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for again in WAYS:
+            twin = COPIES[how](ddp)
+            _check_step(twin, twin, _hook(twin, again), rank, world, seed, 2)
+        _check_step(ddp, ddp, state, rank, world, seed, 2)
+        # A module that never had our hook is copied as ever.
+        plain = COPIES[how](DDP(mlp(seed)))
+        loss_of(plain, batch_of(seed, rank, 0)).backward()
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("way", WAYS)
+def test_copies_of_a_module(run_ranks: RunRanks, way: str, how: str, seed: int) -> None:
+    run_ranks(2, _copied, seed, way, how)
+
+
+# --- model parallelism ---
+
+
+def _tensor_parallel(mesh: DeviceMesh, seed: int) -> nn.Module:
+    # Imported here: it takes a second.
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4), nn.LayerNorm(4))
+    return parallelize_module(model, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
+
+
+def _beside_tensor_parallelism(rank: int, world: int, seed: int, tp: int) -> None:
+    mesh = init_device_mesh("cpu", (world // tp, tp), mesh_dim_names=("dp", "tp"))
+    for way in WAYS:
+        ddp = DDP(_tensor_parallel(mesh["tp"], seed), device_mesh=mesh["dp"])
+
+        def run(ddp: DDP = ddp, way: str = way) -> moo.BucketMOO:
+            state = _hook(ddp, way)
+            ddp(torch.full((2, 4), 1.0 + rank // tp)).square().sum().backward()
+            return state
+
+        if tp == 1:  # nobody holds another piece
+            assert len(run().report().objectives) == world
+            continue
+        kind, words = error_of(run)
+        assert kind is ValueError, (way, kind, words)
+        for part in ("DTensor", "dimension tp", "tensor parallelism"):
+            assert part in words
+    dist.barrier()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("world", "tp"), [(4, 2), (2, 1)])
+def test_ddp_beside_tensor_parallelism(run_ranks: RunRanks, world: int, tp: int, seed: int) -> None:
+    run_ranks(world, _beside_tensor_parallelism, seed, tp)
+
+
+def _distributed_tensors(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    state = moo.BucketMOO("mean")
+    sharded = distribute_tensor(torch.ones(4, 4), init_device_mesh("cpu", (world,)), [Shard(0)])
+    for call in (
+        lambda: moo.all_reduce(sharded, state),
+        lambda: moo.reduce_scatter(torch.ones(8), sharded, state),
+        lambda: moo.reduce_scatter(sharded, torch.ones(32), state),
+    ):
+        kind, words = error_of(call)
+        assert kind is ValueError, (kind, words)
+        assert "to_local()" in words
+    local = sharded.to_local() * (1.0 + rank)
+    moo.all_reduce(local, state)
+    assert torch.equal(local, torch.full((2, 4), 1.5))
+
+
+def test_distributed_tensors_are_refused(run_ranks: RunRanks) -> None:
+    run_ranks(2, _distributed_tensors)
+
+
+# --- wrappers ---
+
+
+class _FabricModule(nn.Module):
+    """Lightning Fabric's wrapper, in what matters: it runs one module and passes on attributes of another."""
+
+    def __init__(self, forward_module: nn.Module, original_module: nn.Module) -> None:
+        super().__init__()
+        self._forward_module = forward_module
+        self._original_module = original_module
+
+    def forward(self, *args: Any) -> Any:
+        return self._forward_module(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_original_module"), name)
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compiled: nn.Module = torch.compile(model, backend="eager")  # type: ignore[assignment]
+    return compiled
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], tuple[nn.Module, DDP]]] = {}
+
+
+def _wrapper(make: Callable[[nn.Module], tuple[nn.Module, DDP]]) -> None:
+    WRAPPERS[make.__name__] = make
+
+
+@_wrapper
+def compiled(model: nn.Module) -> tuple[nn.Module, DDP]:
+    ddp = DDP(model)
+    return _compiled(ddp), ddp
+
+
+@_wrapper
+def fabric(model: nn.Module) -> tuple[nn.Module, DDP]:
+    ddp = DDP(model)
+    return _FabricModule(ddp, model), ddp
+
+
+@_wrapper
+def compiled_by_fabric(model: nn.Module) -> tuple[nn.Module, DDP]:
+    ddp = DDP(model)
+    return _compiled(_FabricModule(_compiled(ddp), model)), ddp
+
+
+def _wrapped(rank: int, world: int, seed: int, wrapper: str) -> None:
+    model, ddp = WRAPPERS[wrapper](mlp(seed))
+    state = moo.register(model)
+    for step in range(2):
+        _check_step(model, ddp, state, rank, world, seed, step)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_modules_that_run_a_ddp_module(run_ranks: RunRanks, wrapper: str, seed: int) -> None:
+    run_ranks(2, _wrapped, seed, wrapper)
+
+
+def _other_wrappers(rank: int, world: int) -> None:
+    from torch.distributed._composable.replicate import replicate
+    from torch.distributed._composable.replicate_with_fsdp import replicate as replicate_with_fsdp
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    mesh = init_device_mesh("cpu", (world,))
+    cases: list[tuple[nn.Module, str]] = [
+        (replicate(nn.Linear(2, 2)), r"replicate()"),
+        (replicate_with_fsdp(nn.Linear(2, 2), mesh=mesh), r"replicate()"),
+        (fully_shard(nn.Linear(2, 2), mesh=mesh), "fully_shard()"),
+        (_compiled(fully_shard(nn.Linear(2, 2), mesh=mesh)), "fully_shard()"),
+        (FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu")), "FSDP"),
+        (nn.DataParallel(nn.Linear(2, 2)), "one process"),
+        (nn.Linear(2, 2), "wrap the model first"),
+        (_compiled(nn.Linear(2, 2)), "wrap the model first"),
+    ]
+    for module, words in cases:
+        kind, said = error_of(lambda module=module: moo.register(module))
+        assert kind is TypeError, (kind, said)
+        assert words in said, (words, said)
+        assert "DistributedDataParallel" in said
+        assert ("not supported yet" in said) == ("wrap" not in words)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_wrappers_are_told_what_they_are(run_ranks: RunRanks) -> None:
+    run_ranks(2, _other_wrappers)
+
+
+# --- private parameters ---
+
+
+class _OwnHead(nn.Module):
+    def __init__(self, seed: int, world: int) -> None:
+        super().__init__()
+        self.trunk = mlp(seed, sizes=(40, 60))
+        self.heads = nn.ModuleList(mlp(seed + 1 + r, sizes=(60, 5)) for r in range(world))
+
+    def forward(self, x: torch.Tensor, head: int) -> torch.Tensor:
+        out: torch.Tensor = self.heads[head](self.trunk(x))
+        return out
+
+
+def _head_loss(model: nn.Module, seed: int, rank: int, step: int) -> torch.Tensor:
+    x, y = batch_of(seed, rank, step)
+    return (model(x, rank) - y).square().mean()
+
+
+def _private_heads(rank: int, world: int, seed: int, remedy: str) -> None:
+    model = _OwnHead(seed, world)
+    heads = [f"heads.{r}.{name}" for r in range(world) for name, _ in model.heads[r].named_parameters()]
+    if remedy == "ignored":
+        DDP._set_params_and_buffers_to_ignore_for_model(model, heads)
+        ddp = DDP(model, bucket_cap_mb=CAP_MB)
+    else:
+        ddp = DDP(model, bucket_cap_mb=1e-6, find_unused_parameters=True)  # a bucket a parameter
+    state = moo.register(ddp)
+    for step in range(2):
+        local = [gradients(model, lambda m, r=r, s=step: _head_loss(m, seed, r, s)) for r in range(world)]  # type: ignore[misc]
+        ddp.zero_grad()
+        _head_loss(ddp, seed, rank, step).backward()
+        for bucket in state.report().buckets:
+            rows = np.stack([np.concatenate([g[n] for n in bucket.parameters]) for g in local])
+            by_name = dict(model.named_parameters())
+            got = np.concatenate([by_name[n].grad.reshape(-1).numpy() for n in bucket.parameters])
+            assert_mgda(rows, got, 1e-9)
+        # Every rank's own head follows its own loss, at full length.
+        for name, parameter in model.heads[rank].named_parameters():
+            expected = local[rank][f"heads.{rank}.{name}"]
+            np.testing.assert_allclose(parameter.grad.reshape(-1).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("remedy", ["ignored", "in buckets of their own"])
+def test_the_documented_ways_to_keep_private_parameters_apart(run_ranks: RunRanks, remedy: str, seed: int) -> None:
+    run_ranks(2, _private_heads, seed, remedy)
