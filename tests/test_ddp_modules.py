@@ -5,6 +5,7 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bucket_moo_ext as moo
@@ -371,6 +372,34 @@ def test_other_wrappers_are_told_what_they_are(run_ranks: RunRanks) -> None:
 
 
 # --- private parameters ---
+
+
+class _TrunkAndHeads(nn.Module):
+    """Parameters whose gradients are the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.heads = nn.ParameterList(torch.zeros(1, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, trunk: float, head: float, which: int) -> torch.Tensor:
+        out: torch.Tensor = trunk * self.trunk + head * self.heads[which]
+        return out
+
+
+def _shared_bucket(rank: int, world: int, method: str) -> float:
+    ddp = DDP(_TrunkAndHeads(), find_unused_parameters=True)
+    state = moo.register(ddp, method)
+    ddp((0.8, -103.75)[rank], 0.6, rank).backward()
+    assert len(state.report().buckets) == 1
+    return ddp.module.heads[rank].grad.item() / 0.6
+
+
+@pytest.mark.parametrize("method", ["mean", "mgda", "pcgrad"])
+def test_the_documented_scaling_of_private_parameters(run_ranks: RunRanks, method: str, repository: Path) -> None:
+    rows = [line.split("|") for line in (repository / "docs" / "using.md").read_text().splitlines()]
+    documented = next([float(r[2]), float(r[3])] for r in rows if len(r) == 5 and f"`{method}`" in r[1])
+    assert run_ranks(2, _shared_bucket, method) == pytest.approx(documented, abs=6e-4)
 
 
 class _OwnHead(nn.Module):

@@ -42,7 +42,8 @@ BucketMooState::BucketMooState(StateOptions options, c10::Device device, int ran
 
 void BucketMooState::check_at_home() const {
   TORCH_CHECK(is_at_home(), "bucket_moo_ext: this state was made in process ", home_.pid(), " and reduces there only; ",
-              "its threads and connections did not come along when process ", getpid(), " was forked. Make a new state ",
+              "its threads and connections did not come along when process ", getpid(),
+              " was forked. Make a new state ",
               "here, or start this process with multiprocessing's 'spawn' or 'forkserver'");
 }
 
@@ -130,10 +131,11 @@ void BucketMooState::check_kept_gradients(c10d::GradBucket& bucket, const std::v
     return;
   }
   if (const std::optional<std::size_t> found = kept_gradients_.find(bucket)) {
-    TORCH_WARN("bucket_moo_ext: a backward pass reduced gradients that an earlier one had reduced already (.grad of '",
-               names.at(*found), "' was not zero when it began): its weights are solved from their sums with the new ",
-               "gradients, and objectives may conflict unseen. Call zero_grad() between two backward passes, or run all ",
-               "but the last one of an accumulation under no_sync(). This is said once");
+    TORCH_WARN(
+        "bucket_moo_ext: a backward pass reduced gradients that an earlier one had reduced already (.grad of '",
+        names.at(*found), "' was not zero when it began): its weights are solved from their sums with the new ",
+        "gradients, and objectives may conflict unseen. Call zero_grad() between two backward passes, or run all ",
+        "but the last one of an accumulation under no_sync(). This is said once");
   }
 }
 
