@@ -46,6 +46,46 @@ CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
 }
 
 
+def _reversed(array: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+    view = np.flip(array, axis)
+    assert min(view.strides) < 0
+    return view
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_with_negative_strides(dtype: type[np.floating[Any]], axis: int) -> None:
+    array = np.arange(1.0, 13.0, dtype=dtype).reshape(3, 4) ** 2
+    view = _reversed(array, axis)
+    same = view.copy()
+    assert torch.equal(moo.gramian(view), moo.gramian(same))
+    assert torch.equal(moo.gramian(list(view)), moo.gramian(same))
+    assert torch.equal(moo.sketch(view, 64, seed=3), moo.sketch(same, 64, seed=3))
+    assert torch.equal(moo.aggregate(view, "upgrad"), moo.aggregate(same, "upgrad"))
+    weights = np.arange(1.0, 4.0)
+    assert torch.equal(moo.combine(view, _reversed(weights, 0)), moo.combine(same, weights[::-1].copy()))
+    gramian = moo.gramian(array).numpy()
+    assert torch.equal(moo.weights(_reversed(gramian, axis)), moo.weights(np.flip(gramian, axis).copy()))
+
+
+@pytest.mark.parametrize("dtype", [">f4", "O", np.longdouble])
+def test_arrays_of_numbers_that_torch_does_not_have(dtype: Any) -> None:
+    for call in (moo.gramian, moo.weights, moo.aggregate):
+        with pytest.raises(TypeError, match=r"^(jacobian|gramian): ndarray of dtype"):
+            call(np.ones((2, 2)).astype(dtype))
+
+
+def test_weights_of_combine() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    expected = torch.tensor([7.0, 10.0])
+    numbers: tuple[Any, ...] = (1, np.float32(2))
+    for weights in (numbers, list(numbers), {"a": 1.0, "b": 2.0}.values(), (x for x in numbers), np.array([1, 2])):
+        assert torch.equal(moo.combine(rows, weights), expected)
+    for weights in (None, "ab", 1.0, [1.0, "x"], [1.0, None], torch.ones(2, dtype=torch.complex64), np.ones(2) * 1j):
+        with pytest.raises(TypeError, match=r"^weights must be"):
+            moo.combine(rows, weights)  # type: ignore[arg-type]
+
+
 @without_kernels
 @pytest.mark.parametrize("array", [OnCudaByDLPack(), OnCudaByInterface(np.ones((2, 3)))], ids=["DLPack", "interface"])
 @pytest.mark.parametrize("call", CALLS)

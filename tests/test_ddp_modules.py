@@ -212,6 +212,55 @@ def _copied(rank: int, world: int, seed: int, way: str, how: str) -> None:
         loss_of(plain, batch_of(seed, rank, 0)).backward()
 
 
+def _count(run: Callable[[], Any]) -> int:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run()
+    return len([w for w in said if "averages gradients" in str(w.message)])
+
+
+def _wrapped_hook(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    return moo.bucket_moo_hook(state, bucket)
+
+
+def _peculiar_copies(rank: int, world: int, seed: int) -> list[int]:
+    batch = batch_of(seed, rank, 0)
+    ddp = DDP(mlp(seed))
+    moo.register(ddp)
+    counts = []
+
+    def train(model: DDP) -> Callable[[], None]:
+        return lambda: loss_of(model, batch).backward()
+
+    # A teacher, and an average that is evaluated with gradients: no copy that trains.
+    teacher = copy.deepcopy(ddp).eval().requires_grad_(False)
+    average = torch.optim.swa_utils.AveragedModel(ddp)
+    counts.append(_count(lambda: (ddp(batch[0]) - teacher(batch[0])).square().mean().backward()))
+    counts.append(_count(lambda: average(batch[0])))
+    teacher.requires_grad_(True)
+    counts.append(_count(train(teacher)))
+    # A shallow copy shares the parameters with the original, which may train first.
+    shallow = copy.copy(ddp)
+    ddp.zero_grad()
+    counts.append(_count(train(ddp)))
+    counts += [_count(train(shallow)), _count(train(shallow))]
+    # forward() by itself, and a hook of the user's around ours.
+    direct = copy.deepcopy(ddp)
+    counts.append(_count(lambda: ((direct.forward(batch[0]) - batch[1]).square().mean()).backward()))
+    ddp = DDP(mlp(seed))
+    ddp.register_comm_hook(moo.BucketMOO(), _wrapped_hook)
+    counts.append(_count(train(copy.deepcopy(ddp))))
+    # One that is gone.
+    twin = copy.copy(ddp)
+    del twin
+    counts.append(_count(train(ddp)))
+    return counts
+
+
+def test_copies_that_train_or_do_not(run_ranks: RunRanks, seed: int) -> None:
+    assert run_ranks(2, _peculiar_copies, seed) == [[0, 0, 1, 0, 1, 0, 1, 1, 0]] * 2
+
+
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_of_a_module(run_ranks: RunRanks, way: str, how: str, seed: int) -> None:
@@ -256,11 +305,42 @@ def test_ddp_beside_tensor_parallelism(run_ranks: RunRanks, world: int, tp: int,
     run_ranks(world, _beside_tensor_parallelism, seed, tp)
 
 
+def _ignored_pieces(rank: int, world: int) -> None:
+    """DTensors that DDP has nothing to do with are nobody's business."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (world,))
+    for way in WAYS:
+        model = nn.Sequential(nn.Linear(3, 2), nn.Module())
+        model[1].piece = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
+        model[1].forward = lambda x: x  # type: ignore[method-assign]
+        DDP._set_params_and_buffers_to_ignore_for_model(model, ["1.piece"])
+        ddp = DDP(model)
+        state = _hook(ddp, way)
+        ddp(torch.ones(1, 3) * (rank + 1)).sum().backward()
+        assert {name for bucket in state.report().buckets for name in bucket.parameters} == {"0.weight", "0.bias"}
+
+
+def test_ignored_distributed_tensors(run_ranks: RunRanks) -> None:
+    run_ranks(2, _ignored_pieces)
+
+
 def _distributed_tensors(rank: int, world: int) -> None:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     state = moo.BucketMOO("mean")
     sharded = distribute_tensor(torch.ones(4, 4), init_device_mesh("cpu", (world,)), [Shard(0)])
+    for call in (
+        lambda: moo.gramian(sharded),
+        lambda: moo.gramian([sharded, torch.ones(4, 4)]),
+        lambda: moo.sketch(sharded, 64),
+        lambda: moo.weights(sharded),
+        lambda: moo.aggregate(sharded),
+        lambda: moo.combine(torch.ones(4, 4), sharded),
+    ):
+        kind, words = error_of(call)
+        assert kind is ValueError, (kind, words)
+        assert "to_local()" in words
     for call in (
         lambda: moo.all_reduce(sharded, state),
         lambda: moo.reduce_scatter(torch.ones(8), sharded, state),
@@ -276,6 +356,44 @@ def _distributed_tensors(rank: int, world: int) -> None:
 
 def test_distributed_tensors_are_refused(run_ranks: RunRanks) -> None:
     run_ranks(2, _distributed_tensors)
+
+
+def _empty_tensors(rank: int, world: int) -> None:
+    """Tensors without elements to read: refused before anything is sent, on every rank, and the state goes on."""
+    state = moo.BucketMOO("mean")
+
+    def freed() -> torch.Tensor:
+        tensor = torch.ones(70_000)
+        tensor.untyped_storage().resize_(0)
+        return tensor
+
+    calls: dict[str, Callable[[], Any]] = {
+        "freed": lambda: moo.all_reduce(freed(), state),
+        "zero": lambda: moo.all_reduce(torch._efficientzerotensor((16,)), state),
+        "functionalized": lambda: torch.func.functionalize(lambda x: moo.all_reduce(x, state))(torch.ones(16)),
+        "in grad": lambda: torch.func.grad(lambda x: (moo.all_reduce(x, state), x.sum())[1])(torch.ones(16)),
+        "in vmap": lambda: torch.vmap(lambda x: (moo.all_reduce(x, state), x)[1])(torch.ones(2, 16)),
+        "nested": lambda: moo.all_reduce(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), state),
+    }
+    for name, call in calls.items():
+        for only in (False, True):  # on one rank only
+            if only and rank == 1:
+                kind, words = error_of(lambda: moo.all_reduce(torch.ones(16), state))
+                assert kind is ValueError, (name, kind, words)
+                assert "rank 0 refused" in words
+            else:
+                kind, words = error_of(call)
+                assert kind is ValueError, (name, kind, words)
+                assert "hold its elements" in words or "dense" in words
+        x = torch.full((3,), float(rank))
+        moo.all_reduce(x, state)
+        assert x.tolist() == [0.5] * 3, name
+
+
+@pytest.mark.host
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_elements(run_ranks: RunRanks) -> None:
+    run_ranks(2, _empty_tensors)
 
 
 # --- wrappers ---
@@ -355,6 +473,9 @@ def _other_wrappers(rank: int, world: int) -> None:
         (_compiled(fully_shard(nn.Linear(2, 2), mesh=mesh)), "fully_shard()"),
         (FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu")), "FSDP"),
         (nn.DataParallel(nn.Linear(2, 2)), "one process"),
+        (nn.Sequential(DDP(nn.Linear(2, 2))), "in it, '0'"),
+        (torch.optim.swa_utils.AveragedModel(DDP(nn.Linear(2, 2))), "in it, 'module'"),
+        (torch.jit.script(nn.Linear(2, 2)), "wrap the model first"),
         (nn.Linear(2, 2), "wrap the model first"),
         (_compiled(nn.Linear(2, 2)), "wrap the model first"),
     ]
@@ -363,7 +484,7 @@ def _other_wrappers(rank: int, world: int) -> None:
         assert kind is TypeError, (kind, said)
         assert words in said, (words, said)
         assert "DistributedDataParallel" in said
-        assert ("not supported yet" in said) == ("wrap" not in words)
+        assert ("not supported yet" in said) == ("wrap" not in words and "in it" not in words)
 
 
 @pytest.mark.filterwarnings("ignore")

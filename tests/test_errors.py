@@ -68,7 +68,15 @@ def _expect(error: tuple[type[BaseException], str], kind: type[BaseException], *
         (lambda: moo.BucketMOO(objective=torch.tensor([1, 2])), TypeError, ["objective", "Tensor"]),
         (lambda: moo.BucketMOO(objective=np.float64(1.0)), TypeError, ["objective", "float64"]),
         (lambda: moo.BucketMOO(objective=_Fraction.HALF), TypeError, ["objective", "_Fraction.HALF"]),
+        (lambda: moo.BucketMOO(objective=torch.tensor(3, device="meta")), TypeError, ["objective", "Tensor"]),
         (lambda: moo.BucketMOO(weight=-1.0), ValueError, ["weight", ">= 0", "-1.0"]),
+        (lambda: moo.BucketMOO(weight=10**400), ValueError, ["weight", "finite"]),
+        (lambda: moo.BucketMOO(weight=1j), TypeError, ["weight", "complex"]),
+        (lambda: moo.BucketMOO(weight=np.complex64(1)), TypeError, ["weight", "complex64"]),
+        (lambda: moo.BucketMOO(weight=torch.ones(2)), TypeError, ["weight", "Tensor"]),
+        (lambda: moo.BucketMOO(weight=torch.ones((), device="meta")), TypeError, ["weight", "Tensor"]),
+        (lambda: moo.BucketMOO(weight="2"), TypeError, ["weight", "str"]),
+        (lambda: moo.BucketMOO(bucket_cap_mb=10**400), ValueError, ["bucket_cap_mb", "finite"]),
         (lambda: moo.BucketMOO(weight=float("nan")), ValueError, ["weight", "finite", "nan"]),
         (lambda: moo.BucketMOO(weight=float("inf")), ValueError, ["weight", "finite", "inf"]),
         (lambda: moo.BucketMOO(seed=-1), ValueError, ["seed", "-1", r"2\*\*64"]),
@@ -92,7 +100,7 @@ def _expect(error: tuple[type[BaseException], str], kind: type[BaseException], *
         # Options of the method beside the method.
         (lambda: moo.BucketMOO("cagrad", c=0.5), TypeError, ["BucketMOO", "'c'", r"method=moo\.CAGrad\(c=0\.5\)$"]),
         (lambda: moo.BucketMOO(method="krum", n_selected=2), TypeError, [r"method=moo\.Krum\(n_selected=2\)$"]),
-        (lambda: moo.BucketMOO("mgda", alpha=2), TypeError, [r"moo\.FairGrad\(alpha=2\)$"]),
+        (lambda: moo.BucketMOO("mgda", alpha=2), TypeError, ["not of MGDA", r"FairGrad\(alpha=2\) or moo\.Smoothed"]),
         (
             lambda: moo.BucketMOO("upgrad", preference=[1, 2]), TypeError,
             [r"method=moo\.UPGrad\(preference=\[1, 2\]\)$"],
@@ -100,6 +108,11 @@ def _expect(error: tuple[type[BaseException], str], kind: type[BaseException], *
         (lambda: moo.BucketMOO(preference=[1]), TypeError, [r"moo\.UPGrad\(.*\) or moo\.DualProj\("]),
         (lambda: moo.BucketMOO("cagrad", c=0.5, rescale=True), TypeError, [r"CAGrad\(c=0\.5, rescale=True\)$"]),
         (lambda: moo.BucketMOO("nonsense", c=0.5), TypeError, [r"moo\.CAGrad"]),
+        (lambda: moo.BucketMOO("cagrad", c=0.5, wieght=2), TypeError, [r"moo\.CAGrad\(c=0\.5\); allowed: .*weight"]),
+        (lambda: moo.BucketMOO("cagrad", c=0.5, normalize="l2"), TypeError, [r"CAGrad\(c=0\.5\);.*MGDA\(normal"]),
+        (lambda: moo.BucketMOO("mgda", width=64, lag=1), TypeError, [r"gramian=moo\.Sketch\(width=64, lag=1\)$"]),
+        (lambda: moo.weights(torch.eye(2), width=64), TypeError, ["allowed: gramian, method"]),
+        (lambda: moo.BucketMOO(moo.CAGrad), TypeError, ["an object", r"moo\.MGDA\(\)"]),
         (lambda: moo.BucketMOO("cagrad", lr=0.5), TypeError, ["'lr'", "allowed: method, objective", "bucket_cap_mb$"]),
         (lambda: moo.register(nn.Linear(2, 2), "cagrad", c=0.5), TypeError, ["^register", r"moo\.CAGrad\(c=0\.5\)$"]),
         (lambda: moo.weights(torch.eye(2), "cagrad", c=0.5), TypeError, ["^weights", r"moo\.CAGrad\(c=0\.5\)$"]),
@@ -506,6 +519,17 @@ def _words_and_numbers(rank: int, world: int) -> None:
 
 def test_configurations_are_compared_by_value(run_ranks: RunRanks) -> None:
     run_ranks(2, _words_and_numbers)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [2, np.float32(2.0), np.int8(2), np.array(2.0), np.array([2.0]), torch.tensor(2.0), torch.tensor([2])],
+    ids=repr,
+)
+def test_weights_are_what_they_equal(given: Any) -> None:
+    state = moo.BucketMOO(weight=given)
+    assert state.weight == 2.0
+    assert type(state.weight) is float
 
 
 def test_functions_take_numpys_numbers() -> None:

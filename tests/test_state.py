@@ -45,6 +45,24 @@ def test_copies(maker: str, way: str) -> None:
     assert configuration(COPIES[way](other)) == configuration(other)
 
 
+class Language(moo.BucketMOO):
+    """A state with a constructor of its own."""
+
+    def __init__(self, language: str) -> None:
+        super().__init__("pcgrad", objective=language, seed=7)
+        self.tokens = 0
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_of_a_subclass(way: str) -> None:
+    state = Language("sw")
+    state.tokens = 12
+    other = COPIES[way](state)
+    assert isinstance(other, Language)
+    assert configuration(other) == configuration(state)
+    assert other.tokens == 12
+
+
 def rank_copies(rank: int, world: int, seed: int) -> None:
     group = dist.new_group([0, 1])
     state = moo.BucketMOO("pcgrad", objective=f"o{rank}", process_group=group, seed=4)

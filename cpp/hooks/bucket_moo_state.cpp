@@ -29,6 +29,16 @@ BucketParameter call_label(const char* operation, std::int64_t numel) {
 
 std::string name_of(c10::Device device) { return device.is_cpu() ? "the CPU" : device.str(); }
 
+/// Not so: subclasses that dispatch in Python (DTensor), those inside torch.func's transformations, zero tensors, and
+/// tensors whose storage was freed. `tensor`: contiguous.
+bool holds_its_elements(const at::Tensor& tensor) {
+  if (tensor.key_set().has(c10::DispatchKey::Python) || !tensor.has_storage()) {
+    return false;
+  }
+  const auto end = static_cast<std::size_t>(tensor.storage_offset()) * tensor.itemsize() + tensor.nbytes();
+  return tensor.numel() == 0 || (tensor.const_data_ptr() != nullptr && tensor.storage().nbytes() >= end);
+}
+
 std::string nth_label(std::size_t n) {
   std::ostringstream text;
   text << "#" << n;
@@ -72,17 +82,16 @@ void BucketMooState::name_parameters(const std::vector<std::pair<std::string, at
 
 void BucketMooState::check_dense(const at::Tensor& tensor, const char* what) const {
   TORCH_CHECK_VALUE(tensor.defined(), "bucket_moo_ext: ", what, " must be a tensor, got an undefined one");
-  TORCH_CHECK_VALUE(!tensor.key_set().has(c10::DispatchKey::Python), "bucket_moo_ext: ", what,
-                    " must hold its elements itself; got a tensor subclass that keeps them elsewhere (for a DTensor: ",
-                    "its to_local())");
   TORCH_CHECK_VALUE(tensor.device() == device_, "bucket_moo_ext: ", what, " must be on ", name_of(device_),
                     ", where this state reduces; got device ", tensor.device());
-  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, "bucket_moo_ext: ", what, " must be dense; got layout ",
-                    tensor.layout());
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && !tensor.is_nested(), "bucket_moo_ext: ", what,
+                    " must be dense; got ", tensor.is_nested() ? "a nested tensor" : c10::str("layout ", tensor.layout()));
   TORCH_CHECK_VALUE(tensor.is_contiguous(), "bucket_moo_ext: ", what, " must be contiguous; got sizes ", tensor.sizes(),
                     " with strides ", tensor.strides());
   TORCH_CHECK_VALUE(!tensor.is_neg(), "bucket_moo_ext: ", what, " must not be a negative view; use resolve_neg()");
   dtype_of(tensor.scalar_type(), what);
+  TORCH_CHECK_VALUE(holds_its_elements(tensor), "bucket_moo_ext: ", what, " must hold its elements itself; got a tensor ",
+                    "that keeps them elsewhere (for a DTensor give its to_local()) or has none");
 }
 
 void BucketMooState::check_bucket(const at::Tensor& buffer) const {
@@ -125,15 +134,16 @@ void BucketMooState::check_or_refuse(bool starts_step, Check check) {
 }
 
 /// Gradients that are kept are no error: on other ranks they may not be, and would wait for this one.
-void BucketMooState::check_kept_gradients(c10d::GradBucket& bucket, const std::vector<std::string>& names) {
+void BucketMooState::check_kept_gradients(const Call& call, const std::vector<at::Tensor>& parameters) {
   const bool is_mean = method().method().id == MethodId::mean;  // which adds up right in any case
-  if (is_mean || bucket.getBuffer().is_sparse()) {
+  if (is_mean || call.output.is_sparse()) {
     return;
   }
-  if (const std::optional<std::size_t> found = kept_gradients_.find(bucket)) {
+  if (const std::optional<std::size_t> found = kept_gradients_.find(call.output, parameters, call.starts_step)) {
     TORCH_WARN(
         "bucket_moo_ext: a backward pass reduced gradients that an earlier one had reduced already (.grad of '",
-        names.at(*found), "' was not zero when it began): its weights are solved from their sums with the new ",
+        call.parameters.at(*found),
+        "' was not zero when it began): its weights are solved from their sums with the new ",
         "gradients, and objectives may conflict unseen. Call zero_grad() between two backward passes, or run all ",
         "but the last one of an accumulation under no_sync(). This is said once");
   }
@@ -168,7 +178,7 @@ FuturePtr BucketMooState::run_bucket(c10d::GradBucket& bucket, c10::IValue resul
       call.state_key.push_back({state_labels_.emplace(identity, label).first->second, parameter.numel()});
     }
   }
-  check_kept_gradients(bucket, call.parameters);
+  check_kept_gradients(call, parameters);
   return submit(std::move(call));
 }
 

@@ -176,7 +176,7 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   void check_bucket(const at::Tensor& buffer) const;
   void check_reduce_scatter(const at::Tensor& output, const at::Tensor& input) const;
 
-  void check_kept_gradients(c10d::GradBucket& bucket, const std::vector<std::string>& names);
+  void check_kept_gradients(const Call& call, const std::vector<at::Tensor>& parameters);
 
   const HomeProcess home_;
   const StateOptions options_;

@@ -46,7 +46,7 @@ class KeptGradients::Watch {
     if (!is_reduced_) {
       return;
     }
-    if (!gradient.defined()) {
+    if (!gradient.defined() || gradient.layout() != at::kStrided) {
       is_reduced_ = false;
     } else if (gradient.is_cpu()) {
       is_reduced_ = has_nonzero(gradient, limit_);
@@ -142,16 +142,15 @@ class KeptGradients::BeforeAccumulation final : public torch::autograd::Function
 KeptGradients::KeptGradients() = default;
 KeptGradients::~KeptGradients() = default;
 
-std::optional<std::size_t> KeptGradients::find(c10d::GradBucket& bucket) {
+std::optional<std::size_t> KeptGradients::find(const at::Tensor& buffer, const std::vector<at::Tensor>& parameters,
+                                               bool starts_pass) {
   const std::lock_guard lock(mutex_);
   if (is_done_) {
     return std::nullopt;
   }
-  passes_ += bucket.getIndex() == 0;
+  passes_ += starts_pass;
   const std::int64_t limit = passes_ <= kThoroughPasses ? std::numeric_limits<std::int64_t>::max() : kGlance;
-  const at::Tensor& buffer = bucket.getBuffer();
-  const std::vector<at::Tensor> parameters = bucket.getParameters();
-  const std::size_t looked_at = buffer.is_cpu() ? parameters.size() : std::size_t{bucket.getIndex() == 0};
+  const std::size_t looked_at = buffer.is_cpu() ? parameters.size() : std::size_t{starts_pass};
   std::optional<std::size_t> found;
   std::int64_t begin = 0;
   for (std::size_t i = 0; i < looked_at; ++i) {

@@ -9,8 +9,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <torch/csrc/distributed/c10d/comm.hpp>
 #include <unordered_map>
+#include <vector>
 
 namespace bucket_moo {
 
@@ -28,9 +28,11 @@ class KeptGradients {
   KeptGradients();
   ~KeptGradients();
 
-  /// A dense bucket of a supported dtype that is about to be reduced. Returns the place of a parameter whose gradient was
-  /// reduced before and kept. Of all calls, one at most does.
-  std::optional<std::size_t> find(c10d::GradBucket& bucket);
+  /// A dense bucket that is about to be reduced: the gradients of `parameters`, one after the other, in `buffer`.
+  /// `starts_pass`: it is the first one of its backward pass. Returns the place of a parameter whose gradient was reduced
+  /// before and kept. Of all calls, one at most does.
+  std::optional<std::size_t> find(const at::Tensor& buffer, const std::vector<at::Tensor>& parameters,
+                                  bool starts_pass);
 
  private:
   class Watch;

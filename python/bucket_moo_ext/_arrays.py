@@ -22,16 +22,18 @@ def as_tensor(name: str, value: ArrayLike) -> torch.Tensor:
     What is then enqueued on torch's current stream is ordered after what the array's producer had enqueued.
 
     Raises:
-        TypeError: No array.
+        TypeError: No array, or one of a kind of numbers that torch does not have.
         ValueError: Not dense.
         RuntimeError: In CUDA memory, which this build or this torch does not support.
     """
     if isinstance(value, torch.Tensor):
+        if type(value) is not torch.Tensor and hasattr(type(value), "to_local"):
+            raise ValueError(f"{name} must hold its elements itself; got a {type(value).__name__}: give its to_local()")
         tensor = value.detach()
     elif hasattr(value, "__dlpack__"):
         if value.__dlpack_device__()[0] in _DLPACK_CUDA:
             _require_cuda(name, value)
-        tensor = torch.from_dlpack(value)  # which hands torch's current stream to the producer
+        tensor = _from_dlpack(name, value)
     elif hasattr(value, "__cuda_array_interface__"):
         _require_cuda(name, value)
         tensor = _from_cuda_array(value)
@@ -43,6 +45,15 @@ def as_tensor(name: str, value: ArrayLike) -> torch.Tensor:
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} must be dense; got layout {tensor.layout}")
     return tensor
+
+
+def _from_dlpack(name: str, value: ArrayLike) -> torch.Tensor:
+    if any(stride < 0 for stride in getattr(value, "strides", None) or ()):
+        value = value.copy()  # tensors have no negative strides, and torch aborts the process over them
+    try:
+        return torch.from_dlpack(value)  # which hands torch's current stream to the producer
+    except BufferError as error:
+        raise TypeError(f"{name}: {type(value).__name__} of dtype {value.dtype} is no tensor: {error}") from error
 
 
 def is_array(value: object) -> bool:

@@ -2,47 +2,64 @@
 
 import functools
 import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
+from bucket_moo_ext import _C
 from bucket_moo_ext.ddp_module import comm_hook
 
 
-def _warn_of_averaging(copy: DistributedDataParallel, inputs: object) -> None:
-    """Forward pre-hook of a copy: says once that a copy which is about to reduce does so without the hook."""
-    if not (torch.is_grad_enabled() and copy.require_backward_grad_sync):
-        return
-    _stop_watching(copy)
-    if not comm_hook(copy):
-        warnings.warn(
-            "this DistributedDataParallel module is a copy of one that reduced with bucket_moo_ext. torch copies no "
-            "communication hooks: the copy averages gradients. Register it again, as the original was: "
-            "moo.register(copy, ...) or copy.register_comm_hook(state, moo.bucket_moo_hook)",
-            stacklevel=2,
-        )
+def watch_copies(is_ours: Callable[[object, object], bool]) -> None:
+    """Makes a copy of a DDP module warn, once, when it reduces without a hook.
 
+    A copy builds its reducer in ``DistributedDataParallel.__setstate__``. That is the one place that all ways of
+    copying share, and torch has no hook there; so it is wrapped, once. Modules without our hook go through it
+    unchanged.
 
-def _stop_watching(copy: DistributedDataParallel) -> None:
-    hooks = copy._forward_pre_hooks
-    for key in [key for key, hook in hooks.items() if hook is _warn_of_averaging]:
-        del hooks[key]
-
-
-def watch_copies(hook: object) -> None:
-    """Makes copies of modules that list ``hook`` among their hooks warn when they train without one.
-
-    A copy of a DDP module builds its reducer in ``__setstate__``. That is the one place that all ways of copying share,
-    and torch has no hook there; so it is wrapped, once. Modules without our hook go through it unchanged.
+    Args:
+        is_ours: Whether a hook, given with its state, reduces with a state of ours.
     """
     original = DistributedDataParallel.__setstate__
 
     @functools.wraps(original)
     def setstate(self: DistributedDataParallel, state: Any) -> None:
         original(self, state)  # type: ignore[no-untyped-call]
-        if any(listed is hook for listed, _ in getattr(self, "_comm_hooks", ())):
-            _stop_watching(self)  # what came along from a copy that was copied
-            self.register_forward_pre_hook(_warn_of_averaging)
+        if any(is_ours(hook, given) for hook, given in getattr(self, "_comm_hooks", ())):
+            _Watch(self)
 
     DistributedDataParallel.__setstate__ = setstate  # type: ignore[method-assign]
+
+
+class _Watch:
+    """Looks at a copy from its gradients until it has reduced once: many copies never train.
+
+    The gradients' hooks are all that refers to it, and are not copied with the parameters.
+    """
+
+    def __init__(self, copy: DistributedDataParallel) -> None:
+        self._copy = weakref.ref(copy)
+        self._handles: list[RemovableHandle] = [
+            parameter.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
+            for parameter in _C.parameters_of(copy.reducer)
+        ]
+
+    def __call__(self, parameter: torch.Tensor) -> None:
+        """A gradient was added to ``.grad``."""
+        copy = self._copy()
+        # The parameters of a shallow copy are the original's: only the copy's reducer knows whose pass it is.
+        if copy is not None and not _C.backward_has_run(copy.reducer):
+            return
+        for handle in self._handles:
+            handle.remove()
+        if copy is not None and not comm_hook(copy):
+            warnings.warn(
+                "this DistributedDataParallel module is a copy of one that reduced with bucket_moo_ext. torch copies "
+                "no communication hooks: the copy averages gradients. Register it after copying, as the original was: "
+                "moo.register(copy, ...) or copy.register_comm_hook(state, moo.bucket_moo_hook)",
+                stacklevel=2,
+            )

@@ -1,8 +1,9 @@
 """What a module given to ``register`` is, and whether its reducer's buckets can be reduced."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bucket_moo_ext import _C
@@ -20,6 +21,8 @@ _OTHER_WRAPPERS = {
     ("torch.distributed._composable", "DDP"): "replicate() made it",
     ("torch.nn.parallel", "DataParallel"): "it has one process for all devices",
     ("deepspeed", "DeepSpeedEngine"): "it is DeepSpeed's",
+    ("megatron", "DistributedDataParallel"): "it is Megatron's",
+    ("apex", "DistributedDataParallel"): "it is Apex's",
 }
 
 
@@ -31,7 +34,8 @@ def find_ddp(module: object) -> DistributedDataParallel:
     """
     inner = module
     while not isinstance(inner, DistributedDataParallel):
-        nested = [m for name in _INSIDE if (m := getattr(inner, "_modules", {}).get(name)) is not None]
+        modules = getattr(inner, "_modules", {})
+        nested = [modules[name] for name in _INSIDE if name in modules and modules[name] is not inner]
         if not nested:
             raise TypeError(_what_else(module, inner))
         inner = nested[0]
@@ -45,7 +49,11 @@ def _what_else(module: object, inner: object) -> str:
     for cls in type(inner).__mro__:
         for (package, name), what in _OTHER_WRAPPERS.items():
             if cls.__name__ == name and cls.__module__.startswith(package):
-                return f"{got}: {what}, and that is not supported yet; use DistributedDataParallel(model)"
+                return f"{got}: {what}, and that is not supported yet; use torch's DistributedDataParallel(model)"
+    if isinstance(inner, nn.Module):
+        for path, part in inner.named_modules():
+            if isinstance(part, DistributedDataParallel):
+                return f"{got}: register the DistributedDataParallel module in it, {path!r}"
     return f"{got} (wrap the model first: ddp = DistributedDataParallel(model))"
 
 
@@ -59,8 +67,11 @@ def check_module(ddp: DistributedDataParallel) -> torch.device:
         RuntimeError: There is a hook already, or a backward pass has been reduced.
     """
     _check_options(ddp)
-    check_whole(ddp.module.named_parameters())
-    device = _check_parameters(ddp)
+    names = {parameter: name for name, parameter in ddp.module.named_parameters()}
+    # What the reducer has is not what the module has: some are ignored, some were frozen later.
+    reduced = [(names.get(p, f"of shape {tuple(p.shape)}"), p) for p in _C.parameters_of(ddp.reducer)]
+    check_whole(reduced)
+    device = _check_parameters(reduced)
     _check_unused(ddp)
     return device
 
@@ -85,12 +96,10 @@ def check_whole(named_parameters: Iterable[tuple[object, torch.Tensor]]) -> None
             )
 
 
-def _check_parameters(ddp: DistributedDataParallel) -> torch.device:
-    """The device of what the reducer has, which is not what the module has: some are ignored, some frozen later."""
-    names = {parameter: name for name, parameter in ddp.module.named_parameters()}
+def _check_parameters(reduced: Sequence[tuple[str, torch.Tensor]]) -> torch.device:
+    """The one device of parameters that can be reduced there."""
     devices: dict[torch.device, str] = {}
-    for parameter in _C.parameters_of(ddp.reducer):
-        name = names.get(parameter, f"of shape {tuple(parameter.shape)}")
+    for name, parameter in reduced:
         device = parameter.device
         if device.type != "cpu" and not _C.reduces_on_device(device):
             raise ValueError(f"module: parameter {name!r} is on {device}; {_where()}")

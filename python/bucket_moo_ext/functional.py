@@ -1,8 +1,7 @@
 """Gramian, weights and combination of a Jacobian held in one place."""
 
-import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import torch
 
@@ -11,6 +10,7 @@ from bucket_moo_ext._arrays import ArrayLike, as_tensor, cupy_of, is_array, thro
 from bucket_moo_ext.gramian_source import check_width
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, resolve
+from bucket_moo_ext.plain import integer
 
 _MAX_OBJECTIVES: int = _C.build_info()["max_objectives"]
 
@@ -70,16 +70,26 @@ def sketch(
     jacobian: torch.Tensor | Sequence[torch.Tensor],
     width: int = 16384,
     *,
-    seed: int = 0,
-    step: int = 0,
-    bucket: int = 0,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
+    bucket: SupportsIndex = 0,
 ) -> torch.Tensor: ...
 @overload
 def sketch(
-    jacobian: ArrayLike | Sequence[ArrayLike], width: int = 16384, *, seed: int = 0, step: int = 0, bucket: int = 0
+    jacobian: ArrayLike | Sequence[ArrayLike],
+    width: int = 16384,
+    *,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
+    bucket: SupportsIndex = 0,
 ) -> Any: ...
 def sketch(
-    jacobian: ArrayLike | Sequence[ArrayLike], width: int = 16384, *, seed: int = 0, step: int = 0, bucket: int = 0
+    jacobian: ArrayLike | Sequence[ArrayLike],
+    width: int = 16384,
+    *,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
+    bucket: SupportsIndex = 0,
 ) -> Any:
     """K gradients in few columns: random projections whose inner products are those of the gradients on average.
 
@@ -117,8 +127,8 @@ def weights(
     gramian: torch.Tensor,
     method: str | Method = "mgda",
     *,
-    seed: int = 0,
-    step: int = 0,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
     return_certificate: Literal[False] = False,
 ) -> torch.Tensor: ...
 @overload
@@ -126,8 +136,8 @@ def weights(
     gramian: torch.Tensor,
     method: str | Method = "mgda",
     *,
-    seed: int = 0,
-    step: int = 0,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
     return_certificate: Literal[True],
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 @overload
@@ -135,8 +145,8 @@ def weights(
     gramian: ArrayLike,
     method: str | Method = "mgda",
     *,
-    seed: int = 0,
-    step: int = 0,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
     return_certificate: bool = False,
 ) -> Any: ...
 @refuse_method_options
@@ -144,8 +154,8 @@ def weights(
     gramian: ArrayLike,
     method: str | Method = "mgda",
     *,
-    seed: int = 0,
-    step: int = 0,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
     return_certificate: bool = False,
 ) -> Any:
     """The weights that a method gives to K objectives.
@@ -186,10 +196,11 @@ def weights(
     return (solved, residual) if return_certificate else solved
 
 
-def _word(name: str, value: int) -> int:
-    if not isinstance(value, int | numbers.Integral) or isinstance(value, bool) or not 0 <= value < 2**64:
+def _word(name: str, value: SupportsIndex) -> int:
+    plain = value if isinstance(value, int) and not isinstance(value, bool) else integer(value)
+    if plain is None or not 0 <= plain < 2**64:
         raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1; got {value!r}")
-    return int(value)
+    return plain
 
 
 def _signed(word: int) -> int:
@@ -222,28 +233,47 @@ def combine(jacobian: ArrayLike | Sequence[ArrayLike], weights: ArrayLike | Iter
     if cupy is not None:
         return through_torch(cupy, combine, jacobian, weights)
     rows = _rows(jacobian)
-    given = as_tensor("weights", weights) if is_array(weights) else torch.as_tensor(weights, dtype=torch.float64)
-    coefficients = given.to(rows[0].device)
+    coefficients = _coefficients(weights).to(rows[0].device)
     if coefficients.shape != (len(rows),):
         raise ValueError(f"weights must be [{len(rows)}], one a row; got shape {tuple(coefficients.shape)}")
     return _combine(rows, coefficients)
 
 
+def _coefficients(weights: ArrayLike | Iterable[float]) -> torch.Tensor:
+    if not is_array(weights):
+        try:
+            return torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"weights must be K numbers; got {type(weights).__name__} {weights!r:.200}") from error
+    given = as_tensor("weights", weights)
+    if given.is_complex():
+        raise TypeError(f"weights must be real numbers; got dtype {given.dtype}")
+    return given
+
+
 @overload
 def aggregate(
-    jacobian: torch.Tensor | Sequence[torch.Tensor], method: str | Method = "mgda", *, seed: int = 0, step: int = 0
+    jacobian: torch.Tensor | Sequence[torch.Tensor],
+    method: str | Method = "mgda",
+    *,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
 ) -> torch.Tensor: ...
 @overload
 def aggregate(
-    jacobian: ArrayLike | Sequence[ArrayLike], method: str | Method = "mgda", *, seed: int = 0, step: int = 0
+    jacobian: ArrayLike | Sequence[ArrayLike],
+    method: str | Method = "mgda",
+    *,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
 ) -> Any: ...
 @refuse_method_options
 def aggregate(
     jacobian: ArrayLike | Sequence[ArrayLike],
     method: str | Method = "mgda",
     *,
-    seed: int = 0,
-    step: int = 0,
+    seed: SupportsIndex = 0,
+    step: SupportsIndex = 0,
 ) -> Any:
     """The conflict-aware update of K gradients: ``combine(jacobian, weights(gramian(jacobian), method))``.
 

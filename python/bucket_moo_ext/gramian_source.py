@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch.distributed as dist
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.plain import text
+from bucket_moo_ext.plain import integer, text
 from bucket_moo_ext.process_group import announce_node, count_nodes
 
 _LIMITS = _C.build_info()
@@ -19,11 +19,12 @@ AUTO_EXACT_RANKS = 16
 
 
 def _integer(name: str, value: object, least: int, most: int) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    plain = integer(value)
+    if plain is None:
         raise TypeError(f"{name} must be an integer; got {type(value).__name__} {value!r}")
-    if not least <= int(value) <= most:
+    if not least <= plain <= most:
         raise ValueError(f"{name} must be from {least} to {most}; got {value!r}")
-    return int(value)
+    return plain
 
 
 def check_width(name: str, value: object) -> int:

@@ -1,6 +1,7 @@
 """Where the reduction enters DistributedDataParallel."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 import torch.distributed as dist
@@ -18,14 +19,14 @@ from bucket_moo_ext.state import BucketMOO
 
 @refuse_method_options
 def register(
-    module: nn.Module,
+    module: nn.Module | Callable[..., Any],
     method: str | Method = "mgda",
     *,
-    objective: str | int | None = None,
-    weight: float = 1.0,
+    objective: str | SupportsIndex | None = None,
+    weight: SupportsFloat = 1.0,
     gramian: str | Sketch = "exact",
     process_group: dist.ProcessGroup | None = None,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
 ) -> BucketMOO:
     """Makes a DDP module reduce its gradients conflict-aware, with a native hook: no Python in the backward pass.
 
@@ -71,7 +72,7 @@ def register(
     # copies of the module.
     logger: Any = ddp.logger
     logger._set_comm_hook_name("bucket_moo")
-    ddp._comm_hooks.append((bucket_moo_hook, state))
+    ddp._comm_hooks[:] = [(bucket_moo_hook, state)]  # and none that a copy has inherited
     return state
 
 
@@ -107,4 +108,4 @@ def bucket_moo_hook(state: BucketMOO, bucket: dist.GradBucket) -> torch.futures.
     return state._bound(bucket.buffer().device).run_bucket(bucket)
 
 
-watch_copies(bucket_moo_hook)
+watch_copies(lambda hook, state: hook is bucket_moo_hook or isinstance(state, BucketMOO))

@@ -2,10 +2,9 @@
 
 import atexit
 import math
-import numbers
 import weakref
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ from bucket_moo_ext.gramian_source import GramianSource, Sketch, check_source, c
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, describe, resolve
 from bucket_moo_ext.methods.base import finite
-from bucket_moo_ext.plain import integer, text
+from bucket_moo_ext.plain import integer, number, text
 from bucket_moo_ext.process_group import device_group, parent_group, private_group
 from bucket_moo_ext.report import Report, make_report
 
@@ -43,9 +42,9 @@ def _check_objective(objective: object) -> str | int | None:
 
 
 def _check_weight(weight: object) -> float:
-    if isinstance(weight, str | bytes) or not hasattr(weight, "__float__"):
+    value = number(weight)
+    if value is None:
         raise TypeError(f"weight must be a number; got {type(weight).__name__} {weight!r}")
-    value = float(weight)
     if not 0 <= value < math.inf:
         raise ValueError(f"weight must be finite and >= 0; got {weight!r}")
     return value
@@ -125,22 +124,23 @@ class BucketMOO:
         self,
         method: str | Method = "mgda",
         *,
-        objective: str | int | None = None,
-        weight: float = 1.0,
+        objective: str | SupportsIndex | None = None,
+        weight: SupportsFloat = 1.0,
         gramian: str | Sketch = "exact",
         process_group: dist.ProcessGroup | None = None,
-        seed: int = 0,
-        bucket_cap_mb: float = 25.0,
+        seed: SupportsIndex = 0,
+        bucket_cap_mb: SupportsFloat = 25.0,
     ) -> None:
         self._method = resolve(method)
         self._gramian: GramianSource = check_source(gramian)
         self._estimator = ""  # what that came to, once there is a native state
         self._seed = _word("seed", seed)
-        if isinstance(bucket_cap_mb, bool) or not isinstance(bucket_cap_mb, numbers.Real):
+        cap = None if isinstance(bucket_cap_mb, bool) else number(bucket_cap_mb)
+        if cap is None:
             raise TypeError(f"bucket_cap_mb must be a number; got {type(bucket_cap_mb).__name__}")
-        if not 0 <= bucket_cap_mb < math.inf:
+        if not 0 <= cap < math.inf:
             raise ValueError(f"bucket_cap_mb must be finite and >= 0; got {bucket_cap_mb!r}")
-        self._bucket_cap_mb: float = float(bucket_cap_mb)
+        self._bucket_cap_mb: float = cap + 0.0  # no -0.0: ranks compare the text
         self._process_group: dist.ProcessGroup | None = process_group
         self._made: _C.State | None = None  # use _native
         self._device: torch.device | None = None  # of the native state
@@ -177,7 +177,7 @@ class BucketMOO:
         return self._objective
 
     @objective.setter
-    def objective(self, objective: str | int | None) -> None:
+    def objective(self, objective: str | SupportsIndex | None) -> None:
         plain = _check_objective(objective)
         if self._native is not None:
             self._native.set_objective(self._objective_name(plain))
@@ -189,7 +189,7 @@ class BucketMOO:
         return self._weight
 
     @weight.setter
-    def weight(self, weight: float) -> None:
+    def weight(self, weight: SupportsFloat) -> None:
         value = _check_weight(weight)
         if self._native is not None:
             self._native.set_weight(value)
@@ -284,7 +284,10 @@ class BucketMOO:
         self._saved_buckets = buckets
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the process group and what hangs on it; the copy uses the default group."""
+        """Everything but the process group and what hangs on it; the copy uses the default group.
+
+        What a subclass or the user has put on the state goes along.
+        """
         return {
             "method": self._method,
             "objective": self._objective,
@@ -294,14 +297,16 @@ class BucketMOO:
             "bucket_cap_mb": self._bucket_cap_mb,
             "step": self.step,
             "buckets": self._solver_states(),
+            "attributes": {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES},
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         """Restores ``__getstate__``."""
         arguments = dict(saved)
-        step, buckets = arguments.pop("step"), arguments.pop("buckets")
-        self.__init__(**arguments)  # type: ignore[misc]
+        step, buckets, attributes = (arguments.pop(name) for name in ("step", "buckets", "attributes"))
+        BucketMOO.__init__(self, **arguments)  # a subclass may take other arguments
         self._restore(step, buckets)
+        vars(self).update(attributes)
 
     def __repr__(self) -> str:
         """One line."""
@@ -365,3 +370,6 @@ class BucketMOO:
         native.name_parameters(self._named)
         self._named.clear()
         return native
+
+
+_OWN_ATTRIBUTES = frozenset(vars(BucketMOO()))

@@ -58,8 +58,8 @@ def resolve(method: "str | Method") -> Method:
     if isinstance(method, (*_METHODS, Smoothed)):
         return method
     raise TypeError(
-        "method must be a name or one of the method classes "
-        f"({', '.join(cls.__name__ for cls in _METHODS)}, Smoothed); got {method!r}"
+        "method must be a name or an object of one of the method classes "
+        f"({', '.join(cls.__name__ for cls in _METHODS)}, Smoothed), such as moo.MGDA(); got {method!r}"
     )
 
 
