@@ -304,6 +304,8 @@ def _uses(state: moo.BucketMOO, model: nn.Module) -> dict[str, Callable[[], Any]
 def _used(rank: int, world: int, way: str) -> None:
     model, state = _trained(way)
     _step(model)  # DDP rebuilds its buckets, for which it talks to the other ranks over its own group
+    early = moo.BucketMOO("mean")  # without a native part so far
+    fresh = DDP(nn.Linear(2, 2))
     parent = os.getpid()
 
     def use() -> None:
@@ -317,7 +319,14 @@ def _used(rank: int, world: int, way: str) -> None:
         assert state.objective is None
         assert state.weight == 1.0
         assert "another process" in repr(state)
-        # And so are states of the child's own.
+        # A new state would take the parent's place among the ranks.
+        for new in (moo.BucketMOO(), moo.BucketMOO(process_group=torch.distributed.group.WORLD), early):
+            kind, words = error_of(lambda new=new: moo.all_reduce(torch.ones(3), new))
+            assert kind is RuntimeError, (kind, words)
+            assert "before this process was forked" in words
+        kind, words = error_of(lambda: moo.register(fresh))
+        assert kind is RuntimeError, (kind, words)
+        # States of the child's own that reduce nothing do no harm.
         own = moo.BucketMOO(objective="sw")
         assert own.step == 0
         own.objective = "de"
@@ -327,6 +336,9 @@ def _used(rank: int, world: int, way: str) -> None:
     assert repr(state).endswith("step=2)")
     _step(model)
     assert state.step == 3
+    tensor = torch.full((3,), float(rank))
+    moo.all_reduce(tensor, early)
+    assert tensor.tolist() == [0.5] * 3
 
 
 @pytest.mark.parametrize("way", ["register", "hook"])
@@ -338,19 +350,15 @@ def _grandchild(rank: int, world: int) -> None:
     """A state that a child makes is at home there, and not in the child's children."""
 
     def child() -> None:
-        from bucket_moo_ext import _C
-
-        native = _C.State(None, torch.device("cpu"), _C.Method("mgda"), 0, None, 2**20, [])
-        native.all_reduce(torch.ones(3))
-        held = [native]
-        del native
+        held = [moo.BucketMOO()]  # a group of one rank is nobody else's
+        moo.all_reduce(torch.ones(3), held[0])
 
         def grandchild() -> None:
-            assert error_of(lambda: held[0].all_reduce(torch.ones(3)))[0] is RuntimeError
+            assert error_of(lambda: moo.all_reduce(torch.ones(3), held[0]))[0] is RuntimeError
             held.clear()
 
         _fork(grandchild)
-        held[0].all_reduce(torch.ones(3))
+        moo.all_reduce(torch.ones(3), held[0])
         assert held[0].step == 2
         held.clear()
 

@@ -113,6 +113,31 @@ def _late(rank: int, world: int, way: str) -> list[int]:
     return counts
 
 
+def _warnings_are_errors(rank: int, world: int, way: str, forgetful: int) -> list[str]:
+    """The pass ends as it would without a warning, on every rank, and so do the next ones."""
+    ddp, state = _hooked(mlp(0, torch.float32), way, bucket_cap_mb=CAP_MB)
+    raised = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(6):
+            if step != 3 or rank > forgetful:
+                ddp.zero_grad()
+            try:
+                loss_of(ddp, batch_of(0, rank, step, torch.float32)).backward()
+            except UserWarning as warning:
+                raised.append(f"{step}: {warning}")
+    assert state.step == 6
+    assert len(state.report().buckets) > 1
+    return raised
+
+
+@pytest.mark.parametrize("forgetful", [0, 1], ids=["on one rank", "on both"])
+@pytest.mark.parametrize("way", WAYS)
+def test_warnings_as_errors(run_ranks: RunRanks, way: str, forgetful: int) -> None:
+    for rank, raised in enumerate(run_ranks(2, _warnings_are_errors, way, forgetful, timeout=60.0)):
+        assert [text[:18] for text in raised] == ["3: bucket_moo_ext:"] * (rank <= forgetful)
+
+
 @pytest.mark.host
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_that_are_kept_in_part(run_ranks: RunRanks, way: str) -> None:

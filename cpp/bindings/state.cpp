@@ -54,6 +54,25 @@ void wait(const FuturePtr& future) {
   future->value();  // throws what the worker caught, with its type
 }
 
+/// For a Python hook. Warnings go to whoever listens outside, which is autograd: it raises them when the pass is over. Raised
+/// here as errors (python -W error) they would end the pass on this rank alone.
+std::shared_ptr<PythonFutureWrapper> run_bucket(BucketMooState& state, c10d::GradBucket& bucket) {
+  c10::WarningHandler* const autograd = c10::WarningUtils::get_warning_handler();
+  const auto run = torch::wrap_pybind_function([autograd](BucketMooState& state, c10d::GradBucket& bucket) {
+    const c10::WarningUtils::WarningHandlerGuard guard(autograd);
+    // DDP expects the Future of a Python hook to hold a Python object; made here, where the GIL is held, so that the
+    // worker needs none to complete it.
+    c10::IValue buffer = torch::jit::toIValue(py::cast(bucket.getBufferRef()), c10::PyObjectType::get());
+    FuturePtr future;
+    {
+      const py::gil_scoped_release no_gil;
+      future = state.run_bucket(bucket, std::move(buffer));
+    }
+    return wrap(std::move(future));
+  });
+  return run(state, bucket);
+}
+
 py::dict to_dict(const BucketRecord& record) {
   py::dict fields;
   fields["step"] = record.step;
@@ -151,18 +170,7 @@ void bind_state(py::module_& module) {
       .def("set_objective", torch::wrap_pybind_function_no_gil(&BucketMooState::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&BucketMooState::set_weight), py::arg("weight"))
       .def("name_parameters", torch::wrap_pybind_function_no_gil(&BucketMooState::name_parameters), py::arg("named"))
-      .def("run_bucket", torch::wrap_pybind_function([](BucketMooState& state, c10d::GradBucket& bucket) {
-             // DDP expects the Future of a Python hook to hold a Python object; made here, where the GIL is held, so
-             // that the worker needs none to complete it.
-             c10::IValue buffer = torch::jit::toIValue(py::cast(bucket.getBufferRef()), c10::PyObjectType::get());
-             FuturePtr future;
-             {
-               const py::gil_scoped_release no_gil;
-               future = state.run_bucket(bucket, std::move(buffer));
-             }
-             return wrap(std::move(future));
-           }),
-           py::arg("bucket"))
+      .def("run_bucket", &run_bucket, py::arg("bucket"))
       .def("all_reduce", torch::wrap_pybind_function_no_gil([](BucketMooState& state, const at::Tensor& tensor) {
              state.check_may_wait();
              wait(state.all_reduce(tensor, kNothing));

@@ -53,8 +53,8 @@ BucketMooState::BucketMooState(StateOptions options, c10::Device device, int ran
 void BucketMooState::check_at_home() const {
   TORCH_CHECK(is_at_home(), "bucket_moo_ext: this state was made in process ", home_.pid(), " and reduces there only; ",
               "its threads and connections did not come along when process ", getpid(),
-              " was forked. Make a new state ",
-              "here, or start this process with multiprocessing's 'spawn' or 'forkserver'");
+              " was forked. A process that is to reduce needs a process group of its own: start it with "
+              "multiprocessing's 'spawn' or 'forkserver'");
 }
 
 void BucketMooState::set_objective(std::string name) {
@@ -85,12 +85,14 @@ void BucketMooState::check_dense(const at::Tensor& tensor, const char* what) con
   TORCH_CHECK_VALUE(tensor.device() == device_, "bucket_moo_ext: ", what, " must be on ", name_of(device_),
                     ", where this state reduces; got device ", tensor.device());
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && !tensor.is_nested(), "bucket_moo_ext: ", what,
-                    " must be dense; got ", tensor.is_nested() ? "a nested tensor" : c10::str("layout ", tensor.layout()));
+                    " must be dense; got ",
+                    tensor.is_nested() ? "a nested tensor" : c10::str("layout ", tensor.layout()));
   TORCH_CHECK_VALUE(tensor.is_contiguous(), "bucket_moo_ext: ", what, " must be contiguous; got sizes ", tensor.sizes(),
                     " with strides ", tensor.strides());
   TORCH_CHECK_VALUE(!tensor.is_neg(), "bucket_moo_ext: ", what, " must not be a negative view; use resolve_neg()");
   dtype_of(tensor.scalar_type(), what);
-  TORCH_CHECK_VALUE(holds_its_elements(tensor), "bucket_moo_ext: ", what, " must hold its elements itself; got a tensor ",
+  TORCH_CHECK_VALUE(holds_its_elements(tensor), "bucket_moo_ext: ", what,
+                    " must hold its elements itself; got a tensor ",
                     "that keeps them elsewhere (for a DTensor give its to_local()) or has none");
 }
 
@@ -135,17 +137,17 @@ void BucketMooState::check_or_refuse(bool starts_step, Check check) {
 
 /// Gradients that are kept are no error: on other ranks they may not be, and would wait for this one.
 void BucketMooState::check_kept_gradients(const Call& call, const std::vector<at::Tensor>& parameters) {
-  const bool is_mean = method().method().id == MethodId::mean;  // which adds up right in any case
+  // The mean of (reduced before + new) is (reduced before + mean of the new).
+  const bool is_mean = method().method().id == MethodId::mean;
   if (is_mean || call.output.is_sparse()) {
     return;
   }
   if (const std::optional<std::size_t> found = kept_gradients_.find(call.output, parameters, call.starts_step)) {
     TORCH_WARN(
-        "bucket_moo_ext: a backward pass reduced gradients that an earlier one had reduced already (.grad of '",
-        call.parameters.at(*found),
-        "' was not zero when it began): its weights are solved from their sums with the new ",
-        "gradients, and objectives may conflict unseen. Call zero_grad() between two backward passes, or run all ",
-        "but the last one of an accumulation under no_sync(). This is said once");
+        "bucket_moo_ext: gradients were not zeroed between two backward passes that were reduced (.grad of '",
+        call.parameters.at(*found), "' was not zero when the second began). The weights are solved from what was ",
+        "reduced before plus the new gradients, and objectives may conflict unseen. Call zero_grad() between two ",
+        "backward passes, or run all but the last one of an accumulation under no_sync(). This is said once");
   }
 }
 

@@ -21,6 +21,6 @@ std::uint64_t count_from_now_on() {
 
 HomeProcess::HomeProcess() : forks_(count_from_now_on()), pid_(getpid()) {}
 
-bool HomeProcess::is_here() const { return forks_ == forks; }
+bool HomeProcess::is_here() const { return forks_ == forks && pid_ == getpid(); }
 
 }  // namespace bucket_moo

@@ -9,7 +9,7 @@ namespace bucket_moo {
 
 /// The process that its owner was made in. fork() copies memory but no threads: in a child, locks may be held and
 /// connections be used by threads that are not there, so what was made before must neither be used nor be destroyed.
-/// Costs a load to ask; never mistakes a process for another one, since what counts is forks and not process ids.
+/// Forks are counted, because process ids are used again; the id tells of forks that no handler hears of (clone()).
 class HomeProcess {
  public:
   HomeProcess();

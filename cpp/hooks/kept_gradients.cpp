@@ -7,7 +7,8 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
-#include <limits>
+#include <atomic>
+#include <cstddef>
 #include <utility>
 #include <vector>
 
@@ -20,7 +21,8 @@
 namespace bucket_moo {
 namespace {
 
-// Zeros are read in full in the first passes; later in part, since what a training loop does it does from the start.
+// Zeros are read in full in the first passes. Later a part of them, another one in each pass: what a training loop does, it
+// does from the start.
 constexpr std::int64_t kThoroughPasses = 8;
 constexpr std::int64_t kGlance = 1 << 14;  // elements
 
@@ -28,11 +30,38 @@ std::int64_t numel_in_bucket(const at::Tensor& parameter) {
   return parameter.is_complex() ? 2 * parameter.numel() : parameter.numel();
 }
 
-/// Whether any of the first `limit` elements in memory is not zero.
-bool has_nonzero(const at::Tensor& gradient, std::int64_t limit) {
-  const at::NoGradGuard no_grad;
-  const bool whole = gradient.numel() <= limit || !gradient.is_non_overlapping_and_dense();
-  return (whole ? gradient : gradient.as_strided({limit}, {1})).any().item<bool>();
+/// Whether any of `n` real numbers is neither 0 nor -0. `Word`: as large as one of them.
+template <class Word>
+bool has_nonzero(const void* numbers, std::int64_t n) {
+  const auto* const words = static_cast<const Word*>(numbers);
+  constexpr std::int64_t kBlock = 1024;
+  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
+    Word any = 0;
+    for (std::int64_t i = begin; i < std::min(n, begin + kBlock); ++i) {
+      any |= words[i];
+    }
+    if (static_cast<Word>(any << 1) != 0) {  // without the sign
+      return true;
+    }
+  }
+  return false;
+}
+
+/// Whether any element is not zero, among those that the pass number `pass` looks at.
+bool has_nonzero(const at::Tensor& gradient, std::int64_t pass) {
+  const at::Tensor real = gradient.is_complex() ? at::view_as_real(gradient) : gradient;
+  if (!real.is_non_overlapping_and_dense()) {
+    return real.any().item<bool>();
+  }
+  const std::int64_t n = real.numel();
+  const bool thorough = n <= kGlance || pass <= kThoroughPasses;
+  const std::int64_t begin = thorough ? 0 : pass * kGlance % n;
+  const std::int64_t count = thorough ? n : std::min(kGlance, n - begin);
+  const auto size = static_cast<std::int64_t>(real.itemsize());
+  const auto* const numbers = static_cast<const std::byte*>(real.const_data_ptr()) + begin * size;
+  return size == 2   ? has_nonzero<std::uint16_t>(numbers, count)
+         : size == 4 ? has_nonzero<std::uint32_t>(numbers, count)
+                     : has_nonzero<std::uint64_t>(numbers, count);
 }
 
 }  // namespace
@@ -49,7 +78,7 @@ class KeptGradients::Watch {
     if (!gradient.defined() || gradient.layout() != at::kStrided) {
       is_reduced_ = false;
     } else if (gradient.is_cpu()) {
-      is_reduced_ = has_nonzero(gradient, limit_);
+      is_reduced_ = has_nonzero(gradient, pass_);
     } else {
       is_reduced_ = false;
       ask(gradient);
@@ -57,25 +86,17 @@ class KeptGradients::Watch {
   }
 
   /// The gradient, the elements of `bucket` from `begin` to `end`, is about to be reduced. Returns whether it was before.
-  bool reduce(const at::Tensor& bucket, std::int64_t begin, std::int64_t end, std::int64_t limit) {
+  bool reduce(const at::Tensor& bucket, std::int64_t begin, std::int64_t end, std::int64_t pass) {
     const std::lock_guard lock(mutex_);
-    limit_ = limit;
+    pass_ = pass;
     // A rank that has run out of data, or does not use the parameter, adds nothing to it and hands over zeros.
     const bool was_reduced =
-        bucket.is_cpu() ? is_reduced_ && has_nonzero(bucket.slice(0, begin, end), limit) : take_answer();
+        bucket.is_cpu() ? is_reduced_ && has_nonzero(bucket.slice(0, begin, end), pass) : take_answer();
     is_reduced_ = true;
     return was_reduced;
   }
 
-  void set_hooked(bool is_hooked) {
-    const std::lock_guard lock(mutex_);
-    is_hooked_ = is_hooked;
-  }
-
-  bool is_hooked() {
-    const std::lock_guard lock(mutex_);
-    return is_hooked_;
-  }
+  std::atomic<bool> is_hooked = false;  // a node tells it
 
  private:
 #if BUCKET_MOO_CUDA
@@ -106,9 +127,8 @@ class KeptGradients::Watch {
 #endif
 
   std::mutex mutex_;
-  bool is_hooked_ = false;
   bool is_reduced_ = false;  // the gradient, as far as it is not zero, holds what was reduced
-  std::int64_t limit_ = std::numeric_limits<std::int64_t>::max();
+  std::int64_t pass_ = 0;    // that reduced it
 };
 
 /// Runs where a gradient is added to `.grad`, and nowhere else: not for torch.autograd.grad().
@@ -116,12 +136,12 @@ class KeptGradients::BeforeAccumulation final : public torch::autograd::Function
  public:
   BeforeAccumulation(WeakTensorImpl parameter, const std::shared_ptr<Watch>& watch)
       : parameter_(std::move(parameter)), watch_(watch) {
-    watch->set_hooked(true);
+    watch->is_hooked = true;
   }
 
   ~BeforeAccumulation() override {
     if (const auto watch = watch_.lock()) {
-      watch->set_hooked(false);  // the node goes with the module; another one may come for the same parameter
+      watch->is_hooked = false;  // the node goes with the module; another one may come for the same parameter
     }
   }
 
@@ -133,6 +153,9 @@ class KeptGradients::BeforeAccumulation final : public torch::autograd::Function
     }
     return gradients;
   }
+
+  /// Nothing to compile. torch says itself that compiled autograd does not go with DDP's reducer.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {}
 
  private:
   const WeakTensorImpl parameter_;
@@ -149,13 +172,12 @@ std::optional<std::size_t> KeptGradients::find(const at::Tensor& buffer, const s
     return std::nullopt;
   }
   passes_ += starts_pass;
-  const std::int64_t limit = passes_ <= kThoroughPasses ? std::numeric_limits<std::int64_t>::max() : kGlance;
   const std::size_t looked_at = buffer.is_cpu() ? parameters.size() : std::size_t{starts_pass};
   std::optional<std::size_t> found;
   std::int64_t begin = 0;
   for (std::size_t i = 0; i < looked_at; ++i) {
     const std::int64_t end = begin + numel_in_bucket(parameters[i]);
-    if (watch(parameters[i]).reduce(buffer, begin, end, limit)) {
+    if (watch(parameters[i]).reduce(buffer, begin, end, passes_)) {
       found = i;
     }
     begin = end;
@@ -170,7 +192,7 @@ std::optional<std::size_t> KeptGradients::find(const at::Tensor& buffer, const s
 KeptGradients::Watch& KeptGradients::watch(const at::Tensor& parameter) {
   const void* const address = parameter.unsafeGetTensorImpl();
   const auto known = watched_.find(address);
-  if (known != watched_.end() && !known->second.identity.expired() && known->second.watch->is_hooked()) {
+  if (known != watched_.end() && !known->second.identity.expired() && known->second.watch->is_hooked) {
     return *known->second.watch;
   }
   const auto fresh = std::make_shared<Watch>();

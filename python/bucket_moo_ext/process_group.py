@@ -1,11 +1,23 @@
 """The group of its own that a state reduces over, and the nodes of a group."""
 
+import os
 import socket
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+# The groups that a forked child has from its parent. Kept, since destroying them where their threads are not hangs.
+_inherited: list[dist.ProcessGroup] = []
+
+
+def _note_inherited() -> None:
+    if dist.is_available():
+        _inherited.extend(group for group in dist.distributed_c10d._world.pg_map if group not in _inherited)
+
+
+os.register_at_fork(after_in_child=_note_inherited)
 
 
 def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
@@ -15,6 +27,7 @@ def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
         RuntimeError: torch.distributed is not initialised.
         TypeError: Not a process group.
         ValueError: This rank is not in the group.
+        RuntimeError: The group is that of the process from which this one was forked.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("torch.distributed is not initialised; call init_process_group first")
@@ -23,6 +36,12 @@ def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
         raise ValueError("process_group: this rank is not a member of the group")
     if not isinstance(chosen, dist.ProcessGroup):
         raise TypeError(f"process_group must be a ProcessGroup or None; got {type(chosen).__name__}")
+    if chosen.size() > 1 and any(chosen is inherited for inherited in _inherited):
+        raise RuntimeError(
+            "process_group was made before this process was forked, and the parent process goes on using it: the other "
+            "ranks would take this one for its parent. A process that is to reduce needs a process group of its own: "
+            "start it with multiprocessing's 'spawn' or 'forkserver'"
+        )
     return chosen
 
 
