@@ -75,7 +75,7 @@ class KeptGradients::Watch {
     if (!is_reduced_) {
       return;
     }
-    if (!gradient.defined() || gradient.layout() != at::kStrided) {
+    if (!gradient.defined() || gradient.layout() != at::kStrided || !gradient.has_storage()) {
       is_reduced_ = false;
     } else if (gradient.is_cpu()) {
       is_reduced_ = has_nonzero(gradient, pass_);
@@ -88,11 +88,11 @@ class KeptGradients::Watch {
   /// The gradient, the elements of `bucket` from `begin` to `end`, is about to be reduced. Returns whether it was before.
   bool reduce(const at::Tensor& bucket, std::int64_t begin, std::int64_t end, std::int64_t pass) {
     const std::lock_guard lock(mutex_);
-    pass_ = pass;
     // A rank that has run out of data, or does not use the parameter, adds nothing to it and hands over zeros.
     const bool was_reduced =
-        bucket.is_cpu() ? is_reduced_ && has_nonzero(bucket.slice(0, begin, end), pass) : take_answer();
+        bucket.is_cpu() ? is_reduced_ && has_nonzero(bucket.slice(0, begin, end), pass_) : take_answer();
     is_reduced_ = true;
+    pass_ = pass;
     return was_reduced;
   }
 
