@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-emulated lint format bench bench-solve gpu-check peer-test clean
+.PHONY: help setup demo test test-cpp test-emulated soak lint format bench bench-solve gpu-check peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -43,7 +43,8 @@ $(STAMP)/peer: requirements/peer.txt $(STAMP)/dev
 
 $(STAMP)/extension: $(NATIVE) $(STAMP)/build
 	@echo "== building the extension"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --no-deps --editable . && touch $@
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --no-deps --editable . \
+	  -C cmake.define.BUCKET_MOO_PTXAS_REPORT=ON && touch $@
 
 setup: $(STAMP)/extension $(STAMP)/dev ## Create .venv, install what is pinned, build the extension
 	@echo "== set up: $$($(BIN)/python -c 'import bucket_moo_ext as m; print(m.build_info())')"
@@ -80,6 +81,14 @@ test-emulated: $(STAMP)/emulated ## Run the tests of collectives, DDP and functi
 test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"
 	@$(BIN)/python -m pytest
+
+ROUNDS ?= 10
+soak: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo ## Repeat the tests with fresh seeds, ROUNDS times (ARGS=tests/...); prints the seed of each round
+	@for round in $$(seq $(ROUNDS)); do \
+	  export BUCKET_MOO_TEST_SEED=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
+	  echo "== round $$round of $(ROUNDS): BUCKET_MOO_TEST_SEED=$$BUCKET_MOO_TEST_SEED"; \
+	  $(BIN)/python -m pytest -q -m "not build" $(ARGS); \
+	done
 
 lint: $(STAMP)/extension $(STAMP)/dev ## Check format, style and types
 	@echo "== ruff, mypy, clang-format, typos"

@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import faulthandler
+import hashlib
 import multiprocessing
 import os
 import tempfile
@@ -142,18 +143,17 @@ def run_ranks() -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
-def fresh_seed(request: pytest.FixtureRequest) -> int:
-    """A new random seed for every run, printed so that a failure can be repeated (BUCKET_MOO_TEST_SEED=...)."""
-    given = os.environ.get("BUCKET_MOO_TEST_SEED")
-    seed = int(given) if given else int.from_bytes(os.urandom(4), "little")
-    print(f"BUCKET_MOO_TEST_SEED={seed}")
-    return seed
+def random_seed(request: pytest.FixtureRequest) -> int:
+    """A seed of the test's own, by its name: the same in every run, unless BUCKET_MOO_TEST_SEED says otherwise."""
+    base = os.environ.get("BUCKET_MOO_TEST_SEED", "0")
+    print(f"BUCKET_MOO_TEST_SEED={base}")
+    return int.from_bytes(hashlib.sha256(f"{base} {request.node.name}".encode()).digest()[:4], "little")
 
 
 @pytest.fixture
-def rng(fresh_seed: int) -> np.random.Generator:
-    """NumPy's generator over `fresh_seed`."""
-    return np.random.default_rng(fresh_seed)
+def rng(random_seed: int) -> np.random.Generator:
+    """NumPy's generator over `random_seed`."""
+    return np.random.default_rng(random_seed)
 
 
 @pytest.fixture(scope="session")

@@ -82,16 +82,16 @@ def rank_all_reduce(rank: int, world: int, seed: int, todo: list[Case]) -> list[
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_all_reduce(run_ranks: Runner, fresh_seed: int, world: int) -> None:
+def test_all_reduce(run_ranks: Runner, random_seed: int, world: int) -> None:
     todo = cases(world)
-    ranks = run_ranks(world, rank_all_reduce, fresh_seed, todo)
+    ranks = run_ranks(world, rank_all_reduce, random_seed, todo)
     table = methods(world)
     for index, (name, dtype, n) in enumerate(todo):
         label = f"{name} {dtype} n={n} world={world}"
         got = ranks[0][index][0]
         assert all(repeated for _, repeated in (results[index] for results in ranks)), f"{label}: other bits again"
         assert all(results[index][0] == slim(got, False) for results in ranks[1:]), f"{label}: ranks differ"
-        rows = [draw(fresh_seed, (index, rank), n, dtype) for rank in range(world)]
+        rows = [draw(random_seed, (index, rank), n, dtype) for rank in range(world)]
         checks.verify(label, rows, got, table[name][1], table[name][2], generic=n >= 1000)
 
 
@@ -105,8 +105,8 @@ def rank_same_bits(rank: int, world: int, seed: int) -> bytes:
     return total.digest()
 
 
-def test_two_runs_give_the_same_bits(run_ranks: Runner, fresh_seed: int) -> None:
-    first, second = (run_ranks(3, rank_same_bits, fresh_seed) for _ in range(2))
+def test_two_runs_give_the_same_bits(run_ranks: Runner, random_seed: int) -> None:
+    first, second = (run_ranks(3, rank_same_bits, random_seed) for _ in range(2))
     assert len(set(first + second)) == 1
 
 
@@ -153,12 +153,12 @@ def rank_reduce_scatter(
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_reduce_scatter(run_ranks: Runner, fresh_seed: int, world: int) -> None:
+def test_reduce_scatter(run_ranks: Runner, random_seed: int, world: int) -> None:
     todo = scatter_cases(world)
-    ranks = run_ranks(world, rank_reduce_scatter, fresh_seed, todo)
+    ranks = run_ranks(world, rank_reduce_scatter, random_seed, todo)
     table = methods(world)
     for index, (name, dtype, shard) in enumerate(todo):
-        rows = [draw(fresh_seed, (index, rank), shard * world, dtype) for rank in range(world)]
+        rows = [draw(random_seed, (index, rank), shard * world, dtype) for rank in range(world)]
         bytes_ = shard * dtype.itemsize
         # Then both cut the bucket alike, take the same partial sums, and so come to the same bits.
         same_layout = world == 1 or (bytes_ % 16 == 0 and (bytes_ * world > 16 * 1024 or shard == 0))
@@ -204,8 +204,8 @@ def rank_async(rank: int, world: int, seed: int) -> list[bytes]:
     return results
 
 
-def test_futures(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(3, rank_async, fresh_seed)
+def test_futures(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(3, rank_async, random_seed)
     assert ranks[0] == ranks[1] == ranks[2]
 
 
@@ -225,8 +225,8 @@ def rank_shapes(rank: int, world: int, seed: int) -> tuple[bytes, bytes]:
     return raw(flat), raw(shaped)
 
 
-def test_any_shape(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(2, rank_shapes, fresh_seed)
+def test_any_shape(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(2, rank_shapes, random_seed)
     assert len({data for rank in ranks for data in rank}) == 1
 
 
@@ -261,11 +261,11 @@ def rank_subgroups(rank: int, world: int, seed: int) -> dict[str, Outcome | None
     return results
 
 
-def test_subgroups(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(4, rank_subgroups, fresh_seed)
+def test_subgroups(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(4, rank_subgroups, random_seed)
 
     def rows(index: int, members: list[int], n: int = 5003) -> list[torch.Tensor]:
-        return [draw(fresh_seed, (index, rank), n, torch.float32) for rank in members]
+        return [draw(random_seed, (index, rank), n, torch.float32) for rank in members]
 
     assert "pair" not in ranks[0]
     assert ranks[1]["pair"].result == ranks[3]["pair"].result
@@ -319,8 +319,8 @@ def rank_nonfinite(rank: int, world: int, seed: int) -> list[Outcome]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_nonfinite_gradients_give_the_mean(run_ranks: Runner, fresh_seed: int, world: int) -> None:
-    ranks = run_ranks(world, rank_nonfinite, fresh_seed)
+def test_nonfinite_gradients_give_the_mean(run_ranks: Runner, random_seed: int, world: int) -> None:
+    ranks = run_ranks(world, rank_nonfinite, random_seed)
     results = iter(zip(*ranks, strict=True))
     for name in ("mean", "mgda", "cagrad", "pcgrad"):
         fallbacks = 0
@@ -331,7 +331,7 @@ def test_nonfinite_gradients_give_the_mean(run_ranks: Runner, fresh_seed: int, w
                 outcomes = next(results)
                 got = outcomes[0]
                 # The payload of a NaN is nobody's business: ranks agree on everything else.
-                rows = np.stack([ref.float64(broken_row(fresh_seed, index, r, n, dtype)) for r in range(world)])
+                rows = np.stack([ref.float64(broken_row(random_seed, index, r, n, dtype)) for r in range(world)])
                 share = np.full(world, 1 / world)
                 expected = ref.combine(rows, share)
                 for other in outcomes:
@@ -372,13 +372,13 @@ def rank_zeros(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
-def test_zero_gradients_are_left_out(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(3, rank_zeros, fresh_seed)
+def test_zero_gradients_are_left_out(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(3, rank_zeros, random_seed)
     for index, (name, n, dtype, zeros) in enumerate(ZERO_CASES):
         label = f"{name} {dtype} n={n} zeros={zeros}"
         got = ranks[0][index]
         assert ranks[1][index].result == ranks[2][index].result == got.result, label
-        rows = [zero_row(fresh_seed, index, rank, n, dtype, zeros) for rank in range(3)]
+        rows = [zero_row(random_seed, index, rank, n, dtype, zeros) for rank in range(3)]
         _, method, options = methods(3)[name]
         checks.verify(label, rows, got, method, options, generic=n > 1000)
         if name != "mean":
@@ -407,8 +407,8 @@ def rank_scales(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
-def test_large_and_small_gradients(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(3, rank_scales, fresh_seed)
+def test_large_and_small_gradients(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(3, rank_scales, random_seed)
     results = iter(zip(*ranks, strict=True))
     for name, (_, method, options) in methods(3).items():
         for dtype, scales in SCALES.items():
@@ -417,7 +417,7 @@ def test_large_and_small_gradients(run_ranks: Runner, fresh_seed: int) -> None:
                     label = f"{name} {dtype} n={n} scale={scale}"
                     got, *others = next(results)
                     assert all(other.result == got.result for other in others), label
-                    rows = [draw(fresh_seed, (index, n, r), n, dtype, scale) for r in range(3)]
+                    rows = [draw(random_seed, (index, n, r), n, dtype, scale) for r in range(3)]
                     checks.verify(label, rows, got, method, options, generic=n > 1000)
 
 
@@ -436,8 +436,8 @@ def rank_random_order(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
-def test_pcgrad_order_is_that_of_seed_and_step(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(4, rank_random_order, fresh_seed)
+def test_pcgrad_order_is_that_of_seed_and_step(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(4, rank_random_order, random_seed)
     assert [o.result for o in ranks[0]] == [o.result for o in ranks[3]]
     for step, got in enumerate(ranks[0], start=1):
         assert got.step == step

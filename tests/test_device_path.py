@@ -32,8 +32,10 @@ def rank_options_for_another_k(rank: int, world: int, seed: int) -> None:
             call()
 
 
-def test_a_later_step_that_the_method_cannot_solve_is_nan_and_then_an_error(run_ranks: Runner, fresh_seed: int) -> None:
-    run_ranks(2, rank_options_for_another_k, fresh_seed)
+def test_a_later_step_that_the_method_cannot_solve_is_nan_and_then_an_error(
+    run_ranks: Runner, random_seed: int
+) -> None:
+    run_ranks(2, rank_options_for_another_k, random_seed)
 
 
 def rank_first_step_of_another_k(rank: int, world: int) -> None:
@@ -89,8 +91,8 @@ def rank_other_collectives(rank: int, world: int, seed: int) -> list[bytes]:
     return results
 
 
-def test_collectives_of_the_callers_go_on_beside_ours(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(3, rank_other_collectives, fresh_seed)
+def test_collectives_of_the_callers_go_on_beside_ours(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(3, rank_other_collectives, random_seed)
     assert ranks[0] == ranks[1] == ranks[2]
 
 
@@ -117,11 +119,11 @@ def rank_changing_k(rank: int, world: int, seed: int) -> list[tuple[bytes, list[
     return results
 
 
-def test_the_number_of_objectives_may_change(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(4, rank_changing_k, fresh_seed)
+def test_the_number_of_objectives_may_change(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(4, rank_changing_k, random_seed)
     assert all(results == ranks[0] for results in ranks)
     for step, names in enumerate(["aaaa", "abcd", "abab", "aaab", "dcba"]):
-        rows = [ref.float64(draw(fresh_seed, (step, r), 3001, torch.bfloat16)) for r in range(4)]
+        rows = [ref.float64(draw(random_seed, (step, r), 3001, torch.bfloat16)) for r in range(4)]
         means = np.stack([
             np.mean([row for row, name in zip(rows, names, strict=True) if name == objective], axis=0)
             for objective in dict.fromkeys(names)
@@ -158,9 +160,9 @@ def rank_kept_for_others(rank: int, world: int, seed: int, sketch: moo.Sketch) -
 
 @pytest.mark.parametrize("sketch", [moo.Sketch(64, lag=1), moo.Sketch(64, refresh_every=3)])
 def test_kept_weights_are_for_the_objectives_of_the_first_step(
-    run_ranks: Runner, fresh_seed: int, sketch: moo.Sketch
+    run_ranks: Runner, random_seed: int, sketch: moo.Sketch
 ) -> None:
-    run_ranks(2, rank_kept_for_others, fresh_seed, sketch)
+    run_ranks(2, rank_kept_for_others, random_seed, sketch)
 
 
 def rank_first_solve_nonfinite(rank: int, world: int, seed: int) -> list[tuple[int, str, list[float]]]:
@@ -178,7 +180,7 @@ def rank_first_solve_nonfinite(rank: int, world: int, seed: int) -> list[tuple[i
     return results
 
 
-def test_a_first_solve_with_a_nan_serves_as_the_mean(run_ranks: Runner, fresh_seed: int) -> None:
-    for results in run_ranks(2, rank_first_solve_nonfinite, fresh_seed):
+def test_a_first_solve_with_a_nan_serves_as_the_mean(run_ranks: Runner, random_seed: int) -> None:
+    for results in run_ranks(2, rank_first_solve_nonfinite, random_seed):
         assert results[:3] == [(1, "nonfinite", [0.5, 0.5])] * 3
         assert results[3][:2] == (4, "ok")

@@ -91,8 +91,8 @@ def rank_every_method(rank: int, world: int, seed: int) -> dict[str, list[tuple[
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_every_method_in_ddp(run_ranks: Runner, fresh_seed: int, world: int) -> None:
-    ranks = run_ranks(world, rank_every_method, fresh_seed % 2**20)
+def test_every_method_in_ddp(run_ranks: Runner, random_seed: int, world: int) -> None:
+    ranks = run_ranks(world, rank_every_method, random_seed % 2**20)
     assert all(results == ranks[0] for results in ranks), "every rank has the same bits"
     for name in moo.available_methods():
         assert ranks[0][f"{name} native"] == ranks[0][f"{name} python"], name
@@ -162,14 +162,14 @@ def gradvac(rows: np.ndarray, orders: Sequence[Sequence[int]], names: list[str],
     return coefficients.mean(0)
 
 
-def test_gradvac_by_names(run_ranks: Runner, fresh_seed: int) -> None:
+def test_gradvac_by_names(run_ranks: Runner, random_seed: int) -> None:
     """Objectives change places, leave, come back and share ranks. With two objectives only one order exists; with three
     the explicit one is by place."""
     orders = [[1, 2, 0], [2, 0, 1], [1, 0, 2]]
-    seen = run_ranks(3, rank_names_gradvac, fresh_seed, orders)
+    seen = run_ranks(3, rank_names_gradvac, random_seed, orders)
     phi: dict[Any, float] = {}
     for step, (objectives, weights) in enumerate(seen[0]):
-        names, rows = means_of(fresh_seed, step)
+        names, rows = means_of(random_seed, step)
         assert list(objectives) == names
         expected = gradvac(rows, orders if len(names) == 3 else [[1], [0]], names, phi)
         np.testing.assert_allclose(weights, expected, rtol=1e-10, atol=1e-12, err_msg=f"step {step}")
@@ -194,11 +194,11 @@ def rank_names_gradvac(rank: int, world: int, seed: int, orders: list[list[int]]
     return steps
 
 
-def test_smoothed_by_names(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(3, rank_names, fresh_seed, moo.Smoothed("upgrad", 0.75))
+def test_smoothed_by_names(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(3, rank_names, random_seed, moo.Smoothed("upgrad", 0.75))
     past: dict[str, float] = {}
     for step, (objectives, gramian, weights, saved) in enumerate(ranks[0]):
-        names, rows = means_of(fresh_seed, step)
+        names, rows = means_of(random_seed, step)
         assert list(objectives) == names
         np.testing.assert_allclose(gramian, rows @ rows.T, rtol=1e-12, atol=1e-12)
         plain = moo.weights(gramian, "upgrad").numpy()
@@ -239,8 +239,8 @@ def rank_calls(rank: int, world: int, seed: int) -> dict[str, list[float]]:
     return results
 
 
-def test_direct_calls_have_a_state_each(run_ranks: Runner, fresh_seed: int) -> None:
-    results = run_ranks(2, rank_calls, fresh_seed)[0]
+def test_direct_calls_have_a_state_each(run_ranks: Runner, random_seed: int) -> None:
+    results = run_ranks(2, rank_calls, random_seed)[0]
     for name in ("first", "other size", "other operation"):
         assert results[name][:2] == results[name][2:], f"{name}: a first step"
     expected = 0.9 * np.array(results["first"][:2]) + 0.1 * np.array(results["again"][2:])
@@ -290,8 +290,8 @@ def rank_rebuild(rank: int, world: int, seed: int, way: str) -> list[dict[str, A
 
 
 @pytest.mark.parametrize("way", ["native", "python"])
-def test_bucket_rebuild(run_ranks: Runner, fresh_seed: int, way: str) -> None:
-    ranks = run_ranks(2, rank_rebuild, fresh_seed % 2**20, way)
+def test_bucket_rebuild(run_ranks: Runner, random_seed: int, way: str) -> None:
+    ranks = run_ranks(2, rank_rebuild, random_seed % 2**20, way)
     assert ranks[0] == ranks[1]
 
 
@@ -322,8 +322,8 @@ def rank_inherits(rank: int, world: int, seed: int) -> None:
         assert saved == {"parameters": ["p.a", "p.b"], "objectives": ["0", "1"], "values": [*expected, 1.0, 1.0]}
 
 
-def test_new_bucket_inherits_from_the_largest(run_ranks: Runner, fresh_seed: int) -> None:
-    run_ranks(2, rank_inherits, fresh_seed)
+def test_new_bucket_inherits_from_the_largest(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, rank_inherits, random_seed)
 
 
 # ---------------------------------------------------------------------------------------------- resume
@@ -367,8 +367,8 @@ def rank_resume(rank: int, world: int, seed: int, name: str, way: str) -> list[s
 
 @pytest.mark.parametrize("way", ["native", "python"])
 @pytest.mark.parametrize("name", STATEFUL)
-def test_resume_gives_the_same_bits(run_ranks: Runner, fresh_seed: int, name: str, way: str) -> None:
-    ranks = run_ranks(2, rank_resume, fresh_seed % 2**20, name, way)
+def test_resume_gives_the_same_bits(run_ranks: Runner, random_seed: int, name: str, way: str) -> None:
+    ranks = run_ranks(2, rank_resume, random_seed % 2**20, name, way)
     assert ranks[0] == ranks[1]
 
 
@@ -388,8 +388,8 @@ def rank_copies(rank: int, world: int, seed: int) -> None:
         assert other.state_dict() == state.state_dict()
 
 
-def test_copies_keep_the_state(run_ranks: Runner, fresh_seed: int) -> None:
-    run_ranks(2, rank_copies, fresh_seed)
+def test_copies_keep_the_state(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, rank_copies, random_seed)
 
 
 BUCKET = {"parameters": ["p"], "objectives": ["a", "b"], "values": [0.5, 0.5, 1.0, 1.0]}

@@ -56,8 +56,8 @@ def rank_steps(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
-def test_objectives_and_weights_may_change_every_step(run_ranks: Runner, fresh_seed: int) -> None:
-    results = iter(zip(*run_ranks(WORLD, rank_steps, fresh_seed), strict=True))
+def test_objectives_and_weights_may_change_every_step(run_ranks: Runner, random_seed: int) -> None:
+    results = iter(zip(*run_ranks(WORLD, rank_steps, random_seed), strict=True))
     for method, options in METHODS:
         for index, (objectives, weights) in enumerate(STEPS):
             names = [str(rank) if name is None else str(name) for rank, name in enumerate(objectives)]
@@ -66,7 +66,7 @@ def test_objectives_and_weights_may_change_every_step(run_ranks: Runner, fresh_s
                 label = f"{method} {names} {weights} n={n}"
                 assert all(other.result == got.result for other in others), label
                 assert got.objectives == tuple(dict.fromkeys(names)), label
-                rows = [rank_row(fresh_seed, index, r, n, weights[r]) for r in range(WORLD)]
+                rows = [rank_row(random_seed, index, r, n, weights[r]) for r in range(WORLD)]
                 for row, weight in zip(rows, weights, strict=True):
                     if weight == 0:
                         row.fill_(123.0)  # whatever it holds
@@ -85,10 +85,10 @@ def rank_mean(rank: int, world: int, seed: int) -> bytes:
     return checks.raw(row)
 
 
-def test_mean_is_over_objectives_not_ranks(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(WORLD, rank_mean, fresh_seed)
+def test_mean_is_over_objectives_not_ranks(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(WORLD, rank_mean, random_seed)
     assert len(set(ranks)) == 1
-    rows = [ref.float64(draw(fresh_seed, (rank,), 4099, torch.float64)) for rank in range(WORLD)]
+    rows = [ref.float64(draw(random_seed, (rank,), 4099, torch.float64)) for rank in range(WORLD)]
     expected = 0.5 * ((rows[0] + 2 * rows[1] + 3 * rows[3]) / 6) + 0.5 * rows[2]
     np.testing.assert_allclose(unraw(ranks[0], torch.float64), expected, rtol=1e-14, atol=1e-14)
 

@@ -151,9 +151,9 @@ def residual(rows: Array) -> float:
 METHODS = ["mgda", "mean", "cagrad", "pcgrad"]
 
 
-def test_report(run_ranks: Runner, fresh_seed: int) -> None:
+def test_report(run_ranks: Runner, random_seed: int) -> None:
     world, sizes, names = 3, [120, 300, 5, 200], ["sw", "deutsch-long-name", "日本"]
-    steps = [[coefficients(fresh_seed, step, rank, sizes) for rank in range(world)] for step in range(4)]
+    steps = [[coefficients(random_seed, step, rank, sizes) for rank in range(world)] for step in range(4)]
     for rank in range(world):
         steps[3][rank][1][:] = 0  # a parameter that nobody has
     for parameter in range(len(sizes)):
@@ -265,9 +265,9 @@ def test_stationary_buckets_need_not_make_a_stationary_whole(run_ranks: Runner) 
     assert first.residual > 0.1
 
 
-def test_nonfinite_gradients_in_the_report(run_ranks: Runner, fresh_seed: int) -> None:
+def test_nonfinite_gradients_in_the_report(run_ranks: Runner, random_seed: int) -> None:
     sizes, names = [150, 200], ["a", "b"]
-    steps = [[coefficients(fresh_seed, step, rank, sizes) for rank in range(2)] for step in range(4)]
+    steps = [[coefficients(random_seed, step, rank, sizes) for rank in range(2)] for step in range(4)]
     steps[2][1][0][7] = np.nan  # one bucket of the third step
     ranks = run_ranks(2, rank_steps, ["mgda"], names, sizes, steps)
     for (results,) in ranks:

@@ -180,9 +180,9 @@ def rank_all_reduce(rank: int, world: int, seed: int, todo: list[Case]) -> list[
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_all_reduce(run_ranks: Runner, fresh_seed: int, world: int) -> None:
+def test_all_reduce(run_ranks: Runner, random_seed: int, world: int) -> None:
     todo = cases()
-    ranks = run_ranks(world, rank_all_reduce, fresh_seed, todo)
+    ranks = run_ranks(world, rank_all_reduce, random_seed, todo)
     steps: dict[tuple[str, str], int] = {}
     for index, (sketch, name, dtype, n) in enumerate(todo):
         label = f"{sketch} {name} {dtype} n={n} world={world}"
@@ -190,7 +190,7 @@ def test_all_reduce(run_ranks: Runner, fresh_seed: int, world: int) -> None:
         got = ranks[0][index]
         assert got.step == got.solved_step == steps[sketch, name], label
         assert all(results[index] == digest(got) for results in ranks[1:]), f"{label}: ranks differ"
-        verify(label, rows_of(fresh_seed, (index,), world, n, dtype), got, SKETCHES[sketch], solvers(world)[name])
+        verify(label, rows_of(random_seed, (index,), world, n, dtype), got, SKETCHES[sketch], solvers(world)[name])
 
 
 def scatter_cases() -> list[Case]:
@@ -227,11 +227,11 @@ def rank_reduce_scatter(rank: int, world: int, seed: int, todo: list[Case]) -> l
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_reduce_scatter(run_ranks: Runner, fresh_seed: int, world: int) -> None:
+def test_reduce_scatter(run_ranks: Runner, random_seed: int, world: int) -> None:
     todo = scatter_cases()
-    ranks = run_ranks(world, rank_reduce_scatter, fresh_seed, todo)
+    ranks = run_ranks(world, rank_reduce_scatter, random_seed, todo)
     for index, (sketch, name, dtype, shard) in enumerate(todo):
-        rows = rows_of(fresh_seed, (index,), world, shard * world, dtype)
+        rows = rows_of(random_seed, (index,), world, shard * world, dtype)
         for rank in range(world):
             label = f"{sketch} {name} {dtype} shard={shard} rank {rank} of {world}"
             got, facts = ranks[rank][index]
@@ -276,8 +276,8 @@ def rank_objectives(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
-def test_objectives_are_shared_weighted_and_left_out(run_ranks: Runner, fresh_seed: int) -> None:
-    results = iter(zip(*run_ranks(4, rank_objectives, fresh_seed), strict=True))
+def test_objectives_are_shared_weighted_and_left_out(run_ranks: Runner, random_seed: int) -> None:
+    results = iter(zip(*run_ranks(4, rank_objectives, random_seed), strict=True))
     for name in ("mgda", "mean"):
         for index, (objectives, weights) in enumerate(STEPS):
             names = [str(rank) if given is None else given for rank, given in enumerate(objectives)]
@@ -285,7 +285,7 @@ def test_objectives_are_shared_weighted_and_left_out(run_ranks: Runner, fresh_se
                 got, *others = next(results)
                 label = f"{name} {names} {weights} n={n}"
                 assert all(digest(other) == digest(got) for other in others), f"{label}: ranks differ"
-                rows = [objective_row(fresh_seed, index, rank, n, w) for rank, w in enumerate(weights)]
+                rows = [objective_row(random_seed, index, rank, n, w) for rank, w in enumerate(weights)]
                 for row, weight in zip(rows, weights, strict=True):
                     if weight == 0:
                         row.fill_(123.0)  # whatever it holds
@@ -321,14 +321,14 @@ def rank_zeros(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
-def test_a_zero_gradient_weighs_nothing_and_disturbs_nobody(run_ranks: Runner, fresh_seed: int) -> None:
-    results = iter(zip(*run_ranks(3, rank_zeros, fresh_seed), strict=True))
+def test_a_zero_gradient_weighs_nothing_and_disturbs_nobody(run_ranks: Runner, random_seed: int) -> None:
+    results = iter(zip(*run_ranks(3, rank_zeros, random_seed), strict=True))
     for name, solver in solvers(3).items():
         for n, zeros in ZEROS:
             got, *others = next(results)
             label = f"{name} n={n} zeros={zeros}"
             assert all(digest(other) == digest(got) for other in others), f"{label}: ranks differ"
-            verify(label, [zero_row(fresh_seed, rank, n, zeros) for rank in range(3)], got, NARROW, solver)
+            verify(label, [zero_row(random_seed, rank, n, zeros) for rank in range(3)], got, NARROW, solver)
             if name != "mean":
                 assert (got.weights[list(zeros)] == 0).all(), label
             if len(zeros) == 3:
@@ -366,13 +366,13 @@ def rank_broken(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
-def test_nonfinite_gradients_give_the_mean(run_ranks: Runner, fresh_seed: int) -> None:
+def test_nonfinite_gradients_give_the_mean(run_ranks: Runner, random_seed: int) -> None:
     world = 3
     fallbacks = dict.fromkeys(("mean", "mgda", "pcgrad"), 0)
-    ranks = run_ranks(world, rank_broken, fresh_seed)
+    ranks = run_ranks(world, rank_broken, random_seed)
     for (name, n, dtype), *outcomes in zip(BROKEN, *ranks, strict=True):
         fallbacks[name] += 1
-        rows = np.stack([ref.float64(broken_row(fresh_seed, rank, n, dtype)) for rank in range(world)])
+        rows = np.stack([ref.float64(broken_row(random_seed, rank, n, dtype)) for rank in range(world)])
         share = np.full(world, 1 / world)
         expected = ref.combine(rows, share)
         finite = np.isfinite(expected)
@@ -509,12 +509,12 @@ def rank_plans(rank: int, world: int, seed: int) -> dict[tuple[str, int], list[O
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_which_steps_weights_serve(run_ranks: Runner, fresh_seed: int, world: int) -> None:
-    ranks = run_ranks(world, rank_plans, fresh_seed)
+def test_which_steps_weights_serve(run_ranks: Runner, random_seed: int, world: int) -> None:
+    ranks = run_ranks(world, rank_plans, random_seed)
     for name, plan in PLANS.items():
         for index, sketch in enumerate(SCHEDULES):
             used = solved_steps(plan, sketch, world)
-            check_plan(f"{name}, {sketch}", [r[name, index] for r in ranks], plan, sketch, fresh_seed, used)
+            check_plan(f"{name}, {sketch}", [r[name, index] for r in ranks], plan, sketch, random_seed, used)
     # The rule itself, by hand: the documentation's words for 3 and 1.
     one = [Call()] * 7
     assert solved_steps(one, moo.Sketch(64, refresh_every=3), 3) == [1, 1, 1, 4, 4, 4, 7]
@@ -552,14 +552,14 @@ def rank_breaks(rank: int, world: int, seed: int, n: int) -> list[list[Outcome]]
     return results
 
 
-def test_nan_reaches_the_result_while_kept_weights_serve(run_ranks: Runner, fresh_seed: int) -> None:
+def test_nan_reaches_the_result_while_kept_weights_serve(run_ranks: Runner, random_seed: int) -> None:
     world, n = 3, 20_011
-    ranks = run_ranks(world, rank_breaks, fresh_seed, n)
+    ranks = run_ranks(world, rank_breaks, random_seed, n)
     seen = set()
     for index, (sketch, plan) in enumerate(BREAKS.items()):
         used = solved_steps([Call(shard=n, broken=broken) for broken in plan], sketch, world)
         for step, (broken, served) in enumerate(zip(plan, used, strict=True), start=1):
-            rows = [dominated_row(fresh_seed, step, rank, n, broken) for rank in range(world)]
+            rows = [dominated_row(random_seed, step, rank, n, broken) for rank in range(world)]
             for results in ranks:
                 got = results[index][step - 1]
                 label = f"{sketch} step {step}"
@@ -570,7 +570,7 @@ def test_nan_reaches_the_result_while_kept_weights_serve(run_ranks: Runner, fres
                 fresh = served == step
                 assert got.status == ("nonfinite" if fresh and broken is not None else "ok"), label
                 if broken is None:
-                    solved = [dominated_row(fresh_seed, served, rank, n, None) for rank in range(world)]
+                    solved = [dominated_row(random_seed, served, rank, n, None) for rank in range(world)]
                     verify(label, rows, got, sketch, solved=solved)
                     assert got.weights[1] <= 1e-6, label
                 else:
@@ -592,9 +592,9 @@ def rank_inactive(rank: int, world: int, seed: int) -> list[Outcome]:
 
 
 def test_an_objective_that_becomes_inactive_keeps_its_weight_until_the_next_solve(
-    run_ranks: Runner, fresh_seed: int
+    run_ranks: Runner, random_seed: int
 ) -> None:
-    first, kept, fresh, _ = run_ranks(2, rank_inactive, fresh_seed)[0]
+    first, kept, fresh, _ = run_ranks(2, rank_inactive, random_seed)[0]
     assert np.array_equal(kept.weights, first.weights)
     assert kept.weights[1] > 0
     assert fresh.weights.tolist() == [1.0, 0.0]
@@ -617,9 +617,9 @@ def rank_memory_of_methods(rank: int, world: int, seed: int) -> list[tuple[Outco
     return results
 
 
-def test_a_methods_memory_goes_from_solve_to_solve(run_ranks: Runner, fresh_seed: int) -> None:
+def test_a_methods_memory_goes_from_solve_to_solve(run_ranks: Runner, random_seed: int) -> None:
     world = 3
-    ranks = run_ranks(world, rank_memory_of_methods, fresh_seed)
+    ranks = run_ranks(world, rank_memory_of_methods, random_seed)
     results = iter(zip(*ranks, strict=True))
     for sketch in SCHEDULES:
         used = solved_steps([Call(shard=1000)] * 8, sketch, world)
@@ -627,7 +627,7 @@ def test_a_methods_memory_goes_from_solve_to_solve(run_ranks: Runner, fresh_seed
         past: Array | None = None
         weights_of = {}
         for step in solves:
-            rows = checks.gradients(rows_of(fresh_seed, (step,), world, 3001))
+            rows = checks.gradients(rows_of(random_seed, (step,), world, 3001))
             new = ref.weights(rows.through(functools.partial(ref.sketch, width=64, seed=1, step=step)).means, "mgda")
             past = new if past is None else 0.75 * past + 0.25 * new
             weights_of[step] = past
@@ -678,8 +678,8 @@ def rank_resume(rank: int, world: int, seed: int, method: moo.Method) -> dict[st
 
 
 @pytest.mark.parametrize("method", [moo.MGDA(), moo.Smoothed("mgda", 0.5)], ids=["mgda", "smoothed"])
-def test_a_state_that_is_loaded_or_copied_solves_anew(run_ranks: Runner, fresh_seed: int, method: moo.Method) -> None:
-    ranks = run_ranks(3, rank_resume, fresh_seed, method)
+def test_a_state_that_is_loaded_or_copied_solves_anew(run_ranks: Runner, random_seed: int, method: moo.Method) -> None:
+    ranks = run_ranks(3, rank_resume, random_seed, method)
     assert all(results == ranks[0] for results in ranks), "ranks differ"
     results = ranks[0]
     assert "kept" not in str(results["saved"])
@@ -699,8 +699,8 @@ def rank_callback(rank: int, world: int, seed: int) -> list[Any]:
 
 
 @pytest.mark.host
-def test_a_callback_cannot_wait_for_the_late_solve(run_ranks: Runner, fresh_seed: int) -> None:
-    for kind, text, solved in run_ranks(2, rank_callback, fresh_seed):
+def test_a_callback_cannot_wait_for_the_late_solve(run_ranks: Runner, random_seed: int) -> None:
+    for kind, text, solved in run_ranks(2, rank_callback, random_seed):
         # A callback that is added when the Future is done runs at once, on the thread that adds it, which may wait.
         assert kind is type(None) or "wait for itself" in text
         assert solved == 2
@@ -831,7 +831,7 @@ def check_training(label: str, training: Training, ranks: list[list[list[Bucket]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_ddp(run_ranks: Runner, fresh_seed: int, world: int) -> None:
+def test_ddp(run_ranks: Runner, random_seed: int, world: int) -> None:
     kinds = [
         Training(moo.Sketch(64, seed=9)),
         Training(moo.Sketch(0.01), name="cagrad", dtype=torch.float64),
@@ -839,16 +839,16 @@ def test_ddp(run_ranks: Runner, fresh_seed: int, world: int) -> None:
         Training(moo.Sketch(64), name="mean", dtype=torch.float16),
     ]
     trainings = [Training(**{**vars(kind), "way": way}) for kind in kinds for way in ("native", "hook")]
-    ranks = run_ranks(world, rank_trains, fresh_seed, trainings)
+    ranks = run_ranks(world, rank_trains, random_seed, trainings)
     for index, training in enumerate(trainings):
-        check_training(f"{training} world={world}", training, [results[index] for results in ranks], fresh_seed)
+        check_training(f"{training} world={world}", training, [results[index] for results in ranks], random_seed)
     for index in range(0, len(trainings), 2):
         native, hook = ranks[0][index : index + 2]
         same = [[digest(got) for _, _, got in buckets] for buckets in native]  # type: ignore[arg-type]
         assert same == [[digest(got) for _, _, got in buckets] for buckets in hook], trainings[index]  # type: ignore[arg-type]
 
 
-def test_ddp_that_keeps_weights_accumulates_or_has_unused_parameters(run_ranks: Runner, fresh_seed: int) -> None:
+def test_ddp_that_keeps_weights_accumulates_or_has_unused_parameters(run_ranks: Runner, random_seed: int) -> None:
     trainings = [
         Training(moo.Sketch(64, refresh_every=3), steps=8),
         Training(moo.Sketch(64, lag=1), steps=5, way="hook"),
@@ -857,9 +857,9 @@ def test_ddp_that_keeps_weights_accumulates_or_has_unused_parameters(run_ranks: 
         Training(moo.Sketch(64), unused=True),
         Training(moo.Sketch(64), unused=True, way="hook", name="cagrad"),
     ]
-    ranks = run_ranks(3, rank_trains, fresh_seed, trainings)
+    ranks = run_ranks(3, rank_trains, random_seed, trainings)
     for index, training in enumerate(trainings):
-        ages = check_training(f"{training}", training, [results[index] for results in ranks], fresh_seed)
+        ages = check_training(f"{training}", training, [results[index] for results in ranks], random_seed)
         if training.sketch.refresh_every > 1 or training.sketch.lag:
             assert max(ages) == training.sketch.refresh_every - 1 + training.sketch.lag
         if training.unused:
@@ -874,14 +874,14 @@ MANY = tuple(300 + 450 * (i * 7 % 11) for i in range(40))
 
 
 @pytest.mark.parametrize("sketch", [moo.Sketch(256), moo.Sketch(256, refresh_every=2, lag=1)], ids=["fresh", "kept"])
-def test_sketches_sent_ahead_by_ranks_out_of_step(run_ranks: Runner, fresh_seed: int, sketch: moo.Sketch) -> None:
+def test_sketches_sent_ahead_by_ranks_out_of_step(run_ranks: Runner, random_seed: int, sketch: moo.Sketch) -> None:
     """Which bucket's sketch goes out when depends on when gradients are ready, on every rank apart; bits do not."""
     sleepy, brisk = (Training(sketch, sizes=MANY, steps=4, sleepy=sleepy) for sleepy in (True, False))
-    ranks = run_ranks(4, rank_trains, fresh_seed, [sleepy, brisk, sleepy])
+    ranks = run_ranks(4, rank_trains, random_seed, [sleepy, brisk, sleepy])
     for index, training in enumerate((sleepy, brisk, sleepy)):
         results = [r[index] for r in ranks]
         if index == 0:
-            check_training(f"{training}", training, results, fresh_seed)
+            check_training(f"{training}", training, results, random_seed)
             assert len(results[0][1]) > 15
         same = [[digest(got) for _, _, got in step] for step in results[0]]  # type: ignore[arg-type]
         assert same == [[digest(got) for _, _, got in step] for step in ranks[0][0]]  # type: ignore[arg-type]
@@ -930,8 +930,8 @@ def rank_sparse(rank: int, world: int, seed: int) -> list[list[Bucket]]:
     return results
 
 
-def test_sparse_buckets_are_averaged_beside_sketched_ones(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(2, rank_sparse, fresh_seed % 2**31)
+def test_sparse_buckets_are_averaged_beside_sketched_ones(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(2, rank_sparse, random_seed % 2**31)
     places = {"first.layers.0": (0, 3001), "first.layers.1": (1, 4003), "last.layers.0": (2, 5003)}
     for step in range(1, 4):
         for (index, parameters, got), (_, _, other) in zip(ranks[0][step - 1], ranks[1][step - 1], strict=True):
@@ -940,7 +940,7 @@ def test_sparse_buckets_are_averaged_beside_sketched_ones(run_ranks: Runner, fre
             def rows(at: int, parameters: tuple[str, ...] = parameters) -> list[torch.Tensor]:
                 parts = [places[name] for name in parameters]
                 return [
-                    torch.cat([row_of(fresh_seed % 2**31, (at, i), r, n, torch.float64) for i, n in parts])
+                    torch.cat([row_of(random_seed % 2**31, (at, i), r, n, torch.float64) for i, n in parts])
                     for r in range(2)
                 ]
 
@@ -1046,8 +1046,8 @@ def rank_refused(rank: int, world: int, seed: int) -> list[Any]:
 
 
 @pytest.mark.host
-def test_a_tensor_refused_on_one_rank_raises_on_all(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(3, rank_refused, fresh_seed)
+def test_a_tensor_refused_on_one_rank_raises_on_all(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(3, rank_refused, random_seed)
     for step in range(1, 4):
         for rank in range(3):
             kind, text = ranks[rank][2 * step - 2]
@@ -1057,7 +1057,7 @@ def test_a_tensor_refused_on_one_rank_raises_on_all(run_ranks: Runner, fresh_see
         assert got.step == 2 * step
         assert got.solved_step == got.step, "every second step is a new period here"
         assert digest(ranks[1][2 * step - 1]) == digest(got)
-        verify(f"step {step}", rows_of(fresh_seed, (step,), 3, 5000), got, moo.Sketch(64, refresh_every=2))
+        verify(f"step {step}", rows_of(random_seed, (step,), 3, 5000), got, moo.Sketch(64, refresh_every=2))
 
 
 # ------------------------------------------------------------------------------------------ ranks that die
@@ -1110,9 +1110,9 @@ def rank_dies(rank: int, world: int, seed: int, sketch: moo.Sketch, when: str) -
         (3, moo.Sketch(256, refresh_every=10), "between gradients"),
     ],
 )
-def test_a_rank_that_dies(run_ranks: Runner, fresh_seed: int, world: int, sketch: moo.Sketch, when: str) -> None:
+def test_a_rank_that_dies(run_ranks: Runner, random_seed: int, world: int, sketch: moo.Sketch, when: str) -> None:
     errors = run_ranks(
-        world, rank_dies, fresh_seed, sketch, when, timeout=60.0, group_timeout=GROUP_TIMEOUT, may_die=(world - 1,)
+        world, rank_dies, random_seed, sketch, when, timeout=60.0, group_timeout=GROUP_TIMEOUT, may_die=(world - 1,)
     )
     assert errors[-1] is None
     for rank, (kind, text) in enumerate(errors[:-1]):
@@ -1138,8 +1138,8 @@ def rank_drops(rank: int, world: int, seed: int) -> list[bytes]:
 
 
 @pytest.mark.host
-def test_a_state_that_is_dropped_while_it_solves(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(3, rank_drops, fresh_seed, timeout=60.0)
+def test_a_state_that_is_dropped_while_it_solves(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(3, rank_drops, random_seed, timeout=60.0)
     assert ranks[0] == ranks[1] == ranks[2]
 
 
@@ -1236,8 +1236,8 @@ def rank_report(rank: int, world: int, seed: int) -> dict[str, Any]:
     }
 
 
-def test_report(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(3, rank_report, fresh_seed)
+def test_report(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(3, rank_report, random_seed)
     assert len({got["json"] for got in ranks}) == 1, "ranks report the same"
     got = ranks[0]
     assert got["estimator"] == "Sketch(width=64, seed=3, refresh_every=3, lag=0)"

@@ -80,8 +80,8 @@ def rank_copies(rank: int, world: int, seed: int) -> None:
         assert state.step == 3
 
 
-def test_copies_of_a_used_state(run_ranks: Runner, fresh_seed: int) -> None:
-    run_ranks(2, rank_copies, fresh_seed)
+def test_copies_of_a_used_state(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, rank_copies, random_seed)
 
 
 def test_torch_save(tmp_path: Any) -> None:
@@ -147,8 +147,8 @@ def raw_of(state: moo.BucketMOO, seed: int, step: int, rank: int, world: int) ->
     return raw(row)
 
 
-def test_resume_gives_the_same_bits(run_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_ranks(4, rank_resume, fresh_seed)
+def test_resume_gives_the_same_bits(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(4, rank_resume, random_seed)
     assert all(results == ranks[0] for results in ranks)
     results = ranks[0]
     for way in ("resumed", "loaded in use", "unpickled", "went on"):
@@ -260,8 +260,8 @@ def rank_steps(rank: int, world: int, seed: int) -> None:
     assert state.step == 4 + refused
 
 
-def test_steps(run_ranks: Runner, fresh_seed: int) -> None:
-    run_ranks(2, rank_steps, fresh_seed)
+def test_steps(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, rank_steps, random_seed)
 
 
 def rank_memory(rank: int, world: int) -> list[int]:

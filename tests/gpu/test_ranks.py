@@ -44,14 +44,14 @@ def rank_all_reduce(rank: int, world: int, seed: int, objectives: Sequence[str])
 
 
 @pytest.mark.parametrize("objectives", ["ab", "abc", "abab", "aaab", "abcd"])
-def test_all_reduce(run_gpu_ranks: Runner, fresh_seed: int, objectives: str) -> None:
+def test_all_reduce(run_gpu_ranks: Runner, random_seed: int, objectives: str) -> None:
     world = len(objectives)
-    ranks = run_gpu_ranks(world, rank_all_reduce, fresh_seed, objectives)
+    ranks = run_gpu_ranks(world, rank_all_reduce, random_seed, objectives)
     assert all([o.result for o in results] == [o.result for o in ranks[0]] for results in ranks)
     place = iter(ranks[0])
     for method in ("mean", "mgda"):
         for dtype, n in CASES:
-            rows = [draw(fresh_seed, (r, n), n, dtype) for r in range(world)]
+            rows = [draw(random_seed, (r, n), n, dtype) for r in range(world)]
             verify(f"{method} {dtype} {n}", rows, next(place), method, objective=objectives)
 
 
@@ -75,11 +75,11 @@ def rank_sketched(rank: int, world: int, seed: int, objectives: Sequence[str]) -
 
 
 @pytest.mark.parametrize("objectives", ["abc", "aab"])
-def test_sketched(run_gpu_ranks: Runner, fresh_seed: int, objectives: str) -> None:
+def test_sketched(run_gpu_ranks: Runner, random_seed: int, objectives: str) -> None:
     """The weighted sums of what is reported; the Gramian's error is a few standard errors at most."""
     world = len(objectives)
     names = list(dict.fromkeys(objectives))
-    ranks = run_gpu_ranks(world, rank_sketched, fresh_seed, objectives)
+    ranks = run_gpu_ranks(world, rank_sketched, random_seed, objectives)
     for place, (dtype, n) in enumerate(CASES):
         results = [results[place] for results in ranks]
         first = results[0]
@@ -91,13 +91,13 @@ def test_sketched(run_gpu_ranks: Runner, fresh_seed: int, objectives: str) -> No
             (n, first["weights"], first["row"]),
             (n * world, first["shard weights"], torch.cat([r["shard"] for r in results])),
         ):
-            rows = torch.stack([draw(fresh_seed, (r, n), size, dtype).double() for r in range(world)])
+            rows = torch.stack([draw(random_seed, (r, n), size, dtype).double() for r in range(world)])
             coefficients = share * torch.stack([weights[names.index(name)] for name in objectives])
             terms = coefficients[:, None] * rows
             error = (got.double() - terms.sum(0)).abs()
             assert bool((error <= 4 * world * unit * terms.abs().sum(0) + 1e-6).all()), (dtype, n)
         means = torch.stack([
-            torch.stack([draw(fresh_seed, (r, n), n, dtype).double() for r in range(world) if objectives[r] == name])
+            torch.stack([draw(random_seed, (r, n), n, dtype).double() for r in range(world) if objectives[r] == name])
             .mean(0) for name in names
         ])  # fmt: skip
         norms = means.norm(dim=1)
@@ -133,8 +133,8 @@ def rank_captured_sketch(rank: int, world: int, seed: int) -> None:
             moo.all_reduce(work, keeps)
 
 
-def test_a_captured_sketch(run_ranks: Runner, fresh_seed: int) -> None:
-    run_ranks(1, rank_captured_sketch, fresh_seed, backend=nccl)
+def test_a_captured_sketch(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(1, rank_captured_sketch, random_seed, backend=nccl)
 
 
 def rank_reduce_scatter(rank: int, world: int, seed: int) -> list[bytes]:
@@ -152,8 +152,8 @@ def rank_reduce_scatter(rank: int, world: int, seed: int) -> list[bytes]:
     return results
 
 
-def test_reduce_scatter(run_gpu_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_gpu_ranks(3, rank_reduce_scatter, fresh_seed)
+def test_reduce_scatter(run_gpu_ranks: Runner, random_seed: int) -> None:
+    ranks = run_gpu_ranks(3, rank_reduce_scatter, random_seed)
     assert ranks[0] == ranks[1] == ranks[2]
 
 
@@ -177,8 +177,8 @@ def rank_special(rank: int, world: int, seed: int) -> None:
     assert state.report().objectives == ("one",)
 
 
-def test_nan_weights_and_ranks_left_out(run_gpu_ranks: Runner, fresh_seed: int) -> None:
-    run_gpu_ranks(3, rank_special, fresh_seed)
+def test_nan_weights_and_ranks_left_out(run_gpu_ranks: Runner, random_seed: int) -> None:
+    run_gpu_ranks(3, rank_special, random_seed)
 
 
 def rank_resume(rank: int, world: int, seed: int) -> dict[str, list[bytes]]:
@@ -202,8 +202,8 @@ def rank_resume(rank: int, world: int, seed: int) -> dict[str, list[bytes]]:
     return results
 
 
-def test_resume_gives_the_same_bits(run_gpu_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_gpu_ranks(2, rank_resume, fresh_seed)
+def test_resume_gives_the_same_bits(run_gpu_ranks: Runner, random_seed: int) -> None:
+    ranks = run_gpu_ranks(2, rank_resume, random_seed)
     assert ranks[0] == ranks[1]
     for name in ("gradvac", "smoothed"):
         assert ranks[0][f"{name} resumed"] == ranks[0][f"{name} whole"]
@@ -252,9 +252,9 @@ def rank_ddp(rank: int, world: int, seed: int, device: str, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_ddp_is_as_on_the_cpu(run_ranks: Runner, run_gpu_ranks: Runner, fresh_seed: int, dtype: torch.dtype) -> None:
-    host = run_ranks(3, rank_ddp, fresh_seed, "cpu", dtype)
-    device = run_gpu_ranks(3, rank_ddp, fresh_seed, "cuda", dtype)
+def test_ddp_is_as_on_the_cpu(run_ranks: Runner, run_gpu_ranks: Runner, random_seed: int, dtype: torch.dtype) -> None:
+    host = run_ranks(3, rank_ddp, random_seed, "cpu", dtype)
+    device = run_gpu_ranks(3, rank_ddp, random_seed, "cuda", dtype)
     tolerance = 1e-7 if dtype == torch.float64 else 2e-3
     for key, (digest, gradient, weights) in device[0].items():
         assert all(results[key][0] == digest for results in device), key
@@ -294,12 +294,12 @@ def rank_quiet(rank: int, world: int, seed: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_nothing_waits_and_nothing_is_allocated(
-    run_ranks: Runner, run_gpu_ranks: Runner, fresh_seed: int, world: int
+    run_ranks: Runner, run_gpu_ranks: Runner, random_seed: int, world: int
 ) -> None:
     if world == 1:
-        run_ranks(1, rank_quiet, fresh_seed, backend=nccl)
+        run_ranks(1, rank_quiet, random_seed, backend=nccl)
     else:
-        run_gpu_ranks(world, rank_quiet, fresh_seed)
+        run_gpu_ranks(world, rank_quiet, random_seed)
 
 
 def rank_order(rank: int, world: int, seed: int) -> None:
@@ -315,8 +315,8 @@ def rank_order(rank: int, world: int, seed: int) -> None:
         assert doubled.unique().tolist() == [float(world - 1)]
 
 
-def test_the_order_of_streams(run_gpu_ranks: Runner, fresh_seed: int) -> None:
-    run_gpu_ranks(2, rank_order, fresh_seed)
+def test_the_order_of_streams(run_gpu_ranks: Runner, random_seed: int) -> None:
+    run_gpu_ranks(2, rank_order, random_seed)
 
 
 def rank_graph(rank: int, world: int, seed: int) -> None:
@@ -377,12 +377,12 @@ def rank_graph_of_all_reduce(rank: int, world: int, seed: int) -> None:
         captured.load_state_dict(eager.state_dict())
 
 
-def test_a_captured_all_reduce(run_ranks: Runner, fresh_seed: int) -> None:
-    run_ranks(1, rank_graph_of_all_reduce, fresh_seed, backend=nccl)
+def test_a_captured_all_reduce(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(1, rank_graph_of_all_reduce, random_seed, backend=nccl)
 
 
-def test_a_captured_backward_pass(run_ranks: Runner, fresh_seed: int) -> None:
-    run_ranks(1, rank_graph, fresh_seed, backend=nccl)
+def test_a_captured_backward_pass(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(1, rank_graph, random_seed, backend=nccl)
 
 
 def rank_memory(rank: int, world: int, seed: int) -> dict[str, float]:
@@ -408,7 +408,7 @@ def rank_memory(rank: int, world: int, seed: int) -> dict[str, float]:
     return {"plain DDP": plain, "with the hook": ours, "extra": ours - plain}
 
 
-def test_memory_of_the_hook(run_gpu_ranks: Runner, fresh_seed: int) -> None:
-    ranks = run_gpu_ranks(2, rank_memory, fresh_seed)
+def test_memory_of_the_hook(run_gpu_ranks: Runner, random_seed: int) -> None:
+    ranks = run_gpu_ranks(2, rank_memory, random_seed)
     note("memory", {"gradients": 24 * (1024 * 1024 + 1024) * 4 / 2**20, "ranks": 2, **ranks[0]})
     assert ranks[0]["extra"] <= 2.5 * 25  # a bucket above the cap by a parameter, and little else

@@ -115,24 +115,24 @@ def test_config(draw: Draw, rng: np.random.Generator, weighted: bool, k: int) ->
 
 
 @pytest.mark.parametrize("k", SIZES)
-def test_pcgrad(draw: Draw, fresh_seed: int, k: int) -> None:
+def test_pcgrad(draw: Draw, random_seed: int, k: int) -> None:
     jacobian = draw(k)
-    torch.manual_seed(fresh_seed)
+    torch.manual_seed(random_seed)
     permutation = [torch.randperm(k).tolist() for _ in range(k)]
-    torch.manual_seed(fresh_seed)
+    torch.manual_seed(random_seed)
     theirs = peer.PCGradWeighting()(jacobian @ jacobian.T)
     assert_same(solve(jacobian, moo.PCGrad(reduction="sum", permutation=permutation)), theirs, 1e-10)
 
 
 @pytest.mark.parametrize("k", SIZES)
-def test_gradvac_first_step(draw: Draw, fresh_seed: int, k: int) -> None:
+def test_gradvac_first_step(draw: Draw, random_seed: int, k: int) -> None:
     jacobian = draw(k)
-    torch.manual_seed(fresh_seed)
+    torch.manual_seed(random_seed)
     permutation = []
     for i in range(k):
         others = [j for j in range(k) if j != i]
         permutation.append([i] + [others[place] for place in torch.randperm(k - 1).tolist()])
-    torch.manual_seed(fresh_seed)
+    torch.manual_seed(random_seed)
     theirs = peer.GradVacWeighting(eps=0.0)(jacobian @ jacobian.T)
     assert_same(k * solve(jacobian, moo.GradVac(permutation=permutation)), theirs, 1e-9)
 
