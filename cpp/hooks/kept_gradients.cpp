@@ -23,7 +23,7 @@ namespace {
 
 // Zeros are read in full in the first passes. Later a part of them, another one in each pass: what a training loop does, it
 // does from the start.
-constexpr std::int64_t kThoroughPasses = 8;
+constexpr std::int64_t kThoroughPasses = 4;
 constexpr std::int64_t kGlance = 1 << 14;  // elements
 
 std::int64_t numel_in_bucket(const at::Tensor& parameter) {
