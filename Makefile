@@ -96,6 +96,7 @@ lint: $(STAMP)/extension $(STAMP)/dev ## Check format, style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run -Werror $(CPP)
+	@! LC_ALL=C.UTF-8 grep -nE '^.{121,}$$' $(CPP) # comments too, which clang-format leaves as they are
 	@$(BIN)/typos
 
 format: $(STAMP)/dev ## Format all sources

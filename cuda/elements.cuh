@@ -12,8 +12,8 @@
 
 namespace bucket_moo::cuda {
 
-/// How an element lies in memory, what it is worth, and the inverse: rounded to nearest even. float64 has kernels of its
-/// own.
+/// How an element lies in memory, what it is worth, and the inverse: rounded to nearest even. float64 has kernels of
+/// its own.
 template <DType D>
 struct Element;
 

@@ -33,8 +33,8 @@ struct GramianArguments {
 /// \return cudaErrorInvalidValue for k out of range
 cudaError_t gramian_workspace_size(int k, std::size_t* bytes);
 
-/// Enqueues packed = the lower triangle of the Gramian of the objectives' gradients. With a table that tells of an error
-/// nothing is written.
+/// Enqueues packed = the lower triangle of the Gramian of the objectives' gradients. With a table that tells of an
+/// error nothing is written.
 ///
 /// Accuracy: float32 sums of at most 1024 products, then float64. Where the float32 products of a part may have
 /// overflowed or underflowed they are formed again in float64, so that

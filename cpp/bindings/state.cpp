@@ -54,8 +54,8 @@ void wait(const FuturePtr& future) {
   future->value();  // throws what the worker caught, with its type
 }
 
-/// For a Python hook. Warnings go to whoever listens outside, which is autograd: it raises them when the pass is over. Raised
-/// here as errors (python -W error) they would end the pass on this rank alone.
+/// For a Python hook. Warnings go to whoever listens outside, which is autograd: it raises them when the pass is over.
+/// Raised here as errors (python -W error) they would end the pass on this rank alone.
 std::shared_ptr<PythonFutureWrapper> run_bucket(BucketMooState& state, c10d::GradBucket& bucket) {
   c10::WarningHandler* const autograd = c10::WarningUtils::get_warning_handler();
   const auto run = torch::wrap_pybind_function([autograd](BucketMooState& state, c10d::GradBucket& bucket) {

@@ -36,8 +36,8 @@ struct DeviceSketches {
 /// nothing is allocated once the buffers have the size they need. Hence objectives and weights stay on the device: it
 /// builds the step's table, and its kernels read K from there.
 ///
-/// The first step is met on the host, which waits for the device once. After it, what is wrong with a step (other calls,
-/// too many objectives) turns the step's results into NaN and is raised by a later call.
+/// The first step is met on the host, which waits for the device once. After it, what is wrong with a step (other
+/// calls, too many objectives) turns the step's results into NaN and is raised by a later call.
 ///
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceCollective {
@@ -66,15 +66,15 @@ class DeviceCollective {
   void begin_step(const StepRecord& own);
   void set_step(std::int64_t step);
 
-  /// Enqueues the reductions of MooCollective for contiguous tensors. `index`: of the bucket in the step. `state`: nullptr
-  /// for methods without a memory.
+  /// Enqueues the reductions of MooCollective for contiguous tensors. `index`: of the bucket in the step. `state`:
+  /// nullptr for methods without a memory.
   void all_reduce(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit, const DeviceResult& result,
                   const DeviceSolverState* state);
   void reduce_scatter(const at::Tensor& output, const at::Tensor& input, std::int64_t index, std::int64_t tile_limit,
                       const DeviceResult& result, const DeviceSolverState* state);
 
-  /// The same with sketches: start_sketch(), and solve_sketched() before the next one, then a weighted sum; or that with
-  /// the weights of an earlier solve.
+  /// The same with sketches: start_sketch(), and solve_sketched() before the next one, then a weighted sum; or that
+  /// with the weights of an earlier solve.
 
   /// Enqueues the sketch of a bucket, which may change afterwards, into `sketches`. `width`: is_sketch_width().
   void start_sketch(const at::Tensor& bucket, std::int64_t index, std::int64_t width, DeviceSketches& sketches);

@@ -10,8 +10,8 @@
 
 namespace bucket_moo {
 
-/// Collectives on the current stream of the calling thread: with NCCL they are enqueued and nothing waits for them; with
-/// a backend that goes through the host (Gloo) the call returns when they are done.
+/// Collectives on the current stream of the calling thread: with NCCL they are enqueued and nothing waits for them;
+/// with a backend that goes through the host (Gloo) the call returns when they are done.
 class DeviceExchange {
  public:
   /// `group`: the caller's, whose ranks all make the same calls in the same order; null for a single rank.
@@ -29,8 +29,8 @@ class DeviceExchange {
   /// Whether all_reduce() takes a factor for such tensors. The 16-bit types would round it.
   bool multiplies(at::ScalarType type) const;
 
-  /// tensor = the sum of factor * tensor over the ranks, the same bits on every rank. `factor`: [1], this rank's, on the
-  /// device, of the tensor's dtype, and only where multiplies(); undefined: 1.
+  /// tensor = the sum of factor * tensor over the ranks, the same bits on every rank. `factor`: [1], this rank's, on
+  /// the device, of the tensor's dtype, and only where multiplies(); undefined: 1.
   void all_reduce(at::Tensor tensor, const at::Tensor& factor = {}) const;
 
   /// output = block rank() of the sum of `input` over the ranks, which holds size() equal blocks. Both contiguous.

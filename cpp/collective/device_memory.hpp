@@ -92,8 +92,8 @@ class SideStream {
   std::optional<c10::Event> ready_;
 };
 
-/// Bytes on a device that grow and are kept; once keep_all() was called, outgrown memory is kept too, because a captured
-/// graph goes on using it. Torch's allocator aligns them to 64 bytes or more, and hands memory that
+/// Bytes on a device that grow and are kept; once keep_all() was called, outgrown memory is kept too, because a
+/// captured graph goes on using it. Torch's allocator aligns them to 64 bytes or more, and hands memory that
 /// is let go only to work on the same stream, hence after what is still enqueued on it.
 class DeviceBuffer {
  public:

@@ -38,13 +38,13 @@ class SketchedBucket {
 /// Conflict-aware reductions of one group of ranks: like all_reduce(mean) and reduce_scatter(mean), but the weights of
 /// the sum are solved for from the Gramian of the objectives' gradients in the bucket.
 ///
-/// With the exact Gramian, per bucket of n elements over W ranks: an all-to-all puts shard r of every rank's gradient on
-/// rank r; rank r takes the partial Gramian of its tile; the partial Gramians are all-gathered and summed in rank order
-/// in float64, so that every rank solves the same problem to the same bits; rank r combines its tile into its shard of
-/// the result; for all_reduce the shards are all-gathered. Wire bytes a rank: 2 n (W-1)/W + O(K^2 W) for all_reduce,
-/// half of the first term for reduce_scatter. Scratch, kept between calls: (W-1)/W of the bucket, or `tile_limit` bytes
-/// if that is less: the tile then holds a piece of the shard at a time, and all pieces but one are exchanged twice, for
-/// the Gramian and for the combination, which makes it at most 3 n (W-1)/W.
+/// With the exact Gramian, per bucket of n elements over W ranks: an all-to-all puts shard r of every rank's gradient
+/// on rank r; rank r takes the partial Gramian of its tile; the partial Gramians are all-gathered and summed in rank
+/// order in float64, so that every rank solves the same problem to the same bits; rank r combines its tile into its
+/// shard of the result; for all_reduce the shards are all-gathered. Wire bytes a rank: 2 n (W-1)/W + O(K^2 W) for
+/// all_reduce, half of the first term for reduce_scatter. Scratch, kept between calls: (W-1)/W of the bucket, or
+/// `tile_limit` bytes if that is less: the tile then holds a piece of the shard at a time, and all pieces but one are
+/// exchanged twice, for the Gramian and for the combination, which makes it at most 3 n (W-1)/W.
 ///
 /// With a sketch of p columns: start_sketch(), solve_sketched(), then weighted_all_reduce() or
 /// weighted_reduce_scatter(), which are also good for weights from elsewhere. The sketch goes through the same
@@ -58,7 +58,8 @@ class SketchedBucket {
 class MooCollective {
  public:
   /// Bytes of other ranks' blocks that a weighted sum holds, twice: those that come in and those that are added up. Of
-  /// the sizes from 0.4 to 100 MB this was fastest over the loopback: small messages cost, large pieces leave the cache.
+  /// the sizes from 0.4 to 100 MB this was fastest over the loopback: small messages cost, large pieces leave the
+  /// cache.
   static constexpr std::int64_t kSumTileBytes = 2 << 20;
 
   /// `transport` may be null: a group of one rank, no communication.
@@ -86,13 +87,14 @@ class MooCollective {
                                 std::int64_t tile_limit, double* state = nullptr);
 
   /// Sketches the n elements of `bucket` to `width` columns and sends the sketch off, in the sequence `ahead`: other
-  /// calls may come between this one and solve_sketched(), even others on other ranks, as long as each kind comes in the
-  /// same order. The bucket may change on return. Does not need the step to have begun.
+  /// calls may come between this one and solve_sketched(), even others on other ranks, as long as each kind comes in
+  /// the same order. The bucket may change on return. Does not need the step to have begun.
   /// `key`: the same on every rank; `width`: is_sketch_width(width)
   std::unique_ptr<SketchedBucket> start_sketch(const void* bucket, std::int64_t n, DType dtype, const RandomKey& key,
                                                std::int64_t width);
 
-  /// Waits for the sketch and solves for the weights, from the Gramian of the sketches. `key`, `state`: as all_reduce().
+  /// Waits for the sketch and solves for the weights, from the Gramian of the sketches. `key`, `state`: as
+  /// all_reduce().
   BucketSolution solve_sketched(std::unique_ptr<SketchedBucket> sketched, const RandomKey& key,
                                 double* state = nullptr);
 

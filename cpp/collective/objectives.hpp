@@ -28,8 +28,8 @@ ObjectiveName make_objective_name(const std::string& name);
 /// objectives.
 Objectives read_objectives(std::span<const StepRecord> records);
 
-/// Raises the ValueError of a step's header, if it has an error. `records`: of the step, or empty if they are not known;
-/// `limit`: the largest K that was allowed.
+/// Raises the ValueError of a step's header, if it has an error. `records`: of the step, or empty if they are not
+/// known; `limit`: the largest K that was allowed.
 void check_step(const StepHeader& header, std::span<const StepRecord> records, int limit);
 
 }  // namespace bucket_moo

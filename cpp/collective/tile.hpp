@@ -16,8 +16,8 @@ namespace bucket_moo {
 /// Memory for the other ranks' blocks of a piece, and the exchange that fills it. The own block is read where it lies.
 class Tile {
  public:
-  /// Starts to load elements [begin, begin + bucket.piece) of this rank's shard, or as many as there are. `transport` may
-  /// be null: a group of one rank.
+  /// Starts to load elements [begin, begin + bucket.piece) of this rank's shard, or as many as there are. `transport`
+  /// may be null: a group of one rank.
   void start(Transport* transport, Transport::Sequence sequence, const ShardedBucket& bucket, std::int64_t begin);
 
   /// Waits until the piece is there: a row for every rank, valid until the next start().

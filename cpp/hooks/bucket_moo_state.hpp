@@ -64,8 +64,8 @@ struct StateOptions {
 /// same order on every rank. Needs no Python. Made by make_state(); where the work is done is up to HostState and
 /// DeviceState.
 ///
-/// Owned by shared pointers: what is in flight keeps the state alive until its Future is done. In a forked child nothing
-/// of it works, and it must not be destroyed there: owners ask is_at_home() first.
+/// Owned by shared pointers: what is in flight keeps the state alive until its Future is done. In a forked child
+/// nothing of it works, and it must not be destroyed there: owners ask is_at_home() first.
 class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
  public:
   virtual ~BucketMooState() = default;

@@ -30,9 +30,9 @@ namespace bucket_moo {
 /// What is wrong with a later step is found on the device: its results are NaN, and a later call raises ValueError, as
 /// does every call after it. After any other failure, too, every later reduction fails at once with the same error.
 ///
-/// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight of
-/// its capture, the device counts the steps, and the state must outlive the graph. The host decides which steps solve,
-/// hence not with a sketch whose weights serve for several.
+/// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight
+/// of its capture, the device counts the steps, and the state must outlive the graph. The host decides which steps
+/// solve, hence not with a sketch whose weights serve for several.
 class DeviceState final : public BucketMooState {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.

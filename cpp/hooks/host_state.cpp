@@ -49,8 +49,8 @@ FuturePtr HostState::submit(Call call) {
         } else {
           self.reset();
         }
-        // While `result` or the waiting caller still holds them: to drop the last C++ reference to a tensor that Python knows
-        // takes the GIL.
+        // While `result` or the waiting caller still holds them: to drop the last C++ reference to a tensor that Python
+        // knows takes the GIL.
         job->call.output.reset();
         job->call.input.reset();
         if (failure) {
@@ -67,8 +67,8 @@ FuturePtr HostState::submit(Call call) {
   return future;
 }
 
-/// Tells the other ranks, which make a call of their own, that this one refused its arguments: they raise too instead of
-/// waiting for it.
+/// Tells the other ranks, which make a call of their own, that this one refused its arguments: they raise too instead
+/// of waiting for it.
 void HostState::refuse() {
   Call call;
   call.operation = Operation::invalid;
@@ -252,8 +252,8 @@ void HostState::set_solving_late(bool is_solving) {
   solved_late_.notify_all();
 }
 
-/// Where weights lag, the last solve goes on after its step's Future is done: whoever reads or replaces what solves leave
-/// behind waits for it here, so that all ranks see the same.
+/// Where weights lag, the last solve goes on after its step's Future is done: whoever reads or replaces what solves
+/// leave behind waits for it here, so that all ranks see the same.
 std::unique_lock<std::mutex> HostState::lock_after_late_solve() const {
   std::unique_lock lock(mutex());
   if (solving_late_) {

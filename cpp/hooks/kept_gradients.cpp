@@ -21,8 +21,8 @@
 namespace bucket_moo {
 namespace {
 
-// Zeros are read in full in the first passes. Later a part of them, another one in each pass: what a training loop does, it
-// does from the start.
+// Zeros are read in full in the first passes. Later a part of them, another one in each pass: what a training loop
+// does, it does from the start.
 constexpr std::int64_t kThoroughPasses = 4;
 constexpr std::int64_t kGlance = 1 << 14;  // elements
 
@@ -85,7 +85,8 @@ class KeptGradients::Watch {
     }
   }
 
-  /// The gradient, the elements of `bucket` from `begin` to `end`, is about to be reduced. Returns whether it was before.
+  /// The gradient, the elements of `bucket` from `begin` to `end`, is about to be reduced. Returns whether it was
+  /// before.
   bool reduce(const at::Tensor& bucket, std::int64_t begin, std::int64_t end, std::int64_t pass) {
     const std::lock_guard lock(mutex_);
     // A rank that has run out of data, or does not use the parameter, adds nothing to it and hands over zeros.

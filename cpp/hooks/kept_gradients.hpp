@@ -14,9 +14,9 @@
 
 namespace bucket_moo {
 
-/// Watches whether the gradients of a DDP module are zeroed (or None) between two backward passes that reduce them. Where
-/// they are not, a bucket holds what was reduced before plus the new local gradients. DDP's mean makes the right sum of
-/// that; weights that depend on the gradients do not.
+/// Watches whether the gradients of a DDP module are zeroed (or None) between two backward passes that reduce them.
+/// Where they are not, a bucket holds what was reduced before plus the new local gradients. DDP's mean makes the right
+/// sum of that; weights that depend on the gradients do not.
 ///
 /// From its first reduction on, a hook of ours on every parameter's AccumulateGrad node looks at `.grad` before the new
 /// gradient is added. Where it is None, as zero_grad() leaves it, that is all; zeros are read. On a device nobody waits
@@ -29,8 +29,8 @@ class KeptGradients {
   ~KeptGradients();
 
   /// A dense bucket that is about to be reduced: the gradients of `parameters`, one after the other, in `buffer`.
-  /// `starts_pass`: it is the first one of its backward pass. Returns the place of a parameter whose gradient was reduced
-  /// before and kept. Of all calls, one at most does.
+  /// `starts_pass`: it is the first one of its backward pass. Returns the place of a parameter whose gradient was
+  /// reduced before and kept. Of all calls, one at most does.
   std::optional<std::size_t> find(const at::Tensor& buffer, const std::vector<at::Tensor>& parameters,
                                   bool starts_pass);
 

@@ -14,8 +14,8 @@ namespace bucket_moo {
 /// are HostState's.
 bool reduces_on_device(c10::Device device);
 
-/// A new state for tensors on `device`; the caller owns it. `group`: where reduces_on_device(device), the caller's; else
-/// one of CPU ranks that nothing else uses. Null for a single rank.
+/// A new state for tensors on `device`; the caller owns it. `group`: where reduces_on_device(device), the caller's;
+/// else one of CPU ranks that nothing else uses. Null for a single rank.
 BucketMooState* make_state(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, StateOptions options);
 
 }  // namespace bucket_moo

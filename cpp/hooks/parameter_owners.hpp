@@ -17,13 +17,14 @@ struct BucketParameter {
   std::int64_t numel = 0;
 };
 
-/// Survives DDP's rebuilding of its buckets: every parameter belongs to the state of the bucket that held it last, and a
-/// bucket that is new starts from the state that most of its elements belong to (of several, the one met first in the
+/// Survives DDP's rebuilding of its buckets: every parameter belongs to the state of the bucket that held it last, and
+/// a bucket that is new starts from the state that most of its elements belong to (of several, the one met first in the
 /// order of its parameters). States that no parameter belongs to any more are dropped.
 template <class State>
 class ParameterOwners {
  public:
-  /// The state that exactly these parameters belong to; else a new one, make(nullptr) or make(&the state to start from).
+  /// The state that exactly these parameters belong to; else a new one, make(nullptr) or make(&the state to start
+  /// from).
   template <class Make>
   State& find(const std::vector<BucketParameter>& parameters, Make make) {
     const auto found = owner_.find(parameters.at(0).label);

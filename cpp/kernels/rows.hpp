@@ -21,8 +21,8 @@ struct Rows {
   DType dtype;
 };
 
-/// What a sum does with rows whose coefficient is exactly 0: `skip` them unread, or `read` them, so that a NaN or an Inf
-/// in them reaches the sum.
+/// What a sum does with rows whose coefficient is exactly 0: `skip` them unread, or `read` them, so that a NaN or an
+/// Inf in them reaches the sum.
 enum class ZeroRows { skip, read };
 
 /// Which objective each row belongs to: objective k's gradient is the sum over its rows of share[r] * row[r].

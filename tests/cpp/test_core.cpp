@@ -448,7 +448,8 @@ void check_sketch_map() {
     check(hits == std::vector<int>(64, 1), "every column has one element of a run");
   }
 
-  // Each flip equally often, alone and against the run before; a chi square with 63 degrees of freedom, P(> 150) < 1e-8.
+  // Each flip equally often, alone and against the run before; a chi square with 63 degrees of freedom, P(> 150) <
+  // 1e-8.
   constexpr std::int64_t kRuns = 64 * 1000;
   std::vector<double> alone(64, -1000.0);
   std::vector<double> between(64, -1000.0);

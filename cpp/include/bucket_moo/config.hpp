@@ -13,8 +13,8 @@
 #define BUCKET_MOO_HAS_WARPS 0
 #endif
 
-/// Marks a function that never stands by itself: files compiled for several instruction sets call it, and the linker must
-/// not keep one set's copy for all.
+/// Marks a function that never stands by itself: files compiled for several instruction sets call it, and the linker
+/// must not keep one set's copy for all.
 #define BUCKET_MOO_ALWAYS_INLINE inline __attribute__((always_inline))
 
 #endif  // BUCKET_MOO_CONFIG_HPP

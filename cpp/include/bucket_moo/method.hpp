@@ -25,7 +25,8 @@ enum class MethodId : int {
 
 inline constexpr int kMethods = 14;
 
-/// For messages, by MethodId: the names of the Python classes, which in small letters are the names that `method=` takes.
+/// For messages, by MethodId: the names of the Python classes, which in small letters are the names that `method=`
+/// takes.
 inline constexpr const char* kMethodNames[kMethods] = {
     "Mean",       "MGDA",    "CAGrad",   "PCGrad", "UPGrad",  "DualProj", "IMTLG",
     "AlignedMTL", "NashMTL", "FairGrad", "ConFIG", "GradVac", "Krum",     "Adasum",

@@ -33,8 +33,8 @@ namespace bucket_moo {
 /// \param k       active objectives, >= 1
 /// \param gram    [k, k] symmetric, positive diagonal
 /// \param weights [k], out: w = u + v, of sum 1 + μ (before rescaling)
-/// \return residual = (F(l) - min_k (Gw)_k) / |g_0|², the primal-dual gap, before rescaling. With no root the optimum is
-///         0, and F(l) counts as 0.
+/// \return residual = (F(l) - min_k (Gw)_k) / |g_0|², the primal-dual gap, before rescaling. With no root the optimum
+///         is 0, and F(l) counts as 0.
 template <class Lanes>
 BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, int k, const double* gram,
                                     double* weights, Scratch scratch) {
