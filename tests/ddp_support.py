@@ -17,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 SIZES = (40, 120, 60, 5)
 CAP_MB = 0.016
 
+WAYS = ("register", "hook")
+"""How a module gets its hook: natively, or by DDP's register_comm_hook."""
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -160,6 +163,26 @@ def check_buckets(
         got = np.concatenate([flat(of_name[n].grad, of_name[n]) for n in bucket.parameters])
         what = f"step {report.step}, bucket {bucket.index} ({', '.join(bucket.parameters)})"
         check(rows, got, tolerance, what)
+
+
+def hook(ddp: DistributedDataParallel, way: str, method: Any = "mgda") -> moo.BucketMOO:
+    """Registers on a module in one of WAYS, with its group, its cap and the names of its parameters."""
+    if way == "register":
+        return moo.register(ddp, method)
+    state = moo.BucketMOO(method, process_group=ddp.process_group, bucket_cap_mb=ddp.bucket_bytes_cap / 2**20)
+    ddp.register_comm_hook(state, moo.bucket_moo_hook)
+    state.name_parameters(ddp.module.named_parameters())
+    return state
+
+
+def check_step(
+    model: nn.Module, ddp: DistributedDataParallel, state: moo.BucketMOO, rank: int, world: int, seed: int, step: int
+) -> None:
+    """A step through `model`, which runs `ddp`, against the reference."""
+    local = [gradients(ddp.module, lambda m, r=r: loss_of(m, batch_of(seed, r, step))) for r in range(world)]  # type: ignore[misc]
+    model.zero_grad()
+    loss_of(model, batch_of(seed, rank, step)).backward()
+    check_buckets(ddp, state, local, 1e-9)
 
 
 def digest(tensors: Iterable[torch.Tensor | None]) -> str:

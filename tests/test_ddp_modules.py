@@ -1,9 +1,5 @@
 """What `register` and the Python hook make of DDP modules that are not quite what they seem."""
 
-import copy
-import io
-import pickle
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,35 +9,29 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ddp_support import CAP_MB, assert_mgda, batch_of, check_buckets, error_of, gradients, loss_of, mlp
+from ddp_support import (
+    CAP_MB,
+    WAYS,
+    assert_mgda,
+    batch_of,
+    check_buckets,
+    check_step,
+    error_of,
+    gradients,
+    hook,
+    loss_of,
+    mlp,
+)
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 RunRanks = Callable[..., list[Any]]
-WAYS = ("register", "hook")
 
 
 @pytest.fixture
 def seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
-
-
-def _hook(ddp: DDP, way: str, method: Any = "mgda") -> moo.BucketMOO:
-    if way == "register":
-        return moo.register(ddp, method)
-    state = moo.BucketMOO(method, process_group=ddp.process_group, bucket_cap_mb=ddp.bucket_bytes_cap / 2**20)
-    ddp.register_comm_hook(state, moo.bucket_moo_hook)
-    state.name_parameters(ddp.module.named_parameters())
-    return state
-
-
-def _check_step(model: nn.Module, ddp: DDP, state: moo.BucketMOO, rank: int, world: int, seed: int, step: int) -> None:
-    """A step through `model`, which runs `ddp`, against the reference."""
-    local = [gradients(ddp.module, lambda m, r=r: loss_of(m, batch_of(seed, r, step))) for r in range(world)]  # type: ignore[misc]
-    model.zero_grad()
-    loss_of(model, batch_of(seed, rank, step)).backward()
-    check_buckets(ddp, state, local, 1e-9)
 
 
 # --- what the reducer has is not what the module has ---
@@ -68,7 +58,7 @@ class _WithExtras(nn.Module):
 def _ignored(rank: int, world: int, seed: int, way: str) -> None:
     model = _WithExtras(seed)
     ddp = DDP(model, bucket_cap_mb=CAP_MB)
-    state = _hook(ddp, way)
+    state = hook(ddp, way)
     for step in range(3):
         reduced = {f"network.{name}" for name, _ in model.network.named_parameters()}
         local = []
@@ -101,17 +91,17 @@ def _frozen(rank: int, world: int, seed: int, way: str) -> None:
     model = mlp(seed)
     ddp = DDP(model, bucket_cap_mb=CAP_MB, find_unused_parameters=True)
     ddp.requires_grad_(False)
-    state = _hook(ddp, way)
+    state = hook(ddp, way)
     ddp.requires_grad_(True)
     for step in range(2):
-        _check_step(ddp, ddp, state, rank, world, seed, step)
+        check_step(ddp, ddp, state, rank, world, seed, step)
     # Frozen before wrapping: the reducer never sees them, whatever they are.
     model = mlp(seed)
     model[0].requires_grad_(False)
     model[0].extra = nn.Parameter(torch.empty(2, device="meta"), requires_grad=False)
     DDP._set_params_and_buffers_to_ignore_for_model(model, ["0.extra"])
     ddp = DDP(model, bucket_cap_mb=CAP_MB)
-    state = _hook(ddp, way)
+    state = hook(ddp, way)
     loss_of(ddp, batch_of(seed, rank, 0)).backward()
     names = {name for bucket in state.report().buckets for name in bucket.parameters}
     assert names == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -151,122 +141,6 @@ def test_gradients_from_before_the_registration(run_ranks: RunRanks, world: int,
     run_ranks(world, _older_gradients, seed, passes)
 
 
-# --- copies ---
-
-COPIES: dict[str, Callable[[DDP], DDP]] = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda ddp: pickle.loads(pickle.dumps(ddp)),
-    "torch.save": lambda ddp: _saved(ddp),
-    "a copy of a copy": lambda ddp: copy.deepcopy(pickle.loads(pickle.dumps(ddp))),
-}
-
-
-def _saved(ddp: DDP) -> DDP:
-    buffer = io.BytesIO()
-    torch.save(ddp, buffer)
-    buffer.seek(0)
-    loaded: DDP = torch.load(buffer, weights_only=False)
-    return loaded
-
-
-def _copied(rank: int, world: int, seed: int, way: str, how: str) -> None:
-    ddp = DDP(mlp(seed), bucket_cap_mb=CAP_MB)
-    state = _hook(ddp, way)
-    _check_step(ddp, ddp, state, rank, world, seed, 0)
-
-    # A copy that trains says so, once; one that does not (an average of weights, an evaluation) says nothing.
-    idle = COPIES[how](ddp) if rank == 0 else None
-    twin = COPIES[how](ddp)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        if idle is not None:
-            with torch.no_grad():
-                idle(batch_of(seed, rank, 1)[0])
-            with idle.no_sync():
-                loss_of(idle, batch_of(seed, rank, 1)).backward()
-        twin.eval()
-        with torch.no_grad():
-            twin(batch_of(seed, rank, 1)[0])
-        assert not said
-        twin.train()
-        local = [gradients(twin.module, lambda m, r=r: loss_of(m, batch_of(seed, r, 1))) for r in range(world)]  # type: ignore[misc]
-        for _ in range(2):
-            twin.zero_grad()
-            loss_of(twin, batch_of(seed, rank, 1)).backward()
-            assert len(said) == 1
-    for words in ("copy", "averages gradients", "moo.register("):
-        assert words in str(said[0].message)
-    for name, parameter in twin.module.named_parameters():  # it is true
-        mean = np.mean([grads[name] for grads in local], axis=0)
-        np.testing.assert_allclose(parameter.grad.reshape(-1).numpy(), mean, atol=1e-12)
-
-    # Registered again, as it says, it reduces as the original does. Neither says anything.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for again in WAYS:
-            twin = COPIES[how](ddp)
-            _check_step(twin, twin, _hook(twin, again), rank, world, seed, 2)
-        _check_step(ddp, ddp, state, rank, world, seed, 2)
-        # A module that never had our hook is copied as ever.
-        plain = COPIES[how](DDP(mlp(seed)))
-        loss_of(plain, batch_of(seed, rank, 0)).backward()
-
-
-def _count(run: Callable[[], Any]) -> int:
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        run()
-    return len([w for w in said if "averages gradients" in str(w.message)])
-
-
-def _wrapped_hook(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    return moo.bucket_moo_hook(state, bucket)
-
-
-def _peculiar_copies(rank: int, world: int, seed: int) -> list[int]:
-    batch = batch_of(seed, rank, 0)
-    ddp = DDP(mlp(seed))
-    moo.register(ddp)
-    counts = []
-
-    def train(model: DDP) -> Callable[[], None]:
-        return lambda: loss_of(model, batch).backward()
-
-    # A teacher, and an average that is evaluated with gradients: no copy that trains.
-    teacher = copy.deepcopy(ddp).eval().requires_grad_(False)
-    average = torch.optim.swa_utils.AveragedModel(ddp)
-    counts.append(_count(lambda: (ddp(batch[0]) - teacher(batch[0])).square().mean().backward()))
-    counts.append(_count(lambda: average(batch[0])))
-    teacher.requires_grad_(True)
-    counts.append(_count(train(teacher)))
-    # A shallow copy shares the parameters with the original, which may train first.
-    shallow = copy.copy(ddp)
-    ddp.zero_grad()
-    counts.append(_count(train(ddp)))
-    counts += [_count(train(shallow)), _count(train(shallow))]
-    # forward() by itself, and a hook of the user's around ours.
-    direct = copy.deepcopy(ddp)
-    counts.append(_count(lambda: ((direct.forward(batch[0]) - batch[1]).square().mean()).backward()))
-    ddp = DDP(mlp(seed))
-    ddp.register_comm_hook(moo.BucketMOO(), _wrapped_hook)
-    counts.append(_count(train(copy.deepcopy(ddp))))
-    # One that is gone.
-    twin = copy.copy(ddp)
-    del twin
-    counts.append(_count(train(ddp)))
-    return counts
-
-
-def test_copies_that_train_or_do_not(run_ranks: RunRanks, seed: int) -> None:
-    assert run_ranks(2, _peculiar_copies, seed) == [[0, 0, 1, 0, 1, 0, 1, 1, 0]] * 2
-
-
-@pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("way", WAYS)
-def test_copies_of_a_module(run_ranks: RunRanks, way: str, how: str, seed: int) -> None:
-    run_ranks(2, _copied, seed, way, how)
-
-
 # --- model parallelism ---
 
 
@@ -285,7 +159,7 @@ def _beside_tensor_parallelism(rank: int, world: int, seed: int, tp: int) -> Non
         ddp = DDP(_tensor_parallel(mesh["tp"], seed), device_mesh=mesh["dp"])
 
         def run(ddp: DDP = ddp, way: str = way) -> moo.BucketMOO:
-            state = _hook(ddp, way)
+            state = hook(ddp, way)
             ddp(torch.full((2, 4), 1.0 + rank // tp)).square().sum().backward()
             return state
 
@@ -316,7 +190,7 @@ def _ignored_pieces(rank: int, world: int) -> None:
         model[1].forward = lambda x: x  # type: ignore[method-assign]
         DDP._set_params_and_buffers_to_ignore_for_model(model, ["1.piece"])
         ddp = DDP(model)
-        state = _hook(ddp, way)
+        state = hook(ddp, way)
         ddp(torch.ones(1, 3) * (rank + 1)).sum().backward()
         assert {name for bucket in state.report().buckets for name in bucket.parameters} == {"0.weight", "0.bias"}
 
@@ -451,7 +325,7 @@ def _wrapped(rank: int, world: int, seed: int, wrapper: str) -> None:
     model, ddp = WRAPPERS[wrapper](mlp(seed))
     state = moo.register(model)
     for step in range(2):
-        _check_step(model, ddp, state, rank, world, seed, step)
+        check_step(model, ddp, state, rank, world, seed, step)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -16,7 +16,7 @@ from typing import Any
 import bucket_moo_ext as moo
 import pytest
 import torch
-from ddp_support import CAP_MB, batch_of, error_of, loss_of, mlp
+from ddp_support import CAP_MB, batch_of, error_of, hook, loss_of, mlp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
@@ -30,11 +30,7 @@ TIMEOUT = 100.0
 def _trained(way: str = "register", compiled: bool = False) -> tuple[nn.Module, moo.BucketMOO]:
     """A DDP module and its state, after a step: connections and the worker's thread are there."""
     ddp = DDP(mlp(0, torch.float32), bucket_cap_mb=25 if compiled else CAP_MB)  # the compiler wants 1 MB or more
-    if way == "register":
-        state = moo.register(ddp)
-    else:
-        state = moo.BucketMOO(bucket_cap_mb=CAP_MB)
-        ddp.register_comm_hook(state, moo.bucket_moo_hook)
+    state = hook(ddp, way)
     model: nn.Module = torch.compile(ddp, backend="eager") if compiled else ddp  # type: ignore[assignment]
     _step(model)
     return model, state

@@ -10,12 +10,11 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
-from ddp_support import CAP_MB, assert_mgda, batch_of, loss_of, mlp
+from ddp_support import CAP_MB, WAYS, assert_mgda, batch_of, hook, loss_of, mlp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 RunRanks = Callable[..., list[Any]]
-WAYS = ("register", "hook")
 
 # The gradients of two ranks in two passes.
 FIRST = ((4.0, 0.0), (-1.0, 1.0))
@@ -34,12 +33,7 @@ def said() -> Iterator[list[str]]:
 
 def _hooked(model: nn.Module, way: str, method: Any = "mgda", **options: Any) -> tuple[DDP, moo.BucketMOO]:
     ddp = DDP(model, **options)
-    if way == "register":
-        return ddp, moo.register(ddp, method)
-    state = moo.BucketMOO(method, bucket_cap_mb=options.get("bucket_cap_mb", 25))
-    ddp.register_comm_hook(state, moo.bucket_moo_hook)
-    state.name_parameters(model.named_parameters())
-    return ddp, state
+    return ddp, hook(ddp, way, method)
 
 
 def _linear(n: int = 2) -> nn.Linear:

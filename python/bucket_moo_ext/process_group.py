@@ -24,10 +24,10 @@ def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """``group``, or the default group.
 
     Raises:
-        RuntimeError: torch.distributed is not initialised.
+        RuntimeError: torch.distributed is not initialised, or the group is that of the process from which this one was
+            forked.
         TypeError: Not a process group.
         ValueError: This rank is not in the group.
-        RuntimeError: The group is that of the process from which this one was forked.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("torch.distributed is not initialised; call init_process_group first")
@@ -36,7 +36,7 @@ def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
         raise ValueError("process_group: this rank is not a member of the group")
     if not isinstance(chosen, dist.ProcessGroup):
         raise TypeError(f"process_group must be a ProcessGroup or None; got {type(chosen).__name__}")
-    if chosen.size() > 1 and any(chosen is inherited for inherited in _inherited):
+    if chosen.size() > 1 and chosen in _inherited:
         raise RuntimeError(
             "process_group was made before this process was forked, and the parent process goes on using it: the other "
             "ranks would take this one for its parent. A process that is to reduce needs a process group of its own: "
