@@ -74,9 +74,9 @@ $(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
 
 test-emulated: $(STAMP)/emulated ## Run the tests of collectives, DDP and functions over emulated CUDA kernels
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
-	@$(EMULATED)/venv/bin/python -m pytest $(addprefix tests/test_,collectives.py ddp.py ddp_copies.py ddp_modules.py ddp_options.py device_path.py \
-	  errors.py fork.py functional.py kept_gradients.py method_state.py methods.py methods_all.py objectives.py operators.py report.py \
-	  sketch_reductions.py sketch_statistics.py state.py) $(ARGS)
+	@$(EMULATED)/venv/bin/python -m pytest $(addprefix tests/,collectives hooks report engine/test_method_state.py engine/test_state.py \
+	  functional/test_functional.py functional/test_operators.py functional/test_sketch_statistics.py \
+	  methods/test_methods.py methods/test_methods_all.py) $(ARGS)
 
 test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"

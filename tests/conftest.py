@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from checks import ON_DEVICE
+
+from tests.support.checks import ON_DEVICE
 
 # Ranks are forked from a server that has imported torch once and runs no threads: starting one takes milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -6,9 +6,10 @@ from typing import Any
 import bucket_moo_ext as moo
 import numpy as np
 import pytest
-import reference as ref
 import torch
-from checks import raw
+
+from tests.support import reference as ref
+from tests.support.checks import raw
 
 pytestmark = pytest.mark.skipif(
     not (moo.build_info()["cuda"] and torch.cuda.is_available()), reason="needs a GPU and a build with CUDA kernels"

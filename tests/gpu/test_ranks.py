@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from checks import Outcome, draw, outcome, raw, verify
-from one_gpu import nccl, note, run_gpu_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from tests.gpu.one_gpu import nccl, note, run_gpu_ranks
+from tests.support.checks import Outcome, draw, outcome, raw, verify
 
 pytestmark = [
     pytest.mark.ranks,

