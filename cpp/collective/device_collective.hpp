@@ -7,15 +7,14 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <vector>
 
 #include "bucket_moo/method.hpp"
 #include "collective/device_exchange.hpp"
 #include "collective/device_memory.hpp"
 #include "collective/device_results.hpp"
-#include "collective/objectives.hpp"
+#include "collective/device_step.hpp"
+#include "collective/memory_layout.hpp"
 #include "collective/sketch_options.hpp"
 #include "kernels/rows.hpp"
 #include "rows.cuh"
@@ -33,11 +32,8 @@ struct DeviceSketches {
 
 /// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes, and a tile that holds the
 /// own block too. Everything is enqueued on the current stream of the calling thread; nothing waits for the device, and
-/// nothing is allocated once the buffers have the size they need. Hence objectives and weights stay on the device: it
-/// builds the step's table, and its kernels read K from there.
-///
-/// The first step is met on the host, which waits for the device once. After it, what is wrong with a step (other
-/// calls, too many objectives) turns the step's results into NaN and is raised by a later call.
+/// nothing is allocated once the buffers have the size they need. Hence K, objectives and weights stay on the device,
+/// see DeviceStep; a step that has an error makes its reductions' results NaN.
 ///
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceCollective {
@@ -51,20 +47,14 @@ class DeviceCollective {
   int world_size() const { return exchange_.size(); }
   const DeviceExchange& exchange() const { return exchange_; }
 
-  /// The objectives of the first step, before it begins. Raises ValueError on every rank as read_objectives() does.
-  /// Waits for the device.
-  Objectives meet(const StepRecord& own) const;
+  /// The step that the next reductions are of.
+  DeviceStep& step() { return step_; }
+  const DeviceStep& step() const { return step_; }
 
-  /// To be called once, before the first step, with its K: the kernels are made for it, and it settles how large K may
-  /// become: 64, but 16 where it is at most 8; with sketches, whose exchange takes room for so many, the next power of
-  /// two, and 4 at least.
-  void settle(int first_k);
-  bool has_settled() const { return k_bound_ > 0; }
-
-  /// Enqueues the exchange of records that starts a step. The device counts the steps, on from set_step(); the step of
-  /// `own` is not used.
-  void begin_step(const StepRecord& own);
-  void set_step(std::int64_t step);
+  /// Makes room for the K of the first step and for all that may come after it, see DeviceStep::bound_objectives(). To
+  /// be called once, before the first step begins.
+  void reserve_for(int first_k);
+  bool is_reserved() const { return step_.k_bound() > 0; }
 
   /// Enqueues the reductions of MooCollective for contiguous tensors. `index`: of the bucket in the step. `state`:
   /// nullptr for methods without a memory.
@@ -91,9 +81,6 @@ class DeviceCollective {
   /// step, see SketchOptions::keeps_weights().
   void use_kept(const DeviceResult& kept, const DeviceResult& used) const;
 
-  /// Steps may have other objectives than those before.
-  void forget_objectives();
-
   /// Enqueues bucket = the weighted sum of the ranks' buckets, in place, by one all-reduce, which multiplies by itself
   /// where it can.
   void weighted_all_reduce(const at::Tensor& bucket);
@@ -105,22 +92,7 @@ class DeviceCollective {
   void keep_memory();
 
   /// For the largest K there may be.
-  DeviceResult make_result() const { return {device_, k_bound_}; }
-
-  /// Raises ValueError if a step had an error and the host has come to know of it. Does not wait.
-  void check_past_steps() const;
-
-  /// The same for the header of a result.
-  void check_step_of(const StepHeader& header) const;
-
-  // What follows waits for the current stream.
-
-  cuda::DeviceCounters counters() const;
-  /// Names of the newest step's objectives, of which there are k.
-  std::vector<std::string> objective_names(int k) const;
-  /// Names that methods with a memory know, by number. At most kMaxRememberedNames.
-  std::vector<std::string> remembered_names() const;
-  void set_remembered_names(const std::vector<std::string>& names);
+  DeviceResult make_result() const { return {device_, step_.k_bound()}; }
 
   /// Bytes of device memory held between calls, without results and solver states.
   std::size_t scratch_bytes() const;
@@ -138,11 +110,15 @@ class DeviceCollective {
     std::int64_t index;
   };
 
-  /// Where the things of a step lie in step_memory_.
-  struct StepMemory;
+  /// What scratch_ holds.
+  struct Scratch {
+    double* factor;          // of this rank in a sum, of any dtype
+    double* coefficients;    // [W] of the combination
+    double* packed_gramian;  // of the tails, or of sketches
+  };
 
+  static Scratch lay_out(MemoryLayout& layout, int world);
   cudaStream_t stream() const { return current_stream(device_); }
-  StepMemory step_memory() const;
   void reduce(const Bucket& bucket, const DeviceResult& result, const DeviceSolverState* state);
   cuda::DeviceRows load_piece(const Bucket& bucket, std::int64_t begin);
   void partial_gramian(const Bucket& bucket);
@@ -157,21 +133,18 @@ class DeviceCollective {
   const DeviceExchange exchange_;
   const c10::Device device_;
   const Method method_;
-  const int option_count_;
   const std::uint64_t seed_;
   const SketchOptions sketch_;
-  int likely_k_ = 0;  // that of the first step
-  int k_bound_ = 0;
+  DeviceStep step_;
   cuda::DeviceRows last_piece_;
 
-  DeviceBuffer step_memory_;
-  DeviceBuffer names_;     // the registry
+  DeviceBuffer scratch_buffer_;
+  Scratch scratch_ = {};
   DeviceBuffer tile_;      // every rank's block of our shard
   DeviceBuffer outgoing_;  // blocks of the shards of others that are not side by side
   DeviceBuffer messages_;  // [W] of partial Gramian and tail
   DeviceBuffer scaled_;    // of a reduce-scatter's input
   DeviceBuffer workspace_;
-  at::Tensor first_failure_;  // StepHeader in host memory that the device writes, pinned
 };
 
 }  // namespace bucket_moo

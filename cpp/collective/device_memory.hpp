@@ -119,6 +119,10 @@ class DeviceBuffer {
 
   std::byte* data() const { return memory_.defined() ? static_cast<std::byte*>(memory_.mutable_data_ptr()) : nullptr; }
   at::Tensor tensor(std::size_t bytes) const { return memory_.narrow(0, 0, static_cast<std::int64_t>(bytes)); }
+  /// `bytes` bytes from `part` on, which lies inside.
+  at::Tensor tensor_at(const void* part, std::size_t bytes) const {
+    return memory_.narrow(0, static_cast<const std::byte*>(part) - data(), static_cast<std::int64_t>(bytes));
+  }
   std::size_t capacity() const { return memory_.defined() ? memory_.nbytes() : 0; }
 
  private:

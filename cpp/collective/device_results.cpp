@@ -11,6 +11,7 @@
 
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/state_layout.hpp"
+#include "collective/device_step.hpp"
 
 namespace bucket_moo {
 namespace {

@@ -14,9 +14,6 @@
 
 namespace bucket_moo {
 
-/// Names that methods with a memory can tell apart over the life of a state.
-inline constexpr int kMaxRememberedNames = 256;
-
 /// What was solved for a bucket; every reduction that is given it writes it anew.
 class DeviceResult {
  public:

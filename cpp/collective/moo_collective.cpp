@@ -6,6 +6,7 @@
 
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/solve.hpp"
+#include "collective/memory_layout.hpp"
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
 #include "kernels/sketch.hpp"
@@ -110,7 +111,7 @@ Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<d
   // One message a rank: its partial Gramian, then its tail.
   const std::size_t partial_bytes = packed_size(k) * sizeof(double);
   const std::size_t tail_bytes = bucket.tail_bytes();
-  const std::size_t message_bytes = PersistentBuffer::round_up(partial_bytes + tail_bytes, sizeof(double));
+  const std::size_t message_bytes = round_up(partial_bytes + tail_bytes, sizeof(double));
   std::byte* const messages = messages_.reserve(static_cast<std::size_t>(world_) * message_bytes);
   std::byte* const own = messages + static_cast<std::size_t>(rank_) * message_bytes;
   pack(gramian, k, own);

@@ -13,8 +13,6 @@ class PersistentBuffer {
  public:
   static constexpr std::size_t kAlignment = 64;
 
-  static constexpr std::size_t round_up(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
-
   /// At least `bytes` bytes; what was in them before is lost when the memory has to grow.
   std::byte* reserve(std::size_t bytes) {
     if (bytes > capacity_) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "collective/memory_layout.hpp"
+
 namespace bucket_moo {
 
 void Tile::start(Transport* transport, Transport::Sequence sequence, const ShardedBucket& bucket, std::int64_t begin) {
@@ -13,7 +15,7 @@ void Tile::start(Transport* transport, Transport::Sequence sequence, const Shard
   const std::size_t bytes = static_cast<std::size_t>(size_) * element;
   const std::byte* const input = bucket.shards + static_cast<std::size_t>(begin) * element;
   // Blocks lie side by side, each on its own cache lines.
-  const std::size_t pitch = PersistentBuffer::round_up(bytes, PersistentBuffer::kAlignment);
+  const std::size_t pitch = round_up(bytes, PersistentBuffer::kAlignment);
   std::byte* row = memory_.reserve((world - 1) * pitch);
   rows_.resize(world);
   for (std::size_t r = 0; r < world; ++r) {

@@ -78,14 +78,14 @@ FuturePtr DeviceState::enqueue(Call& call) {
   side_.follow_current();
   const OnSideStream guard(device(), side_);
   record_streams(call);
-  collective_.check_past_steps();
+  collective_.step().check_past_steps();
   stamp(call);
-  if (!collective_.has_settled()) {
-    meet(call);
+  if (!collective_.is_reserved()) {
+    agree_on_first_step(call);
   }
   if (call.starts_step) {
     solve_late();  // of a step that did not come to its last bucket
-    collective_.begin_step(call.record);
+    collective_.step().begin(call.record);
     if (!captured_) {
       std::erase_if(records_, [&](const auto& item) { return item.second.fields.step + 1 < call.step; });
     }
@@ -110,7 +110,7 @@ void DeviceState::check_capture(const Call& call) {
   }
   TORCH_CHECK(!sketch().keeps_weights(), "bucket_moo_ext: a Sketch with refresh_every > 1 or lag=1 cannot be captured ",
               "in a graph: which steps solve is decided on the host, and a late solve goes on behind the graph's end");
-  TORCH_CHECK(collective_.has_settled(), "bucket_moo_ext: run at least one backward pass before capturing a graph");
+  TORCH_CHECK(collective_.is_reserved(), "bucket_moo_ext: run at least one backward pass before capturing a graph");
   const auto found = records_.find(call.key);
   TORCH_CHECK(!call.output.is_sparse() && found != records_.end() &&
                   found->second.fields.numel == call.bucket().numel() &&
@@ -137,15 +137,15 @@ void DeviceState::record_streams(const Call& call) const {
 }
 
 /// The first reduction: ranks compare what they were given while there is still a host to raise on.
-void DeviceState::meet(const Call& call) {
+void DeviceState::agree_on_first_step(const Call& call) {
   const DeviceExchange& exchange = collective_.exchange();
   check_same_configuration(
       rank(), world_size(), [&](std::byte* blocks, std::size_t bytes) { exchange.all_gather_host(blocks, bytes); },
       configuration());
-  const int k = collective_.meet(call.record).k();
+  const int k = collective_.step().agree_on_objectives(call.record).k();
   method().check(k);
-  collective_.settle(k);
-  collective_.set_step(call.step - 1);
+  collective_.reserve_for(k);
+  collective_.step().continue_from(call.step - 1);
 }
 
 void DeviceState::reduce_dense(const Call& call) {
@@ -269,12 +269,12 @@ void DeviceState::moved_to(std::int64_t step) {
     kept_weights_.clear();
     late_.clear();
   }
-  if (collective_.has_settled()) {
+  if (collective_.is_reserved()) {
     side_.follow_current();
     const OnSideStream guard(device(), side_);
-    collective_.set_step(step);
+    collective_.step().continue_from(step);
     if (sketch().keeps_weights()) {
-      collective_.forget_objectives();
+      collective_.step().forget_objectives();
     }
   }
 }
@@ -286,7 +286,7 @@ std::int64_t DeviceState::step() const {
   }
   side_.follow_current();
   const OnSideStream guard(device(), side_);
-  return collective_.counters().step;
+  return collective_.step().read_counters().step;
 }
 
 // Replays run on the callers' streams: what reads has to follow those.
@@ -307,10 +307,10 @@ std::vector<BucketRecord> DeviceState::records() const {
     BucketRecord read = record.fields;
     StepHeader header;
     std::tie(header, read.result) = record.result.read();
-    collective_.check_step_of(header);
-    read.step = captured_ ? collective_.counters().step : read.step;  // replays count on the device alone
+    collective_.step().check(header);
+    read.step = captured_ ? collective_.step().read_counters().step : read.step;  // replays count on the device alone
     read.solved_step = header.step;
-    read.objectives = collective_.objective_names(header.k);
+    read.objectives = collective_.step().objective_names(header.k);
     last.push_back(std::move(read));
   }
   std::sort(last.begin(), last.end(), [](const auto& a, const auto& b) { return a.index < b.index; });
@@ -321,7 +321,7 @@ Counters DeviceState::counters() const {
   const std::lock_guard in_order(enqueue_);
   side_.follow_current();
   const OnSideStream guard(device(), side_);
-  const cuda::DeviceCounters counted = collective_.counters();
+  const cuda::DeviceCounters counted = collective_.step().read_counters();
   return {.buckets = counted.buckets + sparse_, .nonfinite = counted.nonfinite, .sparse = sparse_};
 }
 
@@ -342,7 +342,7 @@ std::vector<SavedSolverState> DeviceState::solver_states() const {
   const std::lock_guard in_order(enqueue_);
   side_.follow_current();
   const OnSideStream guard(device(), side_);
-  const std::vector<std::string> names = collective_.remembered_names();
+  const std::vector<std::string> names = collective_.step().remembered_names();
   for (const auto& [labels, state] : solver_states_.buckets()) {
     auto [slots, values] = state->read();
     std::vector<std::string> objectives;
@@ -381,7 +381,7 @@ void DeviceState::set_solver_states(const std::vector<SavedSolverState>& saved) 
     state.write(slots, bucket.values);
     check_distinct(owners.add(bucket.parameters, std::move(state)));
   }
-  collective_.set_remembered_names(names);
+  collective_.step().set_remembered_names(names);
   solver_states_ = std::move(owners);
 }
 

@@ -86,7 +86,7 @@ class DeviceState final : public BucketMooState {
   void refuse() override {}
   void moved_to(std::int64_t step) override;
 
-  void meet(const Call& call);
+  void agree_on_first_step(const Call& call);
   void reduce_dense(const Call& call);
   void reduce_sketched(const Call& call, const DeviceResult& result);
   void solve_late();
