@@ -1,12 +1,12 @@
 #include "collective/configuration.hpp"
 
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <sstream>
+
+#include "collective/agreed_error.hpp"
 
 namespace bucket_moo {
 namespace {
@@ -78,9 +78,10 @@ void check_same_configuration(int rank, int world, const AllGather& all_gather, 
       differences << ";";
     }
   }
-  TORCH_CHECK_VALUE(differences.str().empty(),
-                    "bucket_moo_ext: the configuration must be the same on every rank of the group, but differs in:",
-                    differences.str());
+  if (!differences.str().empty()) {
+    throw AgreedError("bucket_moo_ext: the configuration must be the same on every rank of the group, but differs in:" +
+                      differences.str());
+  }
 }
 
 }  // namespace bucket_moo

@@ -15,7 +15,7 @@ using Configuration = std::vector<std::pair<std::string, std::string>>;
 /// Fills block r of `blocks`, of `bytes` bytes each, with rank r's, of which the own one is there.
 using AllGather = std::function<void(std::byte* blocks, std::size_t bytes)>;
 
-/// Raises ValueError on every rank, naming the field, the values and the ranks, unless all `world` ranks hold the same
+/// Raises AgreedError, naming the field, the values and the ranks, unless all `world` ranks hold the same
 /// configuration. Collective: two all-gathers.
 void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration);
 

@@ -69,7 +69,7 @@ class MooCollective {
   int world_size() const { return world_; }
 
   /// Tells the other ranks this rank's objective and weight, which hold until the next call. To be called before the
-  /// first bucket of a step. Raises ValueError on every rank if the ranks do not make the same call.
+  /// first bucket of a step. Raises AgreedError if the ranks do not make the same call.
   void begin_step(const StepRecord& own);
 
   /// Objectives of the current step.

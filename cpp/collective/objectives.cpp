@@ -1,6 +1,6 @@
 #include "collective/objectives.hpp"
 
-#include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <cstring>
@@ -8,6 +8,7 @@
 
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/limits.hpp"
+#include "collective/agreed_error.hpp"
 #include "collective/dtype.hpp"
 
 namespace bucket_moo {
@@ -47,30 +48,31 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
     case StepError::none:
       return;
     case StepError::invalid_call:
-      TORCH_CHECK_VALUE(false, "bucket_moo_ext: rank ", header.culprit,
-                        " refused the arguments of its call; its own error says why");
+      throw AgreedError(c10::str("bucket_moo_ext: rank ", header.culprit,
+                                 " refused the arguments of its call; its own error says why"));
     case StepError::other_call:
-      TORCH_CHECK_VALUE(!records.empty(), "bucket_moo_ext: ranks of one group must make the same calls in the same ",
-                        "order; in step ", header.step, " rank ", header.culprit, " made another than rank 0");
-      TORCH_CHECK_VALUE(
-          false, "bucket_moo_ext: ranks of one group must make the same calls in the same order; rank 0 starts a ",
-          describe(records[0]), ", rank ", header.culprit, " a ",
-          describe(records[static_cast<std::size_t>(header.culprit)]));
+      if (records.empty()) {
+        throw AgreedError(c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
+                                   "in step ", header.step, " rank ", header.culprit, " made another than rank 0"));
+      }
+      throw AgreedError(c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
+                                 "rank 0 starts a ", describe(records[0]), ", rank ", header.culprit, " a ",
+                                 describe(records[static_cast<std::size_t>(header.culprit)])));
     case StepError::too_many_objectives:
-      TORCH_CHECK_VALUE(false, "bucket_moo_ext: at most ", limit, " objectives are supported",
-                        limit < kMaxObjectives ? " where a run on a GPU began with few" : "", ", got ", header.culprit,
-                        "; let several ranks share an objective (objective=...)");
+      throw AgreedError(c10::str("bucket_moo_ext: at most ", limit, " objectives are supported",
+                                 limit < kMaxObjectives ? " where a run on a GPU began with few" : "", ", got ",
+                                 header.culprit, "; let several ranks share an objective (objective=...)"));
     case StepError::objective_count:
-      TORCH_CHECK_VALUE(false, "bucket_moo_ext: the method's options are for another number of objectives than the ",
-                        header.culprit, " of step ", header.step);
+      throw AgreedError(c10::str("bucket_moo_ext: the method's options are for another number of objectives than the ",
+                                 header.culprit, " of step ", header.step));
     case StepError::too_many_names:
-      TORCH_CHECK_VALUE(false, "bucket_moo_ext: in step ", header.step, " the state had met ", header.culprit,
-                        " objective names, more than it can remember");
+      throw AgreedError(c10::str("bucket_moo_ext: in step ", header.step, " the state had met ", header.culprit,
+                                 " objective names, more than it can remember"));
     case StepError::other_objectives:
-      TORCH_CHECK_VALUE(false,
-                        "bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives ",
-                        "of the first step in every step, since weights are kept for them; step ", header.step,
-                        " has others (", header.culprit, " of them)");
+      throw AgreedError(
+          c10::str("bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives of the ",
+                   "first step in every step, since weights are kept for them; step ", header.step, " has others (",
+                   header.culprit, " of them)"));
   }
 }
 

@@ -24,11 +24,11 @@ struct Objectives {
 ObjectiveName make_objective_name(const std::string& name);
 
 /// Reads off the records of all W ranks, in rank order, who stands for what.
-/// Raises ValueError, alike on every rank, if the ranks do not make the same call or name more than kMaxObjectives
+/// Raises AgreedError if the ranks do not make the same call or name more than kMaxObjectives
 /// objectives.
 Objectives read_objectives(std::span<const StepRecord> records);
 
-/// Raises the ValueError of a step's header, if it has an error. `records`: of the step, or empty if they are not
+/// Raises the AgreedError of a step's header, if it has an error. `records`: of the step, or empty if they are not
 /// known; `limit`: the largest K that was allowed.
 void check_step(const StepHeader& header, std::span<const StepRecord> records, int limit);
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <sstream>
 
+#include "collective/agreed_error.hpp"
 #include "collective/dtype.hpp"
 
 namespace bucket_moo {
@@ -226,6 +227,12 @@ void BucketMooState::stamp(Call& call) {
   call.record.dtype =
       static_cast<std::int32_t>(dense ? dtype_of(call.bucket().scalar_type(), "a bucket") : DType::float32);
   call.record.operation = static_cast<std::int32_t>(call.operation);
+}
+
+void BucketMooState::check_method_fits(int k) const {
+  if (std::string wrong = method().mismatch(k); !wrong.empty()) {
+    throw AgreedError(std::move(wrong));
+  }
 }
 
 std::int64_t BucketMooState::step() const {

@@ -155,6 +155,9 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   /// A call of this step, or the first of the next one.
   void stamp(Call& call);
 
+  /// Raises AgreedError if the method's options are for another number of objectives than K, on which ranks agreed.
+  void check_method_fits(int k) const;
+
   const MethodConfig& method() const { return options_.method; }
   const Configuration& configuration() const { return options_.configuration; }
   std::uint64_t seed() const { return options_.seed; }

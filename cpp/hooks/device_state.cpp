@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "bucket_moo/state_layout.hpp"
+#include "collective/agreed_error.hpp"
 #include "collective/dtype.hpp"
 #include "hooks/sparse_mean.hpp"
 #include "range.cuh"
@@ -64,7 +65,7 @@ FuturePtr DeviceState::submit(Call call) {
   check_capture(call);  // before anything is enqueued: what it refuses does no harm
   try {
     return enqueue(call);
-  } catch (const c10::ValueError&) {  // raised alike on every rank
+  } catch (const AgreedError&) {
     throw;
   } catch (...) {  // ranks are out of step
     failure_ = std::current_exception();
@@ -143,7 +144,7 @@ void DeviceState::agree_on_first_step(const Call& call) {
       rank(), world_size(), [&](std::byte* blocks, std::size_t bytes) { exchange.all_gather_host(blocks, bytes); },
       configuration());
   const int k = collective_.step().agree_on_objectives(call.record).k();
-  method().check(k);
+  check_method_fits(k);
   collective_.reserve_for(k);
   collective_.step().continue_from(call.step - 1);
 }

@@ -27,7 +27,7 @@ namespace bucket_moo {
 /// once: who waits for it waits for the stream. The first reduction waits for the device (ranks compare configurations
 /// and objectives), every later one does not. Reports do.
 ///
-/// What is wrong with a later step is found on the device: its results are NaN, and a later call raises ValueError, as
+/// What is wrong with a later step is found on the device: its results are NaN, and a later call raises AgreedError, as
 /// does every call after it. After any other failure, too, every later reduction fails at once with the same error.
 ///
 /// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "collective/agreed_error.hpp"
 #include "collective/dtype.hpp"
 #include "hooks/sparse_mean.hpp"
 
@@ -97,7 +98,7 @@ void HostState::attempt(const std::function<void()>& part) {
   const at::NoGradGuard no_grad;
   try {
     part();
-  } catch (const c10::ValueError&) {  // raised alike on every rank, before the step's first bucket
+  } catch (const AgreedError&) {  // ranks are still in step
     step_failure_ = std::current_exception();
   } catch (...) {
     failure_ = std::current_exception();
@@ -114,7 +115,7 @@ void HostState::run(Job& job) {
   }
   if (call.starts_step) {
     collective_.begin_step(call.record);
-    method().check(collective_.objectives().k());
+    check_method_fits(collective_.objectives().k());
     const std::lock_guard lock(mutex());
     // Buckets that this step does not have any more (DDP rebuilt them) must not linger in the report.
     std::erase_if(records_, [&](const auto& item) { return item.second.step + 1 < call.record.step; });

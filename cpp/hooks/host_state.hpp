@@ -27,7 +27,7 @@ namespace bucket_moo {
 
 /// Runs first-in first-out on one worker thread, over a group that nothing else uses.
 ///
-/// What all ranks find wrong with a step before its first bucket (ValueError: other calls, other configuration, too
+/// What all ranks find wrong with a step before its first bucket (AgreedError: other calls, other configuration, too
 /// many objectives) fails that step on every rank, and the next one may be right again. After any other failure every
 /// later reduction fails at once with the same error: ranks are out of step, and only a new state over a new group can
 /// go on.

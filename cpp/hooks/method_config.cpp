@@ -203,14 +203,22 @@ int MethodConfig::expected_objectives() const {
   return static_cast<int>(preference_.empty() ? rows_ : preference_.size());
 }
 
-void MethodConfig::check(int k) const {
+std::string MethodConfig::mismatch(int k) const {
   const auto size = static_cast<std::size_t>(k);
   const char* const title = kMethodNames[static_cast<int>(method_.id)];
-  TORCH_CHECK_VALUE(preference_.empty() || preference_.size() == size, "bucket_moo_ext: ", title,
-                    method_.id == MethodId::mean ? "(weights" : "(preference", "=...) holds ", preference_.size(),
-                    " weights, but there are ", k, " objectives");
-  TORCH_CHECK_VALUE(rows_ == 0 || rows_ == size, "bucket_moo_ext: ", title, "(permutation=...) is for ", rows_,
-                    " objectives, but there are ", k);
+  if (!preference_.empty() && preference_.size() != size) {
+    return c10::str("bucket_moo_ext: ", title, method_.id == MethodId::mean ? "(weights" : "(preference",
+                    "=...) holds ", preference_.size(), " weights, but there are ", k, " objectives");
+  }
+  if (rows_ != 0 && rows_ != size) {
+    return c10::str("bucket_moo_ext: ", title, "(permutation=...) is for ", rows_, " objectives, but there are ", k);
+  }
+  return {};
+}
+
+void MethodConfig::check(int k) const {
+  const std::string wrong = mismatch(k);
+  TORCH_CHECK_VALUE(wrong.empty(), wrong);
 }
 
 }  // namespace bucket_moo

@@ -4,6 +4,7 @@
 #include <c10/util/ArrayRef.h>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -57,6 +58,9 @@ class MethodConfig {
 
   /// The K that the options were made for; 0: any.
   int expected_objectives() const;
+
+  /// What check() would say; empty if it would not raise.
+  std::string mismatch(int k) const;
 
   /// Raises ValueError if an option was made for another number of objectives than K.
   void check(int k) const;
