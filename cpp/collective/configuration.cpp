@@ -1,5 +1,7 @@
 #include "collective/configuration.hpp"
 
+#include <ATen/Functions.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -32,18 +34,20 @@ std::map<std::string, std::string> parse(const std::string& text) {
   return fields;
 }
 
-std::vector<std::string> gather(std::size_t rank, std::size_t world, const AllGather& all_gather,
-                                const std::string& own) {
-  std::vector<std::uint64_t> lengths(world);
-  lengths[rank] = own.size();
-  all_gather(reinterpret_cast<std::byte*>(lengths.data()), sizeof(lengths[0]));
-  const std::size_t longest = *std::max_element(lengths.begin(), lengths.end());
-  std::vector<std::byte> blocks(world * longest);
-  std::memcpy(blocks.data() + rank * longest, own.data(), own.size());
-  all_gather(blocks.data(), longest);
+/// Every rank's text.
+std::vector<std::string> gather(int rank, int world, const AllGather& all_gather, const std::string& own) {
+  const at::Tensor lengths = at::zeros({world}, at::kLong);
+  auto* const length = lengths.mutable_data_ptr<std::int64_t>();
+  length[rank] = static_cast<std::int64_t>(own.size());
+  all_gather(lengths);
+  const std::int64_t longest = *std::max_element(length, length + world);
+  const at::Tensor blocks = at::zeros({world, longest}, at::kByte);
+  auto* const text = reinterpret_cast<char*>(blocks.mutable_data_ptr<std::uint8_t>());
+  std::memcpy(text + rank * longest, own.data(), own.size());
+  all_gather(blocks);
   std::vector<std::string> texts;
-  for (std::size_t r = 0; r < world; ++r) {
-    texts.emplace_back(reinterpret_cast<const char*>(blocks.data() + r * longest), lengths[r]);
+  for (int r = 0; r < world; ++r) {
+    texts.emplace_back(text + r * longest, static_cast<std::size_t>(length[r]));
   }
   return texts;
 }
@@ -55,8 +59,7 @@ void check_same_configuration(int rank, int world, const AllGather& all_gather, 
     return;
   }
   std::vector<std::map<std::string, std::string>> by_rank;
-  for (const std::string& text :
-       gather(static_cast<std::size_t>(rank), static_cast<std::size_t>(world), all_gather, serialize(configuration))) {
+  for (const std::string& text : gather(rank, world, all_gather, serialize(configuration))) {
     by_rank.push_back(parse(text));
   }
   std::ostringstream differences;

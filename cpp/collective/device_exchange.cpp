@@ -88,13 +88,11 @@ void DeviceExchange::reduce_scatter(at::Tensor output, at::Tensor input) const {
   finish(group_->_reduce_scatter_base(output, input, options));
 }
 
-void DeviceExchange::all_gather_host(std::byte* blocks, std::size_t bytes) const {
-  if (!group_ || bytes == 0) {
+void DeviceExchange::all_gather_host(const at::Tensor& blocks) const {
+  if (!group_ || blocks.numel() == 0) {
     return;
   }
-  const at::Tensor host =
-      at::from_blob(blocks, {static_cast<std::int64_t>(bytes) * size_}, at::TensorOptions().dtype(at::kByte));
-
+  const at::Tensor host = blocks.view({-1}).view(at::kByte);
   const at::Tensor copy = at::empty_like(host, host.options().device(device_));
   copy.copy_(host);
   all_gather(copy);

@@ -5,7 +5,6 @@
 #include <c10/core/Device.h>
 #include <c10/util/intrusive_ptr.h>
 
-#include <cstddef>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 namespace bucket_moo {
@@ -36,8 +35,8 @@ class DeviceExchange {
   /// output = block rank() of the sum of `input` over the ranks, which holds size() equal blocks. Both contiguous.
   void reduce_scatter(at::Tensor output, at::Tensor input) const;
 
-  /// The same as all_gather() for host memory, `bytes` a block. Waits for the device.
-  void all_gather_host(std::byte* blocks, std::size_t bytes) const;
+  /// The same as all_gather() for contiguous host memory of any shape. Waits for the device.
+  void all_gather_host(const at::Tensor& blocks) const;
 
  private:
   const c10::intrusive_ptr<c10d::ProcessGroup> group_;

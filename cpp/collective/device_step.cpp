@@ -85,7 +85,9 @@ ObjectiveRegistry DeviceStep::lay_out_registry(MemoryLayout& layout, int world) 
 Objectives DeviceStep::agree_on_objectives(const StepRecord& own) const {
   std::vector<StepRecord> records(static_cast<std::size_t>(exchange_.size()));
   records[static_cast<std::size_t>(exchange_.rank())] = own;
-  exchange_.all_gather_host(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
+  exchange_.all_gather_host(at::from_blob(records.data(),
+                                          {static_cast<std::int64_t>(records.size() * sizeof(StepRecord))},
+                                          at::TensorOptions().dtype(at::kByte)));
   return read_objectives(records);
 }
 

@@ -139,9 +139,8 @@ void DeviceState::record_streams(const Call& call) const {
 
 /// The first reduction: ranks compare what they were given while there is still a host to raise on.
 void DeviceState::agree_on_first_step(const Call& call) {
-  const DeviceExchange& exchange = collective_.exchange();
   check_same_configuration(
-      rank(), world_size(), [&](std::byte* blocks, std::size_t bytes) { exchange.all_gather_host(blocks, bytes); },
+      rank(), world_size(), [this](const at::Tensor& blocks) { collective_.exchange().all_gather_host(blocks); },
       configuration());
   const int k = collective_.step().agree_on_objectives(call.record).k();
   check_method_fits(k);

@@ -109,8 +109,7 @@ void HostState::run(Job& job) {
   const Call& call = job.call;
   if (!configuration_checked_) {
     check_same_configuration(
-        rank(), world_size(), [this](std::byte* blocks, std::size_t bytes) { all_gather(blocks, bytes); },
-        configuration());
+        rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); }, configuration());
     configuration_checked_ = true;
   }
   if (call.starts_step) {
@@ -279,17 +278,16 @@ void HostState::store_state(const Call& call, const std::vector<double>& values)
   solver_states_.store(call.state_key, collective_.objectives().names, values);
 }
 
-void HostState::all_gather(std::byte* blocks, std::size_t bytes) {
+/// As AllGather.
+void HostState::all_gather(const at::Tensor& blocks) {
   if (transport_) {
-    transport_->all_gather(blocks, bytes);
+    transport_->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
+                           blocks.nbytes() / static_cast<std::size_t>(world_size()));
   }
 }
 
 void HostState::reduce_sparse(const Call& call) {
-  reduce_sparse_mean(call.output, rank(), world_size(), [this](const at::Tensor& blocks) {
-    all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
-               blocks.nbytes() / static_cast<std::size_t>(world_size()));
-  });
+  reduce_sparse_mean(call.output, rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); });
   const std::lock_guard lock(mutex());
   ++counters_.buckets;
   ++counters_.sparse;

@@ -85,7 +85,7 @@ class HostState final : public BucketMooState {
   std::vector<double> load_state(const Call& call);
   void store_state(const Call& call, const std::vector<double>& values);
   void reduce_sparse(const Call& call);
-  void all_gather(std::byte* blocks, std::size_t bytes);
+  void all_gather(const at::Tensor& blocks);
 
   const std::shared_ptr<Transport> transport_;
 

@@ -3,15 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <functional>
+#include "collective/all_gather.hpp"
 
 namespace bucket_moo {
 
-/// Fills blocks[r], of blocks' first dimension [W], with rank r's, of which the own one is there.
-using GatherBlocks = std::function<void(const at::Tensor& blocks)>;
-
 /// Replaces `gradient` (sparse COO) by the mean over all ranks, as DDP does, and says so once. Collective: three
 /// all-gathers. Waits for the device, if it is on one: ranks may hold any number of rows.
-void reduce_sparse_mean(at::Tensor gradient, int rank, int world, const GatherBlocks& gather);
+void reduce_sparse_mean(at::Tensor gradient, int rank, int world, const AllGather& all_gather);
 
 }  // namespace bucket_moo
