@@ -11,6 +11,7 @@
 #include "collective/dtype.hpp"
 #include "hooks/bucket_moo_state.hpp"
 #include "hooks/ddp_comm_hook.hpp"
+#include "hooks/kept_weights.hpp"
 #include "hooks/make_state.hpp"
 
 namespace bucket_moo {
@@ -19,6 +20,12 @@ namespace {
 using torch::jit::PythonFutureWrapper;
 using StatePtr = std::shared_ptr<BucketMooState>;
 using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
+
+/// What Python's Sketch says.
+struct Sketch {
+  SketchOptions options;
+  SolveSchedule schedule;
+};
 
 /// Ends the worker without the GIL: a Future's Python callback, run by the worker, may be waiting for it. In a forked
 /// child there is no worker to end and nobody at the group's connections: there the state stays where it is.
@@ -35,10 +42,11 @@ void delete_state(BucketMooState* state) {
 }
 
 StatePtr new_state(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
-                   std::uint64_t seed, const std::optional<SketchOptions>& sketch, std::int64_t bucket_cap,
+                   std::uint64_t seed, const std::optional<Sketch>& sketch, std::int64_t bucket_cap,
                    Configuration configuration) {
   const py::gil_scoped_release no_gil;
-  StateOptions options{method, seed, sketch.value_or(SketchOptions()), bucket_cap, std::move(configuration)};
+  const auto [sketch_options, schedule] = sketch.value_or(Sketch());
+  StateOptions options{method, seed, sketch_options, schedule, bucket_cap, std::move(configuration)};
   return StatePtr(make_state(group.value_or(GroupPtr()), device, std::move(options)), &delete_state);
 }
 
@@ -157,12 +165,12 @@ std::vector<at::Tensor> parameters_of(const std::shared_ptr<c10d::Reducer>& redu
 }  // namespace
 
 void bind_state(py::module_& module) {
-  py::class_<SketchOptions>(module, "Sketch")
+  py::class_<Sketch>(module, "Sketch")
       .def(py::init([](std::int64_t width, double fraction, std::uint64_t seed, std::int64_t refresh_every, bool lag) {
-             return SketchOptions{width, fraction, seed, refresh_every, lag};
+             return Sketch{{width, fraction, seed}, {refresh_every, lag}};
            }),
            py::arg("width"), py::arg("fraction"), py::arg("seed"), py::arg("refresh_every"), py::arg("lag"))
-      .def("width_for", &SketchOptions::width_for, py::arg("n"));
+      .def("width_for", [](const Sketch& sketch, std::int64_t n) { return sketch.options.width_for(n); }, py::arg("n"));
   // Functions that wait or take the state's locks release the GIL.
   py::class_<BucketMooState, StatePtr>(module, "State")
       .def(py::init(&new_state), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),

@@ -32,7 +32,7 @@ std::byte* bytes_of(const at::Tensor& tensor) { return static_cast<std::byte*>(t
 
 DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
                                    const Method& method, int option_count, std::uint64_t seed,
-                                   const SketchOptions& sketch)
+                                   const SketchOptions& sketch, bool keeps_objectives)
     : exchange_(std::move(group), device),
       device_(device),
       method_(method),
@@ -41,7 +41,7 @@ DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group,
       step_(exchange_, device,
             {.expected_objectives = option_count,
              .is_sketched = sketch.enabled(),
-             .keeps_objectives = sketch.keeps_weights(),
+             .keeps_objectives = keeps_objectives,
              .remembers_names = state_size(method, 1) > 0}),
       scratch_buffer_(device),
       tile_(device),

@@ -39,9 +39,10 @@ struct DeviceSketches {
 class DeviceCollective {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank. `method`: its pointers, if any, are
-  /// device pointers. `option_count`: the K that its options are for, 0: any.
+  /// device pointers. `option_count`: the K that its options are for, 0: any. `keeps_objectives`: whether
+  /// every step must have the objectives of the first one, which use_kept() relies on.
   DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, const Method& method,
-                   int option_count, std::uint64_t seed, const SketchOptions& sketch);
+                   int option_count, std::uint64_t seed, const SketchOptions& sketch, bool keeps_objectives);
 
   int rank() const { return exchange_.rank(); }
   int world_size() const { return exchange_.size(); }
@@ -77,8 +78,7 @@ class DeviceCollective {
   /// Enqueues kept = solved, if that is usable, see cuda/kept_weights.cuh.
   void keep(const DeviceResult& solved, const DeviceResult& kept) const;
 
-  /// Enqueues used = kept, whose weights are those of the next weighted sum. The objectives must be the same in every
-  /// step, see SketchOptions::keeps_weights().
+  /// Enqueues used = kept, whose weights are those of the next weighted sum. Needs `keeps_objectives`.
   void use_kept(const DeviceResult& kept, const DeviceResult& used) const;
 
   /// Enqueues bucket = the weighted sum of the ranks' buckets, in place, by one all-reduce, which multiplies by itself

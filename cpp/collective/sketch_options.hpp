@@ -1,4 +1,4 @@
-// Whether and how the Gramian of a bucket is taken from random sketches. Needs nothing of torch.
+// Whether and how the Gramian of a bucket is estimated from random sketches. Needs nothing of torch.
 #pragma once
 
 #include <algorithm>
@@ -13,13 +13,8 @@ struct SketchOptions {
   std::int64_t width = 0;  ///< columns, is_sketch_width(); 0: `fraction` says how many
   double fraction = 0.0;   ///< columns for an element of the bucket, up to a power of two; 0 beside width 0: no sketch
   std::uint64_t seed = 0;
-  std::int64_t refresh_every = 1;  ///< a bucket's weights serve for so many steps
-  bool lag = false;                ///< a step uses the weights that the one before it solved for
 
   bool enabled() const { return width > 0 || fraction > 0.0; }
-
-  /// Whether weights outlive their step.
-  bool keeps_weights() const { return enabled() && (refresh_every > 1 || lag); }
 
   /// Columns for a bucket of n elements; 0: its Gramian is exact, since two sketches' worth of elements cost no more
   /// than a sketch is worth.

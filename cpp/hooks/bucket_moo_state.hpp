@@ -21,6 +21,7 @@
 #include "collective/sketch_options.hpp"
 #include "hooks/home_process.hpp"
 #include "hooks/kept_gradients.hpp"
+#include "hooks/kept_weights.hpp"
 #include "hooks/method_config.hpp"
 #include "hooks/parameter_owners.hpp"
 #include "hooks/solver_states.hpp"
@@ -54,6 +55,7 @@ struct StateOptions {
   MethodConfig method;
   std::uint64_t seed = 0;
   SketchOptions sketch;
+  SolveSchedule schedule;
   /// Bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single bucket of DDP's
   /// first iteration does not take scratch memory for the whole model.
   std::int64_t bucket_cap = 0;
@@ -162,6 +164,9 @@ class BucketMooState : public std::enable_shared_from_this<BucketMooState> {
   const Configuration& configuration() const { return options_.configuration; }
   std::uint64_t seed() const { return options_.seed; }
   const SketchOptions& sketch() const { return options_.sketch; }
+  const SolveSchedule& schedule() const { return options_.schedule; }
+  /// Whether there are weights that outlive their step.
+  bool keeps_weights() const { return sketch().enabled() && schedule().keeps_weights(); }
   c10::Device device() const { return device_; }
   std::mutex& mutex() const { return mutex_; }
 

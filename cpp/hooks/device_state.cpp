@@ -52,7 +52,7 @@ DeviceState::DeviceState(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Devi
       collective_([&] {  // whose memory is the side stream's
         const OnSideStream guard(device, side_);
         return DeviceCollective(std::move(group), device, method_.method, method().expected_objectives(), seed(),
-                                sketch());
+                                sketch(), keeps_weights());
       }()),
       sketches_{DeviceBuffer(device)} {}
 
@@ -109,7 +109,7 @@ void DeviceState::check_capture(const Call& call) {
   if (!is_capturing(current_stream(device()))) {
     return;
   }
-  TORCH_CHECK(!sketch().keeps_weights(), "bucket_moo_ext: a Sketch with refresh_every > 1 or lag=1 cannot be captured ",
+  TORCH_CHECK(!keeps_weights(), "bucket_moo_ext: a Sketch with refresh_every > 1 or lag=1 cannot be captured ",
               "in a graph: which steps solve is decided on the host, and a late solve goes on behind the graph's end");
   TORCH_CHECK(collective_.is_reserved(), "bucket_moo_ext: run at least one backward pass before capturing a graph");
   const auto found = records_.find(call.key);
@@ -175,8 +175,8 @@ void DeviceState::reduce_dense(const Call& call) {
 void DeviceState::reduce_sketched(const Call& call, const DeviceResult& result) {
   const at::Tensor& bucket = call.bucket();
   DeviceKept* const kept = kept_weights_.find(call.state_key);
-  const bool is_due_now = kept == nullptr || is_due(call.step, kept->step, sketch().refresh_every);
-  const bool uses_kept = kept != nullptr && (sketch().lag || !is_due_now);
+  const bool is_due_now = kept == nullptr || is_due(call.step, kept->step, schedule().refresh_every);
+  const bool uses_kept = kept != nullptr && (schedule().lag || !is_due_now);
   if (is_due_now) {
     collective_.start_sketch(bucket, call.index, sketch().width_for(bucket.numel()),
                              uses_kept ? kept->sketches : sketches_);
@@ -188,7 +188,7 @@ void DeviceState::reduce_sketched(const Call& call, const DeviceResult& result) 
     }
   } else {
     collective_.solve_sketched(sketches_, call.index, result, state_of(call.state_key), /*counted=*/true);
-    if (sketch().keeps_weights()) {
+    if (keeps_weights()) {
       keep(call.state_key, call.step, result);
     }
   }
@@ -273,7 +273,7 @@ void DeviceState::moved_to(std::int64_t step) {
     side_.follow_current();
     const OnSideStream guard(device(), side_);
     collective_.step().continue_from(step);
-    if (sketch().keeps_weights()) {
+    if (keeps_weights()) {
       collective_.step().forget_objectives();
     }
   }

@@ -200,8 +200,8 @@ void HostState::prepare(Job& job) {
     const std::lock_guard lock(mutex());
     const KeptWeights* const kept = kept_weights_.find(call.state_key);
     if (kept != nullptr && kept->objectives == collective_.objectives().names) {
-      const bool due = is_due(call.step, kept->step, sketch().refresh_every);
-      if (!due || sketch().lag) {
+      const bool due = is_due(call.step, kept->step, schedule().refresh_every);
+      if (!due || schedule().lag) {
         job.kept = *kept;
       }
       if (!due) {
@@ -239,7 +239,7 @@ HostState::KeptWeights HostState::solve(Job& job) {
       collective_.objectives().names, call.step,
       collective_.solve_sketched(std::move(job.sketched), key, memory.empty() ? nullptr : memory.data())};
   store_state(call, memory);
-  if (sketch().keeps_weights() && solved.solution.solution.status != Status::nonfinite) {
+  if (keeps_weights() && solved.solution.solution.status != Status::nonfinite) {
     const std::lock_guard lock(mutex());
     kept_weights_.keep(call.state_key, solved);
   }

@@ -11,6 +11,15 @@
 
 namespace bucket_moo {
 
+/// When buckets with a sketch are solved for. The others are in every step.
+struct SolveSchedule {
+  std::int64_t refresh_every = 1;  ///< a bucket's weights serve for so many steps
+  bool lag = false;                ///< a step uses the weights that the one before it solved for
+
+  /// Whether weights outlive their step.
+  bool keeps_weights() const { return refresh_every > 1 || lag; }
+};
+
 /// Whether a step falls into another period of `every` steps, counted from step 1, than an earlier one.
 inline bool is_due(std::int64_t step, std::int64_t solved, std::int64_t every) {
   return (step - 1) / every != (solved - 1) / every;
