@@ -91,7 +91,7 @@ void DeviceCollective::all_reduce(const at::Tensor& bucket, std::int64_t index, 
           .shard_size = layout.shard,
           .tail_size = layout.tail,
           .dtype = dtype,
-          .piece = piece_size(layout.shard, world_size(), element_size(dtype), of_others(tile_limit)),
+          .piece = piece_size(layout.shard, world_size(), element_size(dtype), limit_of_others(tile_limit)),
           .index = index},
          result, state);
   const Range range("bucket_moo all_gather");
@@ -108,7 +108,7 @@ void DeviceCollective::reduce_scatter(const at::Tensor& output, const at::Tensor
           .shard_size = output.numel(),
           .tail_size = 0,
           .dtype = dtype,
-          .piece = piece_size(output.numel(), world_size(), element_size(dtype), of_others(tile_limit)),
+          .piece = piece_size(output.numel(), world_size(), element_size(dtype), limit_of_others(tile_limit)),
           .index = index},
          result, state);
 }
@@ -126,7 +126,7 @@ void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, 
 }
 
 /// The tile holds the own block too: how much of `limit` is left for the others'.
-std::int64_t DeviceCollective::of_others(std::int64_t limit) const { return limit - limit / world_size(); }
+std::int64_t DeviceCollective::limit_of_others(std::int64_t limit) const { return limit - limit / world_size(); }
 
 std::size_t DeviceCollective::packed_bytes() const {
   const auto k = static_cast<std::size_t>(step_.k_bound());
@@ -318,11 +318,11 @@ void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64
   solve(index, result, state, counted);
 }
 
-void DeviceCollective::keep(const DeviceResult& solved, const DeviceResult& kept) const {
+void DeviceCollective::keep_weights(const DeviceResult& solved, const DeviceResult& kept) const {
   check_cuda(cuda::launch_keep(solved.pointers(), kept.pointers(), stream()), "enqueueing the keeping of weights");
 }
 
-void DeviceCollective::use_kept(const DeviceResult& kept, const DeviceResult& used) const {
+void DeviceCollective::use_kept_weights(const DeviceResult& kept, const DeviceResult& used) const {
   check_cuda(cuda::launch_use_kept({.table = step_.table(),
                                     .world = world_size(),
                                     .kept = kept.pointers(),

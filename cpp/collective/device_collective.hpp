@@ -40,7 +40,7 @@ class DeviceCollective {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank. `method`: its pointers, if any, are
   /// device pointers. `option_count`: the K that its options are for, 0: any. `keeps_objectives`: whether
-  /// every step must have the objectives of the first one, which use_kept() relies on.
+  /// every step must have the objectives of the first one, which use_kept_weights() relies on.
   DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, const Method& method,
                    int option_count, std::uint64_t seed, const SketchOptions& sketch, bool keeps_objectives);
 
@@ -76,10 +76,10 @@ class DeviceCollective {
                       const DeviceSolverState* state, bool counted);
 
   /// Enqueues kept = solved, if that is usable, see cuda/kept_weights.cuh.
-  void keep(const DeviceResult& solved, const DeviceResult& kept) const;
+  void keep_weights(const DeviceResult& solved, const DeviceResult& kept) const;
 
   /// Enqueues used = kept, whose weights are those of the next weighted sum. Needs `keeps_objectives`.
-  void use_kept(const DeviceResult& kept, const DeviceResult& used) const;
+  void use_kept_weights(const DeviceResult& kept, const DeviceResult& used) const;
 
   /// Enqueues bucket = the weighted sum of the ranks' buckets, in place, by one all-reduce, which multiplies by itself
   /// where it can.
@@ -128,7 +128,7 @@ class DeviceCollective {
   void gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed);
   cuda::ScaleArguments scaling(const at::Tensor& bucket) const;
   std::size_t packed_bytes() const;
-  std::int64_t of_others(std::int64_t limit) const;
+  std::int64_t limit_of_others(std::int64_t limit) const;
 
   const DeviceExchange exchange_;
   const c10::Device device_;

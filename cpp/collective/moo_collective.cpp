@@ -55,8 +55,8 @@ void MooCollective::begin_step(const StepRecord& own) {
   if (transport_) {
     transport_->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
   }
-  table_ = read_objectives(records);
-  solver_scratch_.resize(solve_scratch_size(table_.k()));
+  objectives_ = read_objectives(records);
+  solver_scratch_.resize(solve_scratch_size(objectives_.k()));
 }
 
 BucketSolution MooCollective::all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key,
@@ -86,7 +86,7 @@ BucketSolution MooCollective::reduce(const ShardedBucket& bucket, const RandomKe
 }
 
 BucketSolution MooCollective::empty_solution() const {
-  const auto k = static_cast<std::size_t>(table_.k());
+  const auto k = static_cast<std::size_t>(objectives_.k());
   BucketSolution result;
   result.gramian.resize(k * k);
   result.weights.resize(k);
@@ -98,7 +98,7 @@ void MooCollective::partial_gramian(const ShardedBucket& bucket, std::vector<dou
   std::vector<double> of_piece(sum.size());
   for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
     tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin);
-    gramian(tile_.wait(), table_.map(), of_piece.data());
+    gramian(tile_.wait(), objectives_.map(), of_piece.data());
     for (std::size_t i = 0; i < sum.size(); ++i) {
       sum[i] += of_piece[i];
     }
@@ -107,7 +107,7 @@ void MooCollective::partial_gramian(const ShardedBucket& bucket, std::vector<dou
 
 /// On entry `gramian` is this rank's partial one, on return that of the whole bucket; returns the rows of the tail.
 Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian) {
-  const int k = table_.k();
+  const int k = objectives_.k();
   // One message a rank: its partial Gramian, then its tail.
   const std::size_t partial_bytes = packed_size(k) * sizeof(double);
   const std::size_t tail_bytes = bucket.tail_bytes();
@@ -128,7 +128,7 @@ Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<d
   const Rows tails{tail_rows_.data(), world_, bucket.tail_size, bucket.dtype};
 
   // Rank order and float64: the same sum, to the bit, on every rank, whatever its processor.
-  portable_gramian(tails, table_.map(), gramian.data());
+  portable_gramian(tails, objectives_.map(), gramian.data());
   for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
     add_packed(messages + r * message_bytes, k, gramian);
   }
@@ -136,13 +136,13 @@ Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<d
 }
 
 void MooCollective::solve_weights(const RandomKey& key, double* state, BucketSolution& result) {
-  result.solution = solve(HostLanes{}, method_, key, table_.k(), result.gramian.data(), result.weights.data(),
+  result.solution = solve(HostLanes{}, method_, key, objectives_.k(), result.gramian.data(), result.weights.data(),
                           solver_scratch_.data(), state);
 }
 
 void MooCollective::set_coefficients(std::span<const double> weights) {
   for (std::size_t r = 0; r < coefficients_.size(); ++r) {
-    coefficients_[r] = weights[static_cast<std::size_t>(table_.objective[r])] * table_.share[r];
+    coefficients_[r] = weights[static_cast<std::size_t>(objectives_.objective[r])] * objectives_.share[r];
   }
 }
 
@@ -184,7 +184,7 @@ BucketSolution MooCollective::solve_sketched(std::unique_ptr<SketchedBucket> ske
                                              double* state) {
   BucketSolution result = empty_solution();
   if (sketched->sketch_.shard_size > 0) {
-    gramian(sketched->tile_.wait(), table_.map(), result.gramian.data());
+    gramian(sketched->tile_.wait(), objectives_.map(), result.gramian.data());
   }
   exchange_partials(sketched->sketch_, result.gramian);
   solve_weights(key, state, result);
@@ -255,7 +255,7 @@ void MooCollective::sum_rows(const Rows& rows, ZeroRows zero_rows, void* out) {
   std::vector<const void*> data;
   std::vector<double> coefficients;
   for (std::size_t r = 0; r < coefficients_.size(); ++r) {
-    if (table_.share[r] > 0.0) {
+    if (objectives_.share[r] > 0.0) {
       data.push_back(rows.data[r]);
       coefficients.push_back(coefficients_[r]);
     }

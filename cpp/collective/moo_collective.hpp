@@ -73,7 +73,7 @@ class MooCollective {
   void begin_step(const StepRecord& own);
 
   /// Objectives of the current step.
-  const Objectives& objectives() const { return table_; }
+  const Objectives& objectives() const { return objectives_; }
 
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
   /// `state`: [state_size(method, K)], what the method carries from step to step for this bucket and these objectives,
@@ -130,7 +130,7 @@ class MooCollective {
   const Method method_;
   const int rank_;
   const int world_;
-  Objectives table_;
+  Objectives objectives_;
   Tile tile_;                           // other ranks' blocks of our shard
   Tile next_tile_;                      // the next piece of it
   PersistentBuffer messages_;           // [W] of partial Gramian and tail

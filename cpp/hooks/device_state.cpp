@@ -182,7 +182,7 @@ void DeviceState::reduce_sketched(const Call& call, const DeviceResult& result) 
                              uses_kept ? kept->sketches : sketches_);
   }
   if (uses_kept) {
-    collective_.use_kept(kept->result, result);
+    collective_.use_kept_weights(kept->result, result);
     if (is_due_now) {
       late_.push_back({call.state_key, call.index, call.step});
     }
@@ -218,7 +218,7 @@ void DeviceState::keep(const std::vector<BucketParameter>& state_key, std::int64
     kept = &kept_weights_.keep(state_key, {collective_.make_result(), {DeviceBuffer(device())}});
   }
   kept->step = step;
-  collective_.keep(solved, kept->result);
+  collective_.keep_weights(solved, kept->result);
 }
 
 void DeviceState::reduce_sparse(const Call& call) {
