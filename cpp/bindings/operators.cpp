@@ -18,20 +18,20 @@
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/sketch.hpp"
 #include "bucket_moo/solve.hpp"
-#include "collective/dtype.hpp"
 #include "hooks/method_config.hpp"
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
 #include "kernels/sketch.hpp"
+#include "torch_types/dtype.hpp"
 
 #if BUCKET_MOO_CUDA
-#include "collective/device_memory.hpp"
 #include "combine.cuh"
 #include "gramian.cuh"
 #include "rows.cuh"
 #include "sketch.cuh"
 #include "solve.cuh"
 #include "store.cuh"
+#include "torch_types/device.hpp"
 #include "unpack.cuh"
 #endif
 

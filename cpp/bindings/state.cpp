@@ -8,11 +8,11 @@
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 #include "bindings/bindings.hpp"
-#include "collective/dtype.hpp"
 #include "hooks/bucket_moo_state.hpp"
 #include "hooks/ddp_comm_hook.hpp"
 #include "hooks/kept_weights.hpp"
 #include "hooks/make_state.hpp"
+#include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
 namespace {

@@ -7,7 +7,6 @@
 
 #include "bucket_moo/limits.hpp"
 #include "bucket_moo/state_layout.hpp"
-#include "collective/dtype.hpp"
 #include "collective/shard_layout.hpp"
 #include "combine.cuh"
 #include "gramian.cuh"
@@ -17,6 +16,7 @@
 #include "sketch.cuh"
 #include "solve.cuh"
 #include "step.cuh"
+#include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
 namespace {

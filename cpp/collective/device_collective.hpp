@@ -19,6 +19,7 @@
 #include "kernels/rows.hpp"
 #include "rows.cuh"
 #include "scale.cuh"
+#include "torch_types/device.hpp"
 
 namespace bucket_moo {
 

@@ -15,6 +15,7 @@
 #include "collective/memory_layout.hpp"
 #include "collective/objectives.hpp"
 #include "solve.cuh"
+#include "torch_types/device.hpp"
 
 namespace bucket_moo {
 

@@ -9,7 +9,7 @@
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/limits.hpp"
 #include "collective/agreed_error.hpp"
-#include "collective/dtype.hpp"
+#include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
 namespace {

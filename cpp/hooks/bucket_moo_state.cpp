@@ -10,7 +10,7 @@
 #include <sstream>
 
 #include "collective/agreed_error.hpp"
-#include "collective/dtype.hpp"
+#include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
 namespace {

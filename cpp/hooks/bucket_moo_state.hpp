@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "collective/configuration.hpp"
-#include "collective/dtype.hpp"
 #include "collective/moo_collective.hpp"
 #include "collective/sketch_options.hpp"
 #include "hooks/home_process.hpp"
@@ -25,6 +24,7 @@
 #include "hooks/method_config.hpp"
 #include "hooks/parameter_owners.hpp"
 #include "hooks/solver_states.hpp"
+#include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
 

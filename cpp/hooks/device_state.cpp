@@ -12,9 +12,10 @@
 
 #include "bucket_moo/state_layout.hpp"
 #include "collective/agreed_error.hpp"
-#include "collective/dtype.hpp"
 #include "hooks/sparse_mean.hpp"
 #include "range.cuh"
+#include "torch_types/device.hpp"
+#include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
 namespace {

@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "collective/agreed_error.hpp"
-#include "collective/dtype.hpp"
 #include "hooks/sparse_mean.hpp"
+#include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
 

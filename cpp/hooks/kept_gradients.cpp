@@ -15,7 +15,7 @@
 #if BUCKET_MOO_CUDA
 #include <c10/core/Event.h>
 
-#include "collective/device_memory.hpp"
+#include "torch_types/device.hpp"
 #endif
 
 namespace bucket_moo {

@@ -4,8 +4,8 @@
 
 #include "hooks/host_state.hpp"
 #if BUCKET_MOO_CUDA
-#include "collective/device_memory.hpp"
 #include "hooks/device_state.hpp"
+#include "torch_types/device.hpp"
 #endif
 
 namespace bucket_moo {
