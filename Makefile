@@ -76,7 +76,7 @@ test-emulated: $(STAMP)/emulated ## Run the tests of collectives, DDP and functi
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
 	@$(EMULATED)/venv/bin/python -m pytest $(addprefix tests/,collectives hooks report engine/test_method_state.py engine/test_state.py \
 	  functional/test_functional.py functional/test_operators.py functional/test_sketch_statistics.py \
-	  methods/test_methods.py methods/test_methods_all.py) $(ARGS)
+	  methods) $(ARGS)
 
 test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from tests.support.ddp import CAP_MB, batch_of, error_of, loss_of, mlp
+from tests.support.ddp import CAP_MB, batch_of, loss_of, mlp
+from tests.support.errors import error_of
 
 pytestmark = pytest.mark.host
 

@@ -19,11 +19,6 @@ from tests.support.ddp import CAP_MB, WAYS, batch_of, check_step, gradients, hoo
 RunRanks = Callable[..., list[Any]]
 
 
-@pytest.fixture
-def seed(rng: np.random.Generator) -> int:
-    return int(rng.integers(2**31))
-
-
 COPIES: dict[str, Callable[[DDP], DDP]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda ddp: pickle.loads(pickle.dumps(ddp)),

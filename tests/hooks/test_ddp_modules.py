@@ -20,19 +20,14 @@ from tests.support.ddp import (
     batch_of,
     check_buckets,
     check_step,
-    error_of,
     gradients,
     hook,
     loss_of,
     mlp,
 )
+from tests.support.errors import error_of
 
 RunRanks = Callable[..., list[Any]]
-
-
-@pytest.fixture
-def seed(rng: np.random.Generator) -> int:
-    return int(rng.integers(2**31))
 
 
 # --- what the reducer has is not what the module has ---

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
 
-from tests.support.ddp import CAP_MB, batch_of, error_of, hook, loss_of, mlp
+from tests.support.ddp import CAP_MB, batch_of, hook, loss_of, mlp
+from tests.support.errors import error_of
 
 RunRanks = Callable[..., list[Any]]
 # Children end at once; one that waits for what is not there would wait for ever.

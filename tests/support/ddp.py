@@ -201,10 +201,20 @@ def gradient_digest(model: nn.Module) -> str:
     return digest(p.grad for p in model.parameters())
 
 
-def error_of(call: Callable[[], Any]) -> tuple[type[BaseException], str]:
-    """The type and the message that `call` raises; (NoneType, "") if it does not."""
-    try:
-        call()
-    except Exception as error:
-        return type(error), str(error)
-    return type(None), ""
+# Relative, of gradients against the float64 references.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+
+def local_gradients(
+    model: nn.Module, world: int, seed: int, step: int, dtype: torch.dtype = torch.float64
+) -> list[dict[str, np.ndarray]]:
+    """Of every rank in a step."""
+    return [
+        gradients(model, lambda m, r=r: loss_of(m, batch_of(seed, r, step, dtype)))  # type: ignore[misc]
+        for r in range(world)
+    ]
+
+
+def same_on_all_ranks(results: list[Any]) -> None:
+    """What the ranks returned is equal."""
+    assert all(result == results[0] for result in results), results

@@ -1,79 +1,38 @@
-"""UPGrad, DualProj, IMTLG, AlignedMTL, NashMTL, FairGrad, ConFIG, GradVac, Krum and Adasum against their definitions.
+"""UPGrad, DualProj, IMTLG, AlignedMTL, NashMTL, FairGrad, ConFIG, GradVac, Krum, Adasum against their definitions.
 
 References work in float64 on the gradients themselves (NNLS, SVD, pseudo-inverses, the published loops), or prove an
-answer right by the equations that define it. Of all 14: what they promise of any input.
+answer right by the equations that define it.
 """
 
 import itertools
 import math
-import struct
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import bucket_moo_ext as moo
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-Array = NDArray[np.float64]
-Random = np.random.Generator
-
-SIZES = (1, 2, 3, 5, 8, 16, 33, 64)
-NEW = (
-    "upgrad",
-    "dualproj",
-    "imtlg",
-    "alignedmtl",
-    "nashmtl",
-    "fairgrad",
-    "config",
-    "gradvac",
-    "krum",
-    "adasum",
+from tests.support.rows import (
+    CLASSES,
+    PREFERENCE,
+    SIZES,
+    Array,
+    assert_update,
+    gram_of,
+    rows_of,
+    solve,
+    uniform,
+    weights,
 )
-PREFERENCE = ("upgrad", "dualproj", "alignedmtl", "config")
-SYMMETRIC = ("upgrad", "dualproj", "imtlg", "alignedmtl", "nashmtl", "fairgrad", "config", "krum")
-CLASSES: dict[str, Any] = {
-    "upgrad": moo.UPGrad,
-    "dualproj": moo.DualProj,
-    "alignedmtl": moo.AlignedMTL,
-    "config": moo.ConFIG,
-}
 
-
-def rows_of(rng: Random, k: int, shared: float = 0.0) -> Array:
-    """K gradients in general position; `shared` > 0: with something in common."""
-    return rng.standard_normal((k, 2 * k + 3)) + shared * rng.standard_normal(2 * k + 3)
+Random = np.random.Generator
 
 
 def conditioned(rng: Random, k: int, condition: float) -> Array:
     """Rows whose Gramian has eigenvalues spread evenly in the logarithm, 0 not in their hull."""
     basis = np.linalg.qr(rng.standard_normal((k, k)))[0]
     return np.asarray(basis * condition ** (-0.5 * np.linspace(0, 1, k)))
-
-
-def gram_of(rows: Array) -> Array:
-    extended = rows.astype(np.longdouble)
-    return np.asarray(extended @ extended.T, dtype=np.float64)
-
-
-def solve(rows: Array, method: str | moo.Method, **options: Any) -> tuple[Array, float]:
-    w, certificate = moo.weights(gram_of(rows), method, return_certificate=True, **options)
-    return w.numpy(), float(certificate)
-
-
-def weights(rows: Array, method: str | moo.Method, **options: Any) -> Array:
-    return solve(rows, method, **options)[0]
-
-
-def assert_update(rows: Array, w: Array, expected: Array, tolerance: float = 1e-7, what: str = "") -> None:
-    """Both weights give the same update, relative to what was added up."""
-    size = np.abs(expected) @ np.linalg.norm(rows, axis=1)
-    assert np.linalg.norm((w - expected) @ rows) <= tolerance * size, f"{what}: {w} is not {expected}"
 
 
 def rates(rows: Array, w: Array) -> Array:
@@ -85,13 +44,6 @@ def rates(rows: Array, w: Array) -> Array:
 def cosines(rows: Array, w: Array) -> Array:
     norms = np.linalg.norm(rows, axis=1)
     return np.asarray(rates(rows, w) / norms / np.linalg.norm(w @ rows))
-
-
-def uniform(k: int) -> Array:
-    return np.full(k, 1 / k)
-
-
-# ---------------------------------------------------------------------------------------------- references
 
 
 def cone_part(rows: Array, start: Array) -> Array:
@@ -174,9 +126,6 @@ def adasum(rows: Array) -> Array:
             a, b = pair
             level.append((1 - a @ b / (2 * a @ a)) * a + (1 - a @ b / (2 * b @ b)) * b)
     return np.asarray(level[0])
-
-
-# ---------------------------------------------------------------------------------------------- definitions
 
 
 def preferences(rng: Random, k: int) -> list[Array | None]:
@@ -354,184 +303,3 @@ def test_adasum(rng: Random) -> None:
     np.testing.assert_allclose(weights(np.ones((4, 3)), "adasum") @ np.ones(4), 1, rtol=1e-14)
     opposite = np.array([[1.0, 2.0], [-1.0, -2.0]])
     assert not (weights(opposite, "adasum") @ opposite).any()
-
-
-# ---------------------------------------------------------------------------------------------- invariants
-
-
-@pytest.mark.parametrize("method", SYMMETRIC)
-def test_permutation(rng: Random, method: str) -> None:
-    for k in SIZES:
-        if method == "krum" and k == 3:
-            continue  # every gradient has one neighbour, and two are each other's: always a tie
-        rows = rows_of(rng, k, 0.3)
-        order = rng.permutation(k)
-        assert_update(rows[order], weights(rows[order], method), weights(rows, method)[order], 1e-7, f"K={k}")
-
-
-def test_permutation_of_gradvac(rng: Random) -> None:
-    for k in SIZES:
-        rows = rows_of(rng, k, -0.3)
-        orders = [rng.permutation(k) for _ in range(k)]
-        moved = rng.permutation(k)
-        place = np.argsort(moved)
-        renamed = [[int(place[j]) for j in orders[i]] for i in moved]
-        expected = weights(rows, moo.GradVac(permutation=orders))[moved]
-        assert_update(rows[moved], weights(rows[moved], moo.GradVac(permutation=renamed)), expected, 1e-9)
-
-
-@pytest.mark.parametrize("method", [name for name in SYMMETRIC if name != "krum"])
-def test_identical_objectives_share(rng: Random, method: str) -> None:
-    for k in (2, 5, 16):
-        rows = rows_of(rng, k, 0.5)
-        rows[-1] = rows[0]
-        w = weights(rows, method)
-        assert abs(w[0] - w[-1]) <= 1e-6 * np.abs(w).sum(), f"K={k}: {w}"
-
-
-@pytest.mark.parametrize("factor", [1e-12, 1e-3, 1e12])
-@pytest.mark.parametrize("method", NEW)
-def test_scale(rng: Random, method: str, factor: float) -> None:
-    for k in SIZES:
-        rows = rows_of(rng, k, 0.3)
-        chosen: str | moo.Method = moo.NashMTL(math.inf) if method == "nashmtl" else method
-        power = {"nashmtl": -1.0, "fairgrad": -1.0}.get(method, 0.0)
-        expected = factor**power * weights(rows, chosen)
-        assert_update(factor * rows, weights(factor * rows, chosen), expected, 1e-7, f"K={k}")
-
-
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
-def test_scale_of_fairgrad(rng: Random, alpha: float) -> None:
-    rows = rows_of(rng, 5, 0.3)
-    for factor in (1e-8, 1e8):
-        expected = factor ** (-2 * alpha / (1 + alpha)) * weights(rows, moo.FairGrad(alpha))
-        np.testing.assert_allclose(weights(factor * rows, moo.FairGrad(alpha)), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("method", NEW)
-def test_one_objective(rng: Random, method: str) -> None:
-    rows = rng.standard_normal((1, 9))
-    norm = np.linalg.norm(rows)
-    expected = 1.0
-    if method == "nashmtl":
-        expected = min(1.0, 1 / 1.0) / norm
-    elif method == "fairgrad":
-        expected = 1 / norm
-    np.testing.assert_allclose(weights(rows, method), [expected], rtol=1e-9)
-
-
-@pytest.mark.parametrize("method", NEW)
-def test_inactive_objectives(rng: Random, method: str) -> None:
-    """They get 0 and change nothing for the others."""
-    for k in (2, 3, 8, 64):
-        rows = rows_of(rng, k, 0.3)
-        on = rng.random(k) < 0.6
-        on[rng.integers(k)] = True
-        rows[~on] = 0
-        if method == "gradvac":
-            order = rng.permutation(k)
-            place = np.cumsum(on) - 1
-            fewer = [[int(place[j]) for j in order if on[j]]] * int(on.sum())
-            methods: tuple[Any, Any] = moo.GradVac(permutation=[order] * k), moo.GradVac(permutation=fewer)
-        elif method in PREFERENCE:
-            p = rng.random(k) + 0.1
-            methods = CLASSES[method](p), CLASSES[method](p[on])
-        else:
-            methods = method, method
-        w = weights(rows, methods[0])
-        assert not w[~on].any()
-        np.testing.assert_allclose(w[on], weights(rows[on], methods[1]), rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("method", NEW)
-def test_nonfinite_and_nothing_active(rng: Random, method: str) -> None:
-    for k in SIZES:
-        assert not weights(np.zeros((k, 3)), method).any()
-        for bad in (np.nan, np.inf, -np.inf):
-            gram = gram_of(rows_of(rng, k))
-            gram[rng.integers(k), rng.integers(k)] = bad
-            assert np.array_equal(moo.weights(gram, method).numpy(), uniform(k))
-
-
-@pytest.mark.parametrize("method", [*moo.available_methods(), "smoothed"])
-def test_batches_and_arrays(rng: Random, method: str) -> None:
-    """A batch is solved entry by entry; NumPy and torch, float32 and float64 are taken alike; nothing is remembered."""
-    chosen: str | moo.Method = moo.Smoothed("gradvac", 0.7) if method == "smoothed" else method
-    grams = np.stack([gram_of(rows_of(rng, 4, 0.3)) for _ in range(3)])
-    batch, certificates = moo.weights(grams, chosen, return_certificate=True)
-    assert batch.shape == (3, 4)
-    assert certificates.shape == (3,)
-    again = moo.weights(torch.from_numpy(grams), chosen)
-    assert torch.equal(batch, again)
-    assert torch.equal(batch[0], moo.weights(grams[0], chosen))
-    if method not in ("pcgrad", "gradvac", "smoothed"):  # whose order depends on the place
-        for entry, w in zip(grams, batch, strict=True):
-            assert torch.equal(w, moo.weights(entry, chosen))
-    rounded = grams[0].astype(np.float32)
-    assert torch.equal(moo.weights(rounded, chosen), moo.weights(rounded.astype(np.float64), chosen))
-
-
-@pytest.mark.parametrize("method", moo.available_methods())
-def test_smoothed_first_step(rng: Random, method: str) -> None:
-    gram = gram_of(rows_of(rng, 5, 0.3))
-    for alpha in (0.0, 0.5, 0.999):
-        w, certificate = moo.weights(gram, moo.Smoothed(method, alpha), return_certificate=True)
-        expected, same = moo.weights(gram, method, return_certificate=True)
-        assert torch.equal(w, expected)
-        assert torch.equal(certificate, same)
-
-
-# ---------------------------------------------------------------------------------------------- any bits
-
-PATTERNS = st.one_of(
-    st.integers(0, 2**64 - 1),
-    st.sampled_from([0.0, -0.0, 1.0, -1.0, 5e-324, -5e-324, 1e-308, 1.7e308, -1.7e308, math.nan, math.inf]).map(
-        lambda value: struct.unpack("<Q", struct.pack("<d", value))[0]
-    ),
-    st.integers(0x3FE0000000000000, 0x4010000000000000),  # ordinary sizes
-)
-ANY: dict[str, Callable[[int], moo.Method]] = {
-    "mean": lambda flags: moo.Mean(),
-    "mgda": lambda flags: moo.MGDA("l2" if flags & 1 else "none"),
-    "cagrad": lambda flags: moo.CAGrad([0.0, 0.4, 1.0, 1e6][flags % 4], bool(flags & 4)),
-    "pcgrad": lambda flags: moo.PCGrad("sum" if flags & 1 else "mean"),
-    "upgrad": lambda flags: moo.UPGrad(),
-    "dualproj": lambda flags: moo.DualProj(),
-    "imtlg": lambda flags: moo.IMTLG(),
-    "alignedmtl": lambda flags: moo.AlignedMTL(None, ("min", "median", "mean")[flags % 3]),  # type: ignore[arg-type]
-    "nashmtl": lambda flags: moo.NashMTL([1e-6, 1.0, math.inf][flags % 3]),
-    "fairgrad": lambda flags: moo.FairGrad([1e-3, 0.5, 1.0, 50.0][flags % 4]),
-    "config": lambda flags: moo.ConFIG(),
-    "gradvac": lambda flags: moo.GradVac(flags % 3 / 2),
-    "krum": lambda flags: moo.Krum(flags % 3, 1 + flags % 4),
-    "adasum": lambda flags: moo.Adasum(),
-}
-
-
-def test_every_method_is_driven() -> None:
-    assert set(ANY) == set(moo.available_methods())
-
-
-@pytest.mark.parametrize("method", ANY)
-@settings(max_examples=60, deadline=None, database=None)
-@given(data=st.data())
-def test_any_bits(method: str, data: st.DataObject) -> None:
-    """No crash, no NaN from finite input, and always a certificate."""
-    k = data.draw(st.integers(1, 7))
-    half = k * (k + 1) // 2
-    symmetric = data.draw(st.booleans())
-    patterns = data.draw(st.lists(PATTERNS, min_size=half, max_size=half))
-    gram = np.zeros((k, k))
-    upper = np.triu_indices(k)
-    gram[upper] = np.array(patterns, dtype=np.uint64).view(np.float64)
-    if symmetric:
-        gram.T[upper] = gram[upper]
-    chosen = ANY[method](data.draw(st.integers(0, 7)))
-    if data.draw(st.booleans()):
-        chosen = moo.Smoothed(chosen, 0.5)
-    w, certificate = moo.weights(gram, chosen, return_certificate=True)
-    assert w.shape == (k,)
-    assert torch.isfinite(w).all(), f"{gram} -> {w}"
-    assert float(certificate) >= 0, f"{gram} -> {certificate}"
-    if not np.isfinite(gram).all():
-        assert np.array_equal(w.numpy(), uniform(k))

@@ -1,0 +1,21 @@
+"""What a call raises, and with which words."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+
+def error_of(call: Callable[[], Any]) -> tuple[type[BaseException], str]:
+    """The type and the message that `call` raises; (NoneType, "") if it does not."""
+    try:
+        call()
+    except Exception as error:
+        return type(error), str(error)
+    return type(None), ""
+
+
+def expect(error: tuple[type[BaseException], str], kind: type[BaseException], *patterns: str) -> None:
+    """`error` has the type `kind`, exactly, and its message has every pattern."""
+    assert error[0] is kind, error
+    for pattern in patterns:
+        assert re.search(pattern, error[1]), (pattern, error[1])
