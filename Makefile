@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpp test-emulated soak lint format bench bench-solve gpu-check peer-test clean
+.PHONY: help setup demo test test-quick test-all test-cpp test-emulated soak lint format bench bench-solve gpu-check peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -72,15 +72,21 @@ $(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --python $(EMULATED)/venv/bin/python install --no-build-isolation --no-deps \
 	  --ignore-installed -C build-dir=$(EMULATED)/tree -C cmake.define.BUCKET_MOO_EMULATED_CUDA=ON . && touch $@
 
-test-emulated: $(STAMP)/emulated ## Run the tests of collectives, DDP and functions over emulated CUDA kernels
+test-emulated: $(STAMP)/emulated ## Run the tests whose path differs on a device, over emulated CUDA kernels
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
-	@$(EMULATED)/venv/bin/python -m pytest $(addprefix tests/,collectives hooks report engine/test_method_state.py engine/test_state.py \
-	  functional/test_functional.py functional/test_operators.py functional/test_sketch_statistics.py \
-	  methods) $(ARGS)
+	@$(EMULATED)/venv/bin/python -m pytest -m "device and not host" $(ARGS)
 
 test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"
 	@$(BIN)/python -m pytest
+
+test-quick: $(STAMP)/extension $(STAMP)/dev ## Run what a change in Python is tested with, in under two minutes (ARGS=tests/...)
+	@$(BIN)/python -m pytest -q -m "not build and not slow" $(ARGS)
+
+test-all: test ## Run all tests, and what has a nightly size at that size
+	@echo "== nightly sizes"
+	@build/core/tests/cpp/test_core 12 && build/core/tests/cpp/test_methods 12 && build/core/tests/cpp/sweep_certificates 100000 20260601
+	@BUCKET_MOO_NIGHTLY=1 $(BIN)/python -m pytest -m nightly
 
 ROUNDS ?= 10
 soak: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo ## Repeat the tests with fresh seeds, ROUNDS times (ARGS=tests/...); prints the seed of each round

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if ON_DEVICE:
         for item in items:
             if item.get_closest_marker("host"):
-                item.add_marker(pytest.mark.skip(reason="about reductions in host memory"))
+                item.add_marker(pytest.mark.skip(reason="not for reductions on a device"))
 
 
 class RankFailed(AssertionError):

@@ -15,7 +15,10 @@ import torch.distributed as dist
 from tests.support import reference as ref
 from tests.support.checks import ON_DEVICE, draw, raw
 
-pytestmark = pytest.mark.skipif(not ON_DEVICE, reason="needs the build with emulated CUDA kernels")
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(not ON_DEVICE, reason="needs the build with emulated CUDA kernels"),
+]
 
 Runner = Callable[..., list[Any]]
 

@@ -12,6 +12,8 @@ from tests.support import checks
 from tests.support import reference as ref
 from tests.support.checks import Outcome, break_if_left_out, draw, outcome, unraw
 
+pytestmark = pytest.mark.device
+
 Runner = Callable[..., list[Any]]
 Step = tuple[list[str | int | None], list[float]]  # objective and weight of each rank
 WORLD = 4
@@ -57,6 +59,7 @@ def rank_steps(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
+@pytest.mark.slow
 def test_objectives_and_weights_may_change_every_step(run_ranks: Runner, random_seed: int) -> None:
     results = iter(zip(*run_ranks(WORLD, rank_steps, random_seed), strict=True))
     for method, options in METHODS:
@@ -113,6 +116,7 @@ def test_everybody_left_out_gives_zero(run_ranks: Runner) -> None:
 # ----------------------------------------------------------------------------- bad objectives, weights
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("objective", "error", "words"),
     [
@@ -141,6 +145,7 @@ def test_bad_objective(objective: Any, error: type[Exception], words: list[str])
     assert state.objective == "sw"
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("objective", ["x" * 63, "ü" * 31 + "x", 10**62, 0, -1, None, "a b\tc", "0"])
 def test_good_objective(objective: str | int | None) -> None:
     state = moo.BucketMOO()
@@ -148,6 +153,7 @@ def test_good_objective(objective: str | int | None) -> None:
     assert state.objective == moo.BucketMOO(objective=objective).objective == objective
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("weight", "error"),
     [
@@ -173,6 +179,7 @@ def test_bad_weight(weight: Any, error: type[Exception]) -> None:
     assert state.weight == 2.0
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("weight", [0, 1, 0.0, 1e-300, 1e300, np.float32(3), np.int64(4), torch.tensor(5.0)])
 def test_good_weight(weight: Any) -> None:
     state = moo.BucketMOO()

@@ -27,22 +27,22 @@ Runner = Callable[..., list[Any]]
         (lambda: moo.Sketch(0.0), ValueError, ["width", "above 0 and up to 1", "0.0"]),
         (lambda: moo.Sketch(1.5), ValueError, ["width", "above 0 and up to 1", "1.5"]),
         (lambda: moo.Sketch(float("nan")), ValueError, ["width", "above 0 and up to 1", "nan"]),
-        (lambda: moo.Sketch("64"), TypeError, ["width", "integer", "str '64'"]),
+        (lambda: moo.Sketch("64"), TypeError, ["width", "integer", "str '64'"]),  # type: ignore[arg-type]
         (lambda: moo.Sketch(True), TypeError, ["width", "integer", "bool True"]),
-        (lambda: moo.Sketch(None), TypeError, ["width", "integer", "None"]),
+        (lambda: moo.Sketch(None), TypeError, ["width", "integer", "None"]),  # type: ignore[arg-type]
         (lambda: moo.Sketch(seed=-1), ValueError, ["seed", f"0 to {2**64 - 1}", "-1"]),
         (lambda: moo.Sketch(seed=2**64), ValueError, ["seed", f"0 to {2**64 - 1}", str(2**64)]),
-        (lambda: moo.Sketch(seed=1.0), TypeError, ["seed", "integer", "float 1.0"]),
+        (lambda: moo.Sketch(seed=1.0), TypeError, ["seed", "integer", "float 1.0"]),  # type: ignore[arg-type]
         (lambda: moo.Sketch(refresh_every=0), ValueError, ["refresh_every", "from 1", "0"]),
         (lambda: moo.Sketch(refresh_every=2**31), ValueError, ["refresh_every", str(2**31)]),
-        (lambda: moo.Sketch(refresh_every=2.0), TypeError, ["refresh_every", "integer", "float"]),
-        (lambda: moo.Sketch(lag=2), ValueError, ["lag", "0 to 1", "2"]),
-        (lambda: moo.Sketch(lag=True), TypeError, ["lag", "integer", "bool"]),
+        (lambda: moo.Sketch(refresh_every=2.0), TypeError, ["refresh_every", "integer", "float"]),  # type: ignore[arg-type]
+        (lambda: moo.Sketch(lag=2), ValueError, ["lag", "0 to 1", "2"]),  # type: ignore[arg-type]
+        (lambda: moo.Sketch(lag=True), TypeError, ["lag", "integer", "bool"]),  # type: ignore[arg-type]
         (lambda: moo.Sketch(64).width_for(-1), ValueError, ["numel", "-1"]),
         (lambda: moo.BucketMOO(gramian="sketchy"), ValueError, ["gramian", "'exact', 'auto' or a Sketch", "'sketchy'"]),
-        (lambda: moo.BucketMOO(gramian=64), TypeError, ["gramian", "'exact', 'auto' or a Sketch", "int 64"]),
-        (lambda: moo.BucketMOO(gramian=moo.Sketch), TypeError, ["gramian", "a Sketch", "Sketch'>"]),
-        (lambda: moo.BucketMOO(gramian=None), TypeError, ["gramian", "None"]),
+        (lambda: moo.BucketMOO(gramian=64), TypeError, ["gramian", "'exact', 'auto' or a Sketch", "int 64"]),  # type: ignore[arg-type]
+        (lambda: moo.BucketMOO(gramian=moo.Sketch), TypeError, ["gramian", "a Sketch", "Sketch'>"]),  # type: ignore[arg-type]
+        (lambda: moo.BucketMOO(gramian=None), TypeError, ["gramian", "None"]),  # type: ignore[arg-type]
     ],
 )
 def test_bad_arguments(make: Callable[[], Any], kind: type[BaseException], words: list[str]) -> None:
@@ -52,7 +52,7 @@ def test_bad_arguments(make: Callable[[], Any], kind: type[BaseException], words
 
 
 def test_a_sketch_is_a_value() -> None:
-    sketch = moo.Sketch(np.int64(128), seed=np.uint64(2**63), refresh_every=np.int32(2), lag=1)
+    sketch = moo.Sketch(np.int64(128), seed=np.uint64(2**63), refresh_every=np.int32(2), lag=1)  # type: ignore[arg-type]
     assert sketch == moo.Sketch(128, 2**63, 2, 1) == pickle.loads(pickle.dumps(sketch)) == copy.deepcopy(sketch)
     assert eval(repr(sketch), {"Sketch": moo.Sketch}) == sketch
     assert sketch != moo.Sketch(128)
@@ -81,12 +81,13 @@ def rank_mismatch(rank: int, world: int) -> list[tuple[type[BaseException], str]
     for first, last in MISMATCHES:
         state = moo.BucketMOO(gramian=last if rank == world - 1 else first)
         x = torch.ones(100_000)
-        errors.append(error_of(lambda state=state, x=x: moo.all_reduce(x, state)))
-        assert error_of(lambda state=state: moo.all_reduce(torch.ones(300), state)) == errors[-1]
+        errors.append(error_of(lambda state=state, x=x: moo.all_reduce(x, state)))  # type: ignore[misc]
+        assert error_of(lambda state=state: moo.all_reduce(torch.ones(300), state)) == errors[-1]  # type: ignore[misc]
         assert bool((x == 1).all())
-    return errors
+    return errors  # type: ignore[return-value]
 
 
+@pytest.mark.device
 def test_sketches_that_differ_raise_on_every_rank(run_ranks: Runner) -> None:
     for errors in run_ranks(3, rank_mismatch):
         for (kind, text), (first, last) in zip(errors, MISMATCHES, strict=True):
@@ -101,7 +102,7 @@ def rank_refused(rank: int, world: int, seed: int) -> list[Any]:
     results: list[Any] = []
     for step in range(1, 4):
         bad = torch.ones(400, 400).t()[:, ::2] if rank == step % world else torch.ones(80_000)
-        results.append(error_of(lambda bad=bad: moo.all_reduce(bad, state)))
+        results.append(error_of(lambda bad=bad: moo.all_reduce(bad, state)))  # type: ignore[misc]
         row = row_of(seed, (step,), rank, 5000)
         moo.all_reduce(row, state)
         results.append(outcome(row, state))

@@ -30,6 +30,7 @@ def rank_auto(rank: int, world: int, per_node: int, exact_ranks: int) -> tuple[s
 DEFAULT = "Sketch(width=16384, seed=0, refresh_every=1, lag=0)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "per_node", "exact_ranks", "estimator"),
     [

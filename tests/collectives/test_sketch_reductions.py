@@ -13,7 +13,11 @@ from tests.support import reference as ref
 from tests.support.checks import Outcome, outcome, raw, unraw
 from tests.support.sketches import digest, row_of, rows_of, slim, solvers, verify
 
+pytestmark = pytest.mark.device
+
 Runner = Callable[..., list[Any]]
+# Emulated kernels are slow; what two ranks do on a device, one, three or four do as well.
+WORLDS = [1, pytest.param(2, marks=pytest.mark.host), 3, 4]
 
 
 # ------------------------------------------------------------------------------------------ the collectives
@@ -69,7 +73,8 @@ def rank_all_reduce(rank: int, world: int, seed: int, todo: list[Case]) -> list[
     return results
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
 def test_all_reduce(run_ranks: Runner, random_seed: int, world: int) -> None:
     todo = cases()
     ranks = run_ranks(world, rank_all_reduce, random_seed, todo)
@@ -116,7 +121,8 @@ def rank_reduce_scatter(rank: int, world: int, seed: int, todo: list[Case]) -> l
     return results
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
 def test_reduce_scatter(run_ranks: Runner, random_seed: int, world: int) -> None:
     todo = scatter_cases()
     ranks = run_ranks(world, rank_reduce_scatter, random_seed, todo)
@@ -285,7 +291,7 @@ def test_nonfinite_gradients_give_the_mean(run_ranks: Runner, random_seed: int) 
 
 
 def rank_memory(rank: int, world: int, width: int, lag: int) -> list[int]:
-    state = moo.BucketMOO("mgda", gramian=moo.Sketch(width, lag=lag))
+    state = moo.BucketMOO("mgda", gramian=moo.Sketch(width, lag=lag))  # type: ignore[arg-type]
     held = []
     for n in (1 << 18, 1 << 20, 1 << 22, 1 << 23):
         for _ in range(2):
@@ -294,6 +300,7 @@ def rank_memory(rank: int, world: int, width: int, lag: int) -> list[int]:
     return held
 
 
+@pytest.mark.slow
 @pytest.mark.host
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("world", [1, 3])

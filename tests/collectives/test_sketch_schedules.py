@@ -20,6 +20,8 @@ from tests.support.errors import error_of
 from tests.support.reference import Array
 from tests.support.sketches import digest, row_of, rows_of, verify, width_of
 
+pytestmark = pytest.mark.device
+
 Runner = Callable[..., list[Any]]
 
 
@@ -142,6 +144,7 @@ def rank_plans(rank: int, world: int, seed: int) -> dict[tuple[str, int], list[O
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 3])
 def test_which_steps_weights_serve(run_ranks: Runner, random_seed: int, world: int) -> None:
     ranks = run_ranks(world, rank_plans, random_seed)
@@ -175,7 +178,7 @@ def dominated_row(seed: int, step: int, rank: int, n: int, broken: int | None) -
 
 
 def rank_breaks(rank: int, world: int, seed: int, n: int) -> list[list[Outcome]]:
-    results = []
+    results = []  # type: ignore[var-annotated]
     for sketch, plan in BREAKS.items():
         state = moo.BucketMOO("mgda", gramian=sketch)
         results.append([])

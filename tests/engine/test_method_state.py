@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.support.checks import ON_DEVICE
 
+pytestmark = pytest.mark.device
+
 Runner = Callable[..., list[Any]]
 
 CAP_MB = 0.004  # several buckets for the network below
@@ -91,6 +93,7 @@ def rank_every_method(rank: int, world: int, seed: int) -> dict[str, list[tuple[
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_method_in_ddp(run_ranks: Runner, random_seed: int, world: int) -> None:
     ranks = run_ranks(world, rank_every_method, random_seed % 2**20)
@@ -366,6 +369,7 @@ def rank_resume(rank: int, world: int, seed: int, name: str, way: str) -> list[s
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["native", "python"])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_resume_gives_the_same_bits(run_ranks: Runner, random_seed: int, name: str, way: str) -> None:

@@ -56,7 +56,7 @@ def test_initialise_again(run_ranks: Callable[..., list[Any]], tmp_path: Path) -
 
 def _slow_to_connect(rank: int, world: int) -> bool:
     """Rank 1 takes its time to connect; returns whether it had connected when this rank went on."""
-    store = dist.distributed_c10d._get_process_group_store(dist.group.WORLD)
+    store = dist.distributed_c10d._get_process_group_store(dist.group.WORLD)  # type: ignore[arg-type]
     module = DistributedDataParallel(torch.nn.Linear(3, 3))
     connect = dist.ProcessGroupGloo
 

@@ -81,6 +81,7 @@ def rank_copies(rank: int, world: int, seed: int) -> None:
         assert state.step == 3
 
 
+@pytest.mark.device
 def test_copies_of_a_used_state(run_ranks: Runner, random_seed: int) -> None:
     run_ranks(2, rank_copies, random_seed)
 
@@ -148,6 +149,7 @@ def raw_of(state: moo.BucketMOO, seed: int, step: int, rank: int, world: int) ->
     return raw(row)
 
 
+@pytest.mark.device
 def test_resume_gives_the_same_bits(run_ranks: Runner, random_seed: int) -> None:
     ranks = run_ranks(4, rank_resume, random_seed)
     assert all(results == ranks[0] for results in ranks)
@@ -240,7 +242,7 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words:
 
 def test_arguments_are_keywords() -> None:
     with pytest.raises(TypeError):
-        moo.BucketMOO("mgda", "sw")  # type: ignore[misc]
+        moo.BucketMOO("mgda", "sw")  # type: ignore[call-arg]
 
 
 def rank_steps(rank: int, world: int, seed: int) -> None:
@@ -261,6 +263,7 @@ def rank_steps(rank: int, world: int, seed: int) -> None:
     assert state.step == 4 + refused
 
 
+@pytest.mark.device
 def test_steps(run_ranks: Runner, random_seed: int) -> None:
     run_ranks(2, rank_steps, random_seed)
 
@@ -275,6 +278,7 @@ def rank_memory(rank: int, world: int) -> list[int]:
     return held
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("world", [1, 3])
 def test_memory(run_ranks: Runner, world: int) -> None:
     for held in run_ranks(world, rank_memory):

@@ -50,9 +50,9 @@ def wheel(tmp_path: Path) -> Path:
             german = {"step": {f"k{i}": f"Satz {c} {i} äöü" for i in range(20)}, "short": "Name"}
             french = {"step": {f"k{i}": f"phrase {c} {i}" for i in range(20)}}
             if c == 0:
-                german["step"]["k0"] = english["step"]["k0"]
+                german["step"]["k0"] = english["step"]["k0"]  # type: ignore[index]
                 french["step"]["k1"] = ""
-                english["twice"] = english["step"]["k2"]
+                english["twice"] = english["step"]["k2"]  # type: ignore[index]
                 german["twice"] = "doppelt"
             for language, content in (("en", english), ("de", german), ("fr", french)):
                 archive.writestr(f"{folder}/{language}.json", json.dumps(content))
@@ -146,7 +146,7 @@ def test_evaluation_scores_every_token_once() -> None:
     test = evaluation.TestSet({"de": windows}, {"de": 10}, ["part0"])
     world = World(0, 1, torch.device("cpu"))
     alone = SimpleNamespace(rank=0, size=1, device=world.device, shows=False, sum=lambda t: None)
-    result = evaluation.evaluate(Uniform(), test, alone, batch=2, title="")
+    result = evaluation.evaluate(Uniform(), test, alone, batch=2, title="")  # type: ignore[arg-type]
     assert result == {"de": pytest.approx(5 * 4 / 10)}
 
 

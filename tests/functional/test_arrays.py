@@ -16,7 +16,7 @@ from bucket_moo_ext import _arrays
 
 from tests.support.checks import raw
 
-without_kernels = pytest.mark.skipif(moo.build_info()["cuda"], reason="this build has CUDA kernels")
+without_kernels = pytest.mark.skipif(moo.build_info()["cuda"], reason="this build has CUDA kernels")  # type: ignore[arg-type]
 
 
 class OnCudaByDLPack:
@@ -82,9 +82,9 @@ def test_weights_of_combine() -> None:
     numbers: tuple[Any, ...] = (1, np.float32(2))
     for weights in (numbers, list(numbers), {"a": 1.0, "b": 2.0}.values(), (x for x in numbers), np.array([1, 2])):
         assert torch.equal(moo.combine(rows, weights), expected)
-    for weights in (None, "ab", 1.0, [1.0, "x"], [1.0, None], torch.ones(2, dtype=torch.complex64), np.ones(2) * 1j):
+    for weights in (None, "ab", 1.0, [1.0, "x"], [1.0, None], torch.ones(2, dtype=torch.complex64), np.ones(2) * 1j):  # type: ignore[assignment]
         with pytest.raises(TypeError, match=r"^weights must be"):
-            moo.combine(rows, weights)  # type: ignore[arg-type]
+            moo.combine(rows, weights)
 
 
 @without_kernels
@@ -249,7 +249,7 @@ def test_cupy_arrays_give_cupy_arrays_on_the_stream_of_cupy(
 def test_results_for_cupy_share_the_memory_of_the_tensor(log: list[str], cupy: ModuleType) -> None:
     given: list[torch.Tensor] = []
     from_dlpack = cupy.from_dlpack
-    cupy.from_dlpack = lambda tensor: given.append(tensor) or from_dlpack(tensor)  # type: ignore[attr-defined]
+    cupy.from_dlpack = lambda tensor: given.append(tensor) or from_dlpack(tensor)  # type: ignore[attr-defined, func-returns-value]
     got = moo.aggregate(CupyArray(torch.ones(2, 50), log))
     assert got.tensor.data_ptr() == given[0].data_ptr()
 

@@ -14,6 +14,8 @@ import torch
 from tests.support import reference as ref
 from tests.support.checks import raw
 
+pytestmark = pytest.mark.device
+
 SIZES = [0, 1, 15, 17, 1023, 1025, 4099]
 LARGE = 100_003
 
@@ -297,12 +299,12 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
     "width: small": (lambda: moo.sketch(ROWS, 32), ValueError, ["width", "32", "64"]),
     "width: large": (lambda: moo.sketch(ROWS, 2**29), ValueError, ["width", str(2**29), str(2**28)]),
     "width: no power": (lambda: moo.sketch(ROWS, 96), ValueError, ["width", "96", "power of two", "64", "128"]),
-    "width: fraction": (lambda: moo.sketch(ROWS, 64.0), TypeError, ["width", "64.0"]),
+    "width: fraction": (lambda: moo.sketch(ROWS, 64.0), TypeError, ["width", "64.0"]),  # type: ignore[call-overload]
     "width: bool": (lambda: moo.sketch(ROWS, True), TypeError, ["width", "True"]),
-    "width: text": (lambda: moo.sketch(ROWS, "64"), TypeError, ["width", "'64'"]),
+    "width: text": (lambda: moo.sketch(ROWS, "64"), TypeError, ["width", "'64'"]),  # type: ignore[call-overload]
     "sketch: seed": (lambda: moo.sketch(ROWS, seed=-1), ValueError, ["seed", "-1", "2**64"]),
     "sketch: step": (lambda: moo.sketch(ROWS, step=2**64), ValueError, ["step", str(2**64), "2**64"]),
-    "sketch: bucket": (lambda: moo.sketch(ROWS, bucket=1.5), ValueError, ["bucket", "1.5", "integer"]),
+    "sketch: bucket": (lambda: moo.sketch(ROWS, bucket=1.5), ValueError, ["bucket", "1.5", "integer"]),  # type: ignore[call-overload]
     "weights: too few": (lambda: moo.combine(ROWS, [1.0]), ValueError, ["weights", "(1,)", "[2]"]),
     "weights: too many": (lambda: moo.combine(ROWS, torch.ones(3)), ValueError, ["weights", "(3,)", "[2]"]),
     "weights: matrix": (lambda: moo.combine(ROWS, torch.ones(2, 1)), ValueError, ["weights", "(2, 1)", "[2]"]),
@@ -316,11 +318,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
     "gramian: 65": (lambda: moo.weights(torch.eye(65)), ValueError, ["gramian", "K = 65", "64"]),
     "gramian: complex": (lambda: moo.weights(SQUARE * 1j), TypeError, ["gramian", "complex"]),
     "method: unknown": (lambda: moo.weights(SQUARE, "sgd"), ValueError, ["method", "'sgd'", "mgda", "pcgrad"]),
-    "method: class": (lambda: moo.weights(SQUARE, moo.MGDA), TypeError, ["method", "MGDA"]),
-    "method: number": (lambda: moo.aggregate(ROWS, 3), TypeError, ["method", "3", "CAGrad"]),
+    "method: class": (lambda: moo.weights(SQUARE, moo.MGDA), TypeError, ["method", "MGDA"]),  # type: ignore[call-overload]
+    "method: number": (lambda: moo.aggregate(ROWS, 3), TypeError, ["method", "3", "CAGrad"]),  # type: ignore[call-overload]
     "seed: negative": (lambda: moo.weights(SQUARE, seed=-1), ValueError, ["seed", "-1", "2**64"]),
     "seed: large": (lambda: moo.weights(SQUARE, seed=2**64), ValueError, ["seed", str(2**64), "2**64"]),
-    "seed: fraction": (lambda: moo.aggregate(ROWS, seed=1.5), ValueError, ["seed", "1.5", "integer"]),
+    "seed: fraction": (lambda: moo.aggregate(ROWS, seed=1.5), ValueError, ["seed", "1.5", "integer"]),  # type: ignore[call-overload]
     "step: negative": (lambda: moo.weights(SQUARE, step=-3), ValueError, ["step", "-3", "2**64"]),
     "step: bool": (lambda: moo.weights(SQUARE, step=True), ValueError, ["step", "True", "integer"]),
     "permutation: other K": (
@@ -332,6 +334,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
 }
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("name", BAD)
 def test_bad_arguments(name: str) -> None:
     call, error, words = BAD[name]

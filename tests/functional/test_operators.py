@@ -51,6 +51,7 @@ def rows_of(rng: np.random.Generator, k: int, *shape: int, dtype: torch.dtype = 
 # --- what torch checks of an operator ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ref.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (17,), (3, 5)], ids=str)
 def test_opcheck_of_rows(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -65,6 +66,7 @@ def test_opcheck_of_rows(rng: np.random.Generator, shape: tuple[int, ...], dtype
     torch.library.opcheck(OPS.combine.default, (strided, torch.from_numpy(rng.standard_normal(12))[::2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_opcheck_of_solve(rng: np.random.Generator, name: str) -> None:
     options = METHODS[name]._options()
@@ -121,6 +123,7 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return torch.compile(function, fullgraph=True, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", METHODS)
 def test_aggregate_compiles(rng: np.random.Generator, name: str, backend: str) -> None:
@@ -194,6 +197,7 @@ def test_compiled_calls_make_the_same_mistakes_known() -> None:
 # --- values ---
 
 
+@pytest.mark.device
 def test_operators_are_what_the_functions_call(rng: np.random.Generator) -> None:
     rows = rows_of(rng, 3, 50)
     gram = OPS.gramian(rows)
@@ -210,6 +214,7 @@ def test_operators_are_what_the_functions_call(rng: np.random.Generator) -> None
     assert raw(OPS.combine(rows, w)) == raw(moo.combine(rows, w))
 
 
+@pytest.mark.device
 def test_solve_tells_status_and_iterations(rng: np.random.Generator) -> None:
     batch = gramian_of(rng, 3)
     batch[1] = 0
@@ -220,6 +225,7 @@ def test_solve_tells_status_and_iterations(rng: np.random.Generator) -> None:
     assert iterations[1:].tolist() == [0, 0]
 
 
+@pytest.mark.device
 def test_defaults_are_those_of_the_classes(rng: np.random.Generator) -> None:
     gram = gramian_of(rng, k=5)
     assert raw(OPS.solve(gram)[0]) == raw(moo.weights(gram))
@@ -227,6 +233,7 @@ def test_defaults_are_those_of_the_classes(rng: np.random.Generator) -> None:
         assert raw(OPS.solve(gram, name)[0]) == raw(OPS.solve(gram, *resolve(name)._options())[0]), name
 
 
+@pytest.mark.device
 def test_words_are_twos_complement(rng: np.random.Generator) -> None:
     """Of seed and step, which are unsigned in Python and signed in the schema."""
     gram = gramian_of(rng, k=8)
@@ -243,6 +250,7 @@ def test_words_are_twos_complement(rng: np.random.Generator) -> None:
     assert len(drawn) > 3
 
 
+@pytest.mark.device
 def test_views_with_a_pending_minus(rng: np.random.Generator) -> None:
     values = torch.from_numpy(rng.standard_normal((3, 40)) + 1j * rng.standard_normal((3, 40)))
     view = values.conj().imag
@@ -328,6 +336,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
 }
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("name", BAD)
 def test_mistakes(name: str) -> None:
     call, error, words = BAD[name]
@@ -341,7 +350,7 @@ def test_mistakes(name: str) -> None:
 
 
 @pytest.mark.host
-@pytest.mark.skipif(moo.build_info()["cuda"], reason="this build has CUDA kernels")
+@pytest.mark.skipif(moo.build_info()["cuda"], reason="this build has CUDA kernels")  # type: ignore[arg-type]
 def test_without_cuda_kernels_cuda_tensors_are_refused() -> None:
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     for operator, arguments in (

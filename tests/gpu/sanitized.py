@@ -24,7 +24,7 @@ def main() -> None:
         for method in moo.available_methods():
             moo.weights(gramian, method)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    for method in ("mgda", "gradvac", moo.Smoothed("mean", 0.5)):
+    for method in ("mgda", "gradvac", moo.Smoothed("mean", 0.5)):  # type: ignore[assignment]
         state = moo.BucketMOO(method)
         for n in (1, 5000, 100_001):
             moo.all_reduce(torch.randn(n, device="cuda"), state)

@@ -135,7 +135,9 @@ def test_a_captured_graph_replays(rng: np.random.Generator, method: Any) -> None
 def test_compile(rng: np.random.Generator) -> None:
     rows = draw(rng, 3, 1000).cuda()
     compiled: Callable[..., torch.Tensor] = torch.compile(
-        lambda j: moo.aggregate(j, "cagrad"), fullgraph=True, backend="aot_eager"
+        lambda j: moo.aggregate(j, "cagrad"),  # type: ignore[misc]
+        fullgraph=True,
+        backend="aot_eager",
     )
     assert raw(compiled(rows).cpu()) == raw(moo.aggregate(rows, "cagrad").cpu())
 

@@ -23,8 +23,11 @@ from tests.support.ddp import (
     pcgrad_weights,
 )
 
+pytestmark = pytest.mark.device
+
 RunRanks = Callable[..., list[Any]]
-WORLDS = (1, 2, 3, 4)
+# Emulated kernels are slow; what two ranks do on a device, one, three or four do as well.
+WORLDS = (1, pytest.param(2, marks=pytest.mark.host), 3, 4)
 
 
 def _local(ddp: DDP, world: int, seed: int, step: int, dtype: torch.dtype) -> list[Any]:
@@ -72,6 +75,7 @@ def _train_beside_plain_ddp(rank: int, world: int, seed: int) -> None:
                     assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_mean_trains_like_plain_ddp(run_ranks: RunRanks, world: int, rng: np.random.Generator) -> None:
     run_ranks(world, _train_beside_plain_ddp, int(rng.integers(2**31)))
@@ -124,6 +128,7 @@ def _compare_ways(rank: int, world: int, seed: int) -> list[list[str]]:
     return all_digests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_both_ways_to_register_both_runs_and_all_ranks_hold_the_same_bits(
     run_ranks: RunRanks, world: int, rng: np.random.Generator
@@ -209,6 +214,7 @@ def _compare_with_references(rank: int, world: int, seed: int) -> list[Any]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_gradients_equal_the_float64_references(run_ranks: RunRanks, world: int, rng: np.random.Generator) -> None:
     by_rank = run_ranks(world, _compare_with_references, int(rng.integers(2**31)))

@@ -127,6 +127,7 @@ def test_copies_that_train_or_do_not(run_ranks: RunRanks, seed: int) -> None:
     assert run_ranks(2, _peculiar_copies, seed) == [[0, 0, 1, 0, 1, 0, 1, 1, 0]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_of_a_module(run_ranks: RunRanks, way: str, how: str, seed: int) -> None:

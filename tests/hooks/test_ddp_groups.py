@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import bucket_moo_ext as moo
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -23,6 +24,8 @@ from tests.support.ddp import (
     mlp,
     same_on_all_ranks,
 )
+
+pytestmark = pytest.mark.device
 
 RunRanks = Callable[..., list[Any]]
 
@@ -50,7 +53,7 @@ def _several_modules(rank: int, world: int, seed: int) -> list[str]:
         sizes = ((40, 30), (30, 5))
         batches = [[batch_of(seed, r, step, sizes=s) for r in range(world)] for s in sizes]
         local_of = [
-            [gradients(m, lambda model, b=b: loss_of(model, b)) for b in batches[i]]
+            [gradients(m, lambda model, b=b: loss_of(model, b)) for b in batches[i]]  # type: ignore[misc]
             for i, m in enumerate((first, second))
         ]
         chain.zero_grad()

@@ -27,6 +27,8 @@ from tests.support.ddp import (
 )
 from tests.support.errors import error_of
 
+pytestmark = pytest.mark.device
+
 RunRanks = Callable[..., list[Any]]
 
 
@@ -70,11 +72,11 @@ def _ignored(rank: int, world: int, seed: int, way: str) -> None:
         by_name = dict(model.named_parameters())
         for bucket in report.buckets:
             rows = np.stack([np.concatenate([g[n] for n in bucket.parameters]) for g in local])
-            got = np.concatenate([by_name[n].grad.reshape(-1).numpy() for n in bucket.parameters])
+            got = np.concatenate([by_name[n].grad.reshape(-1).numpy() for n in bucket.parameters])  # type: ignore[union-attr]
             assert_mgda(rows, got, 1e-9)
         # This rank's own, untouched.
         own = model.extras.own.grad
-        np.testing.assert_allclose(own.numpy(), local[rank]["extras.own"], rtol=1e-12)
+        np.testing.assert_allclose(own.numpy(), local[rank]["extras.own"], rtol=1e-12)  # type: ignore[operator, union-attr]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -93,8 +95,8 @@ def _frozen(rank: int, world: int, seed: int, way: str) -> None:
         check_step(ddp, ddp, state, rank, world, seed, step)
     # Frozen before wrapping: the reducer never sees them, whatever they are.
     model = mlp(seed)
-    model[0].requires_grad_(False)
-    model[0].extra = nn.Parameter(torch.empty(2, device="meta"), requires_grad=False)
+    model[0].requires_grad_(False)  # type: ignore[index]
+    model[0].extra = nn.Parameter(torch.empty(2, device="meta"), requires_grad=False)  # type: ignore[index]
     DDP._set_params_and_buffers_to_ignore_for_model(model, ["0.extra"])
     ddp = DDP(model, bucket_cap_mb=CAP_MB)
     state = hook(ddp, way)
@@ -183,7 +185,7 @@ def _ignored_pieces(rank: int, world: int) -> None:
     for way in WAYS:
         model = nn.Sequential(nn.Linear(3, 2), nn.Module())
         model[1].piece = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
-        model[1].forward = lambda x: x  # type: ignore[method-assign]
+        model[1].forward = lambda x: x
         DDP._set_params_and_buffers_to_ignore_for_model(model, ["1.piece"])
         ddp = DDP(model)
         state = hook(ddp, way)
@@ -191,6 +193,7 @@ def _ignored_pieces(rank: int, world: int) -> None:
         assert {name for bucket in state.report().buckets for name in bucket.parameters} == {"0.weight", "0.bias"}
 
 
+@pytest.mark.host
 def test_ignored_distributed_tensors(run_ranks: RunRanks) -> None:
     run_ranks(2, _ignored_pieces)
 
@@ -211,7 +214,7 @@ def _distributed_tensors(rank: int, world: int) -> None:
         kind, words = error_of(call)
         assert kind is ValueError, (kind, words)
         assert "to_local()" in words
-    for call in (
+    for call in (  # type: ignore[assignment]
         lambda: moo.all_reduce(sharded, state),
         lambda: moo.reduce_scatter(torch.ones(8), sharded, state),
         lambda: moo.reduce_scatter(sharded, torch.ones(32), state),
@@ -224,6 +227,7 @@ def _distributed_tensors(rank: int, world: int) -> None:
     assert torch.equal(local, torch.full((2, 4), 1.5))
 
 
+@pytest.mark.host
 def test_distributed_tensors_are_refused(run_ranks: RunRanks) -> None:
     run_ranks(2, _distributed_tensors)
 
@@ -324,6 +328,8 @@ def _wrapped(rank: int, world: int, seed: int, wrapper: str) -> None:
         check_step(model, ddp, state, rank, world, seed, step)
 
 
+@pytest.mark.slow
+@pytest.mark.host
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_modules_that_run_a_ddp_module(run_ranks: RunRanks, wrapper: str, seed: int) -> None:
@@ -338,9 +344,9 @@ def _other_wrappers(rank: int, world: int) -> None:
     mesh = init_device_mesh("cpu", (world,))
     cases: list[tuple[nn.Module, str]] = [
         (replicate(nn.Linear(2, 2)), r"replicate()"),
-        (replicate_with_fsdp(nn.Linear(2, 2), mesh=mesh), r"replicate()"),
-        (fully_shard(nn.Linear(2, 2), mesh=mesh), "fully_shard()"),
-        (_compiled(fully_shard(nn.Linear(2, 2), mesh=mesh)), "fully_shard()"),
+        (replicate_with_fsdp(nn.Linear(2, 2), mesh=mesh), r"replicate()"),  # type: ignore[list-item]
+        (fully_shard(nn.Linear(2, 2), mesh=mesh), "fully_shard()"),  # type: ignore[list-item]
+        (_compiled(fully_shard(nn.Linear(2, 2), mesh=mesh)), "fully_shard()"),  # type: ignore[arg-type]
         (FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu")), "FSDP"),
         (nn.DataParallel(nn.Linear(2, 2)), "one process"),
         (nn.Sequential(DDP(nn.Linear(2, 2))), "in it, '0'"),
@@ -350,13 +356,14 @@ def _other_wrappers(rank: int, world: int) -> None:
         (_compiled(nn.Linear(2, 2)), "wrap the model first"),
     ]
     for module, words in cases:
-        kind, said = error_of(lambda module=module: moo.register(module))
+        kind, said = error_of(lambda module=module: moo.register(module))  # type: ignore[misc]
         assert kind is TypeError, (kind, said)
         assert words in said, (words, said)
         assert "DistributedDataParallel" in said
         assert ("not supported yet" in said) == ("wrap" not in words and "in it" not in words)
 
 
+@pytest.mark.host
 @pytest.mark.filterwarnings("ignore")
 def test_other_wrappers_are_told_what_they_are(run_ranks: RunRanks) -> None:
     run_ranks(2, _other_wrappers)
@@ -425,12 +432,12 @@ def _private_heads(rank: int, world: int, seed: int, remedy: str) -> None:
         for bucket in state.report().buckets:
             rows = np.stack([np.concatenate([g[n] for n in bucket.parameters]) for g in local])
             by_name = dict(model.named_parameters())
-            got = np.concatenate([by_name[n].grad.reshape(-1).numpy() for n in bucket.parameters])
+            got = np.concatenate([by_name[n].grad.reshape(-1).numpy() for n in bucket.parameters])  # type: ignore[union-attr]
             assert_mgda(rows, got, 1e-9)
         # Every rank's own head follows its own loss, at full length.
         for name, parameter in model.heads[rank].named_parameters():
             expected = local[rank][f"heads.{rank}.{name}"]
-            np.testing.assert_allclose(parameter.grad.reshape(-1).numpy(), expected, rtol=1e-12)
+            np.testing.assert_allclose(parameter.grad.reshape(-1).numpy(), expected, rtol=1e-12)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("remedy", ["ignored", "in buckets of their own"])

@@ -29,6 +29,8 @@ from tests.support.ddp import (
     same_on_all_ranks,
 )
 
+pytestmark = pytest.mark.device
+
 RunRanks = Callable[..., list[Any]]
 
 
@@ -68,6 +70,7 @@ def _train_with_all_options(rank: int, world: int, seed: int) -> list[str]:
     return [text for digests in by_options.values() for text in digests]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:find_unused_parameters=True was specified")
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_bucket_views_static_graphs_and_unused_parameter_search(run_ranks: RunRanks, world: int, seed: int) -> None:
@@ -93,7 +96,7 @@ def _unused_parameters(rank: int, world: int, seed: int) -> list[str]:
     for view in (False, True):
         model = _Heads(seed, world)
         options = {"find_unused_parameters": True, "gradient_as_bucket_view": view}
-        ddp = DDP(model, bucket_cap_mb=CAP_MB, **options)
+        ddp = DDP(model, bucket_cap_mb=CAP_MB, **options)  # type: ignore[arg-type]
         state = moo.register(ddp)
         optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
         for step in range(2):
@@ -104,7 +107,7 @@ def _unused_parameters(rank: int, world: int, seed: int) -> list[str]:
                 value: torch.Tensor = (m(x, r) - y).square().mean()
                 return value
 
-            local = [gradients(model, lambda m, r=r: loss(m, r)) for r in range(world)]
+            local = [gradients(model, lambda m, r=r: loss(m, r)) for r in range(world)]  # type: ignore[misc]
             optimizer.zero_grad()
             loss(ddp, rank).backward()
             check_buckets(ddp, state, local, TOLERANCE[torch.float64])
@@ -177,7 +180,7 @@ def _accumulate(rank: int, world: int, seed: int) -> list[str]:
             assert state.step == step  # nothing was sent
             loss_of(ddp, batch_of(seed, rank, 10 * step + 2)).backward()
             assert state.step == step + 1
-            check_buckets(ddp, state, total, TOLERANCE[torch.float64])
+            check_buckets(ddp, state, total, TOLERANCE[torch.float64])  # type: ignore[arg-type]
             digests.append(gradient_digest(ddp))
     return digests
 
@@ -251,7 +254,7 @@ def _pieces(rank: int, world: int, seed: int) -> list[str]:
             state.name_parameters(ddp.module.named_parameters())
             for step in range(2):
                 batches = [batch_of(seed, r, step, dtype, sizes) for r in range(world)]
-                local = [gradients(ddp.module, lambda m, b=b: loss_of(m, b)) for b in batches]
+                local = [gradients(ddp.module, lambda m, b=b: loss_of(m, b)) for b in batches]  # type: ignore[misc]
                 ddp.zero_grad()
                 loss_of(ddp, batches[rank]).backward()
                 check_buckets(ddp, state, local, TOLERANCE[dtype])
@@ -268,6 +271,7 @@ def _pieces(rank: int, world: int, seed: int) -> list[str]:
     return digests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_bucket_above_the_cap_is_exchanged_in_pieces(run_ranks: RunRanks, world: int, seed: int) -> None:
     same_on_all_ranks(run_ranks(world, _pieces, seed))
@@ -298,7 +302,7 @@ def _objectives_change(rank: int, world: int, seed: int) -> list[str]:
         ddp.zero_grad()
         loss_of(ddp, batch_of(seed, rank, step)).backward()
         assert state.report().objectives == order
-        check_buckets(ddp, state, rows_of_objective, TOLERANCE[torch.float64])
+        check_buckets(ddp, state, rows_of_objective, TOLERANCE[torch.float64])  # type: ignore[arg-type]
         for bucket in state.report().buckets:
             rows = np.stack([np.concatenate([g[n] for n in bucket.parameters]) for g in rows_of_objective])
             np.testing.assert_allclose(bucket.weights.numpy(), mgda_weights(rows), atol=1e-7)

@@ -29,6 +29,8 @@ from tests.support.ddp import (
     same_on_all_ranks,
 )
 
+pytestmark = pytest.mark.device
+
 RunRanks = Callable[..., list[Any]]
 
 
@@ -58,7 +60,7 @@ def _mixed_types(rank: int, world: int, seed: int) -> list[str]:
         state = moo.register(ddp)
         for step in range(2):
             batches = [batch_of(seed, r, step, sizes=(30, 30)) for r in range(world)]
-            local = [gradients(model, lambda m, b=b: loss_of(m, b)) for b in batches]
+            local = [gradients(model, lambda m, b=b: loss_of(m, b)) for b in batches]  # type: ignore[misc]
             ddp.zero_grad()
             loss_of(ddp, batches[rank]).backward()
             report = state.report()
@@ -144,7 +146,7 @@ def _autocast(rank: int, world: int, seed: int) -> list[str]:
 
     digests = []
     for step in range(3):
-        local = [gradients(ddp.module, lambda m, r=r, step=step: loss(m, r, step)) for r in range(world)]
+        local = [gradients(ddp.module, lambda m, r=r, step=step: loss(m, r, step)) for r in range(world)]  # type: ignore[misc]
         ddp.zero_grad()
         loss(ddp, rank, step).backward()
         check_buckets(ddp, state, local, TOLERANCE[dtype])
@@ -184,7 +186,7 @@ def _few_elements(rank: int, world: int, seed: int) -> list[str]:
                 value: torch.Tensor = (m(x) - y[0]).square().mean()
                 return value
 
-            local = [gradients(ddp.module, lambda m, r=r: loss(m, r)) for r in range(world)]
+            local = [gradients(ddp.module, lambda m, r=r: loss(m, r)) for r in range(world)]  # type: ignore[misc]
             ddp.zero_grad()
             loss(ddp, rank).backward()
             # Nearly dependent rows: d is a small difference of large terms.
@@ -233,7 +235,7 @@ def _sparse(rank: int, world: int, seed: int, way: str) -> str:
                     value: torch.Tensor = m(tokens).square().mean()
                     return value
 
-                local = [gradients(model, lambda m, r=r: loss(m, r)) for r in range(world)]
+                local = [gradients(model, lambda m, r=r: loss(m, r)) for r in range(world)]  # type: ignore[misc]
                 ddp.zero_grad()
                 loss(ddp, rank).backward()
                 weight = model.table.weight
@@ -281,7 +283,7 @@ def _complex(rank: int, world: int, seed: int) -> list[str]:
     digests = []
     for step in range(2):
         batches = [batch_of(seed, r, step, sizes=(60, 50)) for r in range(world)]
-        local = [gradients(ddp.module, lambda m, b=b: loss_of(m, b)) for b in batches]
+        local = [gradients(ddp.module, lambda m, b=b: loss_of(m, b)) for b in batches]  # type: ignore[misc]
         ddp.zero_grad()
         loss_of(ddp, batches[rank]).backward()
         assert ddp.module.w.grad.dtype == torch.complex128

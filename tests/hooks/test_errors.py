@@ -14,6 +14,8 @@ from torch.nn.parallel.distributed import _MixedPrecision
 from tests.support.ddp import batch_of, loss_of, mlp
 from tests.support.errors import error_of, expect
 
+pytestmark = pytest.mark.device
+
 RunRanks = Callable[..., list[Any]]
 
 SIZES = (4, 6, 2)
@@ -63,7 +65,7 @@ def _registration(rank: int, world: int) -> None:
     expect(error_of(lambda: moo.register(ddp)), ValueError, "mixed_precision", "autocast")
     model = mlp(0, torch.float32, SIZES)
     delayed = list(model.named_parameters())[:1]
-    ddp = DDP(model, delay_all_reduce_named_params=delayed, param_to_hook_all_reduce=model[2].weight)
+    ddp = DDP(model, delay_all_reduce_named_params=delayed, param_to_hook_all_reduce=model[2].weight)  # type: ignore[index]
     expect(error_of(lambda: moo.register(ddp)), ValueError, "delay_all_reduce_named_params")
     ddp = _ddp(find_unused_parameters=True, skip_all_reduce_unused_params=True)
     expect(error_of(lambda: moo.register(ddp)), ValueError, "skip_all_reduce_unused_params")
@@ -80,7 +82,7 @@ def _registration(rank: int, world: int) -> None:
 
     # Parameters that cannot be reduced. init_sync=False: torch itself cannot broadcast them.
     float8 = mlp(0, torch.float32, SIZES)
-    float8[2].weight = nn.Parameter(float8[2].weight.detach().to(torch.float8_e4m3fn))
+    float8[2].weight = nn.Parameter(float8[2].weight.detach().to(torch.float8_e4m3fn))  # type: ignore[index]
     ddp = DDP(float8, init_sync=False)
     expect(error_of(lambda: moo.register(ddp)), TypeError, "2.weight", "float8", "bfloat16")
     ddp = DDP(mlp(0, torch.float32, SIZES).to("meta"), init_sync=False)
@@ -96,6 +98,7 @@ def _registration(rank: int, world: int) -> None:
     moo.register(ddp, process_group=dist.group.WORLD)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("world", [1, 2])
 def test_registration(run_ranks: RunRanks, world: int) -> None:
     run_ranks(world, _registration)
@@ -111,6 +114,7 @@ def _outside_the_group(rank: int, world: int) -> None:
         expect(error, ValueError, "process_group", "not a member")
 
 
+@pytest.mark.host
 def test_a_rank_outside_the_group(run_ranks: RunRanks) -> None:
     run_ranks(2, _outside_the_group)
 
@@ -135,7 +139,7 @@ def _hook_misuse(rank: int, world: int) -> None:
     ddp = DDP(model, init_sync=False)
     ddp.register_comm_hook(moo.BucketMOO(), moo.bucket_moo_hook)
     ddp.reducer.prepare_for_backward([])
-    error = error_of(lambda: model.w.backward(torch.ones(4).to(torch.float8_e4m3fn)))
+    error = error_of(lambda: model.w.backward(torch.ones(4).to(torch.float8_e4m3fn)))  # type: ignore[operator]
     expect(error, TypeError, "bucket", "float8|Float8", "float32, bfloat16, float16, float64")
 
 
@@ -152,7 +156,7 @@ def _options_made_for_another_number_of_objectives(rank: int, world: int) -> lis
                 moo.register(ddp, method)
             else:
                 ddp.register_comm_hook(moo.BucketMOO(method), moo.bucket_moo_hook)
-            errors.append(error_of(lambda ddp=ddp: _backward(ddp, rank)))
+            errors.append(error_of(lambda ddp=ddp: _backward(ddp, rank)))  # type: ignore[misc]
     return errors
 
 
@@ -184,9 +188,9 @@ def _configuration_mismatch(rank: int, world: int, way: str) -> list[Any]:
         else:
             state = moo.BucketMOO(**case)
             ddp.register_comm_hook(state, moo.bucket_moo_hook)
-        errors.append(error_of(lambda ddp=ddp: _backward(ddp, rank)))
+        errors.append(error_of(lambda ddp=ddp: _backward(ddp, rank)))  # type: ignore[misc]
         # And from then on.
-        again = error_of(lambda state=state: moo.all_reduce(torch.ones(3), state))
+        again = error_of(lambda state=state: moo.all_reduce(torch.ones(3), state))  # type: ignore[misc]
         assert again == errors[-1]
     return errors
 
@@ -214,6 +218,7 @@ def _caps_that_differ(rank: int, world: int) -> list[Any]:
     return [by_hand, error_of(lambda: _backward(ddp, rank))]
 
 
+@pytest.mark.host
 def test_bucket_caps_that_differ_raise_on_every_rank(run_ranks: RunRanks) -> None:
     for errors in run_ranks(2, _caps_that_differ):
         for error in errors:
@@ -251,7 +256,7 @@ def _different_calls(rank: int, world: int, asynchronous: bool) -> list[Any]:
 
         errors.append(error_of(run))
         # Nothing was sent, so the next step may be right again; only states that count differently stay apart.
-        after = error_of(lambda state=state: moo.all_reduce(torch.ones(12), state))
+        after = error_of(lambda state=state: moo.all_reduce(torch.ones(12), state))  # type: ignore[misc]
         assert after[0] is (ValueError if case is cases[-1] else type(None)), after
     return errors
 
@@ -323,5 +328,6 @@ def _resume(rank: int, world: int) -> None:
         expect(error_of(call), ValueError, *words)
 
 
+@pytest.mark.host
 def test_state_dicts_of_other_states(run_ranks: RunRanks) -> None:
     run_ranks(1, _resume)

@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader
 from tests.support.ddp import CAP_MB, batch_of, hook, loss_of, mlp
 from tests.support.errors import error_of
 
+pytestmark = pytest.mark.device
+
 RunRanks = Callable[..., list[Any]]
 # Children end at once; one that waits for what is not there would wait for ever.
 DEADLINE = 30.0
@@ -136,6 +138,7 @@ def _data_loader(rank: int, world: int) -> list[int]:
     return seen
 
 
+@pytest.mark.host
 def test_data_loader_workers_of_a_second_run(run_ranks: RunRanks) -> None:
     assert run_ranks(2, _data_loader, timeout=TIMEOUT) == [list(range(8))] * 2
 
@@ -255,6 +258,8 @@ elif how == "sys.exit":
 """
 
 
+@pytest.mark.slow
+@pytest.mark.host
 @pytest.mark.parametrize("how", ["return", "sys.exit"])
 def test_a_forked_script_that_comes_to_its_end(tmp_path: Any, how: str) -> None:
     """The child takes the interpreter down with everything in it."""
@@ -319,7 +324,7 @@ def _used(rank: int, world: int, way: str) -> None:
         assert "another process" in repr(state)
         # A new state would take the parent's place among the ranks.
         for new in (moo.BucketMOO(), moo.BucketMOO(process_group=torch.distributed.group.WORLD), early):
-            kind, words = error_of(lambda new=new: moo.all_reduce(torch.ones(3), new))
+            kind, words = error_of(lambda new=new: moo.all_reduce(torch.ones(3), new))  # type: ignore[misc]
             assert kind is RuntimeError, (kind, words)
             assert "before this process was forked" in words
         kind, words = error_of(lambda: moo.register(fresh))

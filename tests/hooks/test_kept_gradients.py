@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.support.ddp import CAP_MB, WAYS, assert_mgda, batch_of, hook, loss_of, mlp
 
+pytestmark = pytest.mark.device
+
 RunRanks = Callable[..., list[Any]]
 
 # The gradients of two ranks in two passes.
@@ -164,8 +166,8 @@ ZEROING: dict[str, Callable[[nn.Module], Any]] = {
     "to None": lambda model: model.zero_grad(),
     "in place": lambda model: model.zero_grad(set_to_none=False),
     "times 0": lambda model: [p.grad.mul_(-0.0) for p in model.parameters() if p.grad is not None],  # leaves -0.0
-    "a new tensor": lambda model: [setattr(p, "grad", torch.zeros_like(p)) for p in model.parameters()],
-    "deleted": lambda model: [setattr(p, "grad", None) for p in model.parameters()],
+    "a new tensor": lambda model: [setattr(p, "grad", torch.zeros_like(p)) for p in model.parameters()],  # type: ignore[func-returns-value]
+    "deleted": lambda model: [setattr(p, "grad", None) for p in model.parameters()],  # type: ignore[func-returns-value]
 }
 
 
@@ -278,7 +280,7 @@ def _harmless(rank: int, world: int) -> None:
     with said() as messages:
         _backward(ddp, SECOND[rank])
     assert messages == []
-    assert_mgda(np.add(FIRST, SECOND), model.weight.grad[0].double().numpy(), 1e-6)
+    assert_mgda(np.add(FIRST, SECOND), model.weight.grad[0].double().numpy(), 1e-6)  # type: ignore[index]
 
     # One state for the same parameters in one module after another.
     state = moo.BucketMOO()

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tests.support.checks import Outcome, outcome_of
 from tests.support.sketches import MANY, Given, Training, digest, row_of, slim, solvers, verify, width_of
 
+pytestmark = pytest.mark.device
+
 Runner = Callable[..., list[Any]]
 
 Bucket = tuple[int, tuple[str, ...], Outcome | bytes]  # index, parameters, what became of it
@@ -34,7 +36,7 @@ def train(training: Training, rank: int, world: int, seed: int) -> list[list[Buc
         for p in model.parameters():
             p.register_hook(lambda _: time.sleep(pauses.choice((0.0, 0.0, 0.002, 0.005))))
     by_name = dict(model.named_parameters())
-    results = []
+    results: list[list[Bucket]] = []
     for step in range(1, training.steps + 1):
         ddp.zero_grad()
         with ddp.no_sync():
@@ -95,6 +97,7 @@ def check_training(label: str, training: Training, ranks: list[list[list[Bucket]
     return ages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_ddp(run_ranks: Runner, random_seed: int, world: int) -> None:
     kinds = [
@@ -109,8 +112,8 @@ def test_ddp(run_ranks: Runner, random_seed: int, world: int) -> None:
         check_training(f"{training} world={world}", training, [results[index] for results in ranks], random_seed)
     for index in range(0, len(trainings), 2):
         native, hook = ranks[0][index : index + 2]
-        same = [[digest(got) for _, _, got in buckets] for buckets in native]  # type: ignore[arg-type]
-        assert same == [[digest(got) for _, _, got in buckets] for buckets in hook], trainings[index]  # type: ignore[arg-type]
+        same = [[digest(got) for _, _, got in buckets] for buckets in native]
+        assert same == [[digest(got) for _, _, got in buckets] for buckets in hook], trainings[index]
 
 
 def test_ddp_that_keeps_weights_accumulates_or_has_unused_parameters(run_ranks: Runner, random_seed: int) -> None:
@@ -135,6 +138,7 @@ def test_ddp_that_keeps_weights_accumulates_or_has_unused_parameters(run_ranks: 
                     assert not alone or got.weights[rank] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sketch", [moo.Sketch(256), moo.Sketch(256, refresh_every=2, lag=1)], ids=["fresh", "kept"])
 def test_sketches_sent_ahead_by_ranks_out_of_step(run_ranks: Runner, random_seed: int, sketch: moo.Sketch) -> None:
     """Which bucket's sketch goes out when depends on when gradients are ready, on every rank apart; bits do not."""
@@ -145,8 +149,8 @@ def test_sketches_sent_ahead_by_ranks_out_of_step(run_ranks: Runner, random_seed
         if index == 0:
             check_training(f"{training}", training, results, random_seed)
             assert len(results[0][1]) > 15
-        same = [[digest(got) for _, _, got in step] for step in results[0]]  # type: ignore[arg-type]
-        assert same == [[digest(got) for _, _, got in step] for step in ranks[0][0]]  # type: ignore[arg-type]
+        same = [[digest(got) for _, _, got in step] for step in results[0]]
+        assert same == [[digest(got) for _, _, got in step] for step in ranks[0][0]]
         assert all(other == ranks[1][0] for other in results[1:])
 
 

@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.rows import uniform
+from tests.support.sizes import draws
+
+pytestmark = pytest.mark.device
 
 PATTERNS = st.one_of(
     st.integers(0, 2**64 - 1),
@@ -29,7 +32,7 @@ ANY: dict[str, Callable[[int], moo.Method]] = {
     "upgrad": lambda flags: moo.UPGrad(),
     "dualproj": lambda flags: moo.DualProj(),
     "imtlg": lambda flags: moo.IMTLG(),
-    "alignedmtl": lambda flags: moo.AlignedMTL(None, ("min", "median", "mean")[flags % 3]),  # type: ignore[arg-type]
+    "alignedmtl": lambda flags: moo.AlignedMTL(None, ("min", "median", "mean")[flags % 3]),
     "nashmtl": lambda flags: moo.NashMTL([1e-6, 1.0, math.inf][flags % 3]),
     "fairgrad": lambda flags: moo.FairGrad([1e-3, 0.5, 1.0, 50.0][flags % 4]),
     "config": lambda flags: moo.ConFIG(),
@@ -39,12 +42,14 @@ ANY: dict[str, Callable[[int], moo.Method]] = {
 }
 
 
+@pytest.mark.host
 def test_every_method_is_driven() -> None:
     assert set(ANY) == set(moo.available_methods())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", ANY)
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=draws(60, 2000), deadline=None, database=None)
 @given(data=st.data())
 def test_any_bits(method: str, data: st.DataObject) -> None:
     """No crash, no NaN from finite input, and always a certificate."""
@@ -59,7 +64,7 @@ def test_any_bits(method: str, data: st.DataObject) -> None:
         gram.T[upper] = gram[upper]
     chosen = ANY[method](data.draw(st.integers(0, 7)))
     if data.draw(st.booleans()):
-        chosen = moo.Smoothed(chosen, 0.5)
+        chosen = moo.Smoothed(chosen, 0.5)  # type: ignore[arg-type]
     w, certificate = moo.weights(gram, chosen, return_certificate=True)
     assert w.shape == (k,)
     assert torch.isfinite(w).all(), f"{gram} -> {w}"

@@ -26,6 +26,8 @@ from tests.support.rows import (
     weights,
 )
 
+pytestmark = pytest.mark.device
+
 Random = np.random.Generator
 
 
@@ -148,7 +150,7 @@ def test_methods_with_a_preference(rng: Random, method: str, shared: float) -> N
             p = share(preference, k)
             if method == "alignedmtl":
                 for mode in ("min", "median", "mean"):
-                    w, certificate = solve(rows, moo.AlignedMTL(preference, mode))
+                    w, certificate = solve(rows, moo.AlignedMTL(preference, mode))  # type: ignore[arg-type]
                     if k % 2 or mode != "median":
                         assert_update(rows, w, aligned_mtl(rows, p, mode), 1e-9, f"{mode}, K={k}")
                     assert certificate <= 1e-9
@@ -264,9 +266,9 @@ def test_gradvac_first_step_is_pcgrad(rng: Random) -> None:
         rows = rows_of(rng, k, -0.2)
         orders = [rng.permutation(k) for _ in range(k)]
         for beta in (0.0, 0.5, 1.0):
-            w = weights(rows, moo.GradVac(beta, orders))
-            assert_update(rows, w, gradvac(rows, orders, np.zeros((k, k)), beta), 1e-10)
-            assert_update(rows, w, weights(rows, moo.PCGrad(permutation=orders)), 1e-10)
+            w = weights(rows, moo.GradVac(beta, orders))  # type: ignore[arg-type]
+            assert_update(rows, w, gradvac(rows, orders, np.zeros((k, k)), beta), 1e-10)  # type: ignore[arg-type]
+            assert_update(rows, w, weights(rows, moo.PCGrad(permutation=orders)), 1e-10)  # type: ignore[arg-type]
 
 
 def test_gradvac_draws_its_order_from_seed_and_step(rng: Random) -> None:

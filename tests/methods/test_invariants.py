@@ -10,6 +10,8 @@ import torch
 
 from tests.support.rows import CLASSES, PREFERENCE, SIZES, assert_update, gram_of, rows_of, uniform, weights
 
+pytestmark = pytest.mark.device
+
 Random = np.random.Generator
 
 NEW = (
@@ -45,7 +47,7 @@ def test_permutation_of_gradvac(rng: Random) -> None:
         moved = rng.permutation(k)
         place = np.argsort(moved)
         renamed = [[int(place[j]) for j in orders[i]] for i in moved]
-        expected = weights(rows, moo.GradVac(permutation=orders))[moved]
+        expected = weights(rows, moo.GradVac(permutation=orders))[moved]  # type: ignore[arg-type]
         assert_update(rows[moved], weights(rows[moved], moo.GradVac(permutation=renamed)), expected, 1e-9)
 
 
@@ -83,9 +85,9 @@ def test_one_objective(rng: Random, method: str) -> None:
     norm = np.linalg.norm(rows)
     expected = 1.0
     if method == "nashmtl":
-        expected = min(1.0, 1 / 1.0) / norm
+        expected = min(1.0, 1 / 1.0) / norm  # type: ignore[assignment]
     elif method == "fairgrad":
-        expected = 1 / norm
+        expected = 1 / norm  # type: ignore[assignment]
     np.testing.assert_allclose(weights(rows, method), [expected], rtol=1e-9)
 
 
@@ -101,7 +103,7 @@ def test_inactive_objectives(rng: Random, method: str) -> None:
             order = rng.permutation(k)
             place = np.cumsum(on) - 1
             fewer = [[int(place[j]) for j in order if on[j]]] * int(on.sum())
-            methods: tuple[Any, Any] = moo.GradVac(permutation=[order] * k), moo.GradVac(permutation=fewer)
+            methods: tuple[Any, Any] = moo.GradVac(permutation=[order] * k), moo.GradVac(permutation=fewer)  # type: ignore[list-item]
         elif method in PREFERENCE:
             p = rng.random(k) + 0.1
             methods = CLASSES[method](p), CLASSES[method](p[on])

@@ -112,27 +112,27 @@ def test_preferences_of_every_kind(cls: Any) -> None:
         (lambda: moo.UPGrad([1.0, -1.0]), ["UPGrad", "preference", "-1.0", ">= 0"]),
         (lambda: moo.UPGrad([0.0, 0.0]), ["UPGrad", "preference", "not all zero"]),
         (lambda: moo.UPGrad([]), ["UPGrad", "preference"]),
-        (lambda: moo.UPGrad(1.0), ["UPGrad", "preference", "1.0"]),
-        (lambda: moo.UPGrad("ab"), ["UPGrad", "preference", "'a'"]),
+        (lambda: moo.UPGrad(1.0), ["UPGrad", "preference", "1.0"]),  # type: ignore[arg-type]
+        (lambda: moo.UPGrad("ab"), ["UPGrad", "preference", "'a'"]),  # type: ignore[arg-type]
         (lambda: moo.DualProj([math.nan, 1.0]), ["DualProj", "preference", "nan"]),
         (lambda: moo.DualProj([1.7e308, 1.7e308]), ["DualProj", "preference", "finite sum"]),
         (lambda: moo.ConFIG([True, True]), ["ConFIG", "preference", "True"]),
         (lambda: moo.AlignedMTL([math.inf]), ["AlignedMTL", "preference", "inf"]),
-        (lambda: moo.AlignedMTL(None, "max"), ["AlignedMTL", "scale_mode", "'max'", "'min'", "'median'", "'mean'"]),
-        (lambda: moo.AlignedMTL(scale_mode=None), ["AlignedMTL", "scale_mode", "None"]),
+        (lambda: moo.AlignedMTL(None, "max"), ["AlignedMTL", "scale_mode", "'max'", "'min'", "'median'", "'mean'"]),  # type: ignore[arg-type]
+        (lambda: moo.AlignedMTL(scale_mode=None), ["AlignedMTL", "scale_mode", "None"]),  # type: ignore[arg-type]
         (lambda: moo.NashMTL(0.0), ["NashMTL", "max_norm", "0.0", "> 0"]),
         (lambda: moo.NashMTL(math.nan), ["NashMTL", "max_norm", "nan"]),
-        (lambda: moo.NashMTL("1"), ["NashMTL", "max_norm", "'1'"]),
+        (lambda: moo.NashMTL("1"), ["NashMTL", "max_norm", "'1'"]),  # type: ignore[arg-type]
         (lambda: moo.FairGrad(0), ["FairGrad", "alpha", "0", "> 0"]),
         (lambda: moo.FairGrad(math.inf), ["FairGrad", "alpha", "inf", "finite"]),
         (lambda: moo.GradVac(1.5), ["GradVac", "beta", "1.5", "0 to 1"]),
         (lambda: moo.GradVac(-0.1), ["GradVac", "beta", "-0.1"]),
         (lambda: moo.GradVac(True), ["GradVac", "beta", "True"]),
         (lambda: moo.GradVac(permutation=[[0, 1]]), ["GradVac", "permutation", "[[0, 1]]", "K rows"]),
-        (lambda: moo.GradVac(permutation=[[0.5]]), ["GradVac", "permutation", "0.5"]),
-        (lambda: moo.GradVac(permutation=3), ["GradVac", "permutation", "3"]),
+        (lambda: moo.GradVac(permutation=[[0.5]]), ["GradVac", "permutation", "0.5"]),  # type: ignore[list-item]
+        (lambda: moo.GradVac(permutation=3), ["GradVac", "permutation", "3"]),  # type: ignore[arg-type]
         (lambda: moo.Krum(-1), ["Krum", "n_byzantine", "-1", ">= 0"]),
-        (lambda: moo.Krum(0.5), ["Krum", "n_byzantine", "0.5", "integer"]),
+        (lambda: moo.Krum(0.5), ["Krum", "n_byzantine", "0.5", "integer"]),  # type: ignore[arg-type]
         (lambda: moo.Krum(2**31), ["Krum", "n_byzantine", "2**31"]),
         (lambda: moo.Krum(0, 0), ["Krum", "n_selected", "0", ">= 1"]),
         (lambda: moo.Krum(0, True), ["Krum", "n_selected", "True"]),
@@ -161,7 +161,7 @@ def test_smoothed() -> None:
     assert pickle.loads(pickle.dumps(method)) == method
     assert "NashMTL(max_norm=1.0)" in repr(moo.BucketMOO(method))
     with pytest.raises(TypeError, match="smoothed itself"):
-        moo.Smoothed(method, 0.5)
+        moo.Smoothed(method, 0.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="UPGrad"):
         moo.Smoothed(3, 0.5)  # type: ignore[arg-type]
 

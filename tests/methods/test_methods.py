@@ -11,6 +11,8 @@ import torch
 from tests.support import reference as ref
 from tests.support.problems import SIZES, families, gram_of, problems, solve, weights, wide, zero_rows
 
+pytestmark = pytest.mark.device
+
 METHODS: list[str | moo.Method] = ["mean", "mgda", moo.MGDA("l2"), "cagrad", moo.CAGrad(1.5, True), "pcgrad"]
 
 Random = np.random.Generator
@@ -19,6 +21,7 @@ Random = np.random.Generator
 # -------------------------------------------------------------------------------------------- contract
 
 
+@pytest.mark.host
 def test_available_methods() -> None:
     methods = moo.available_methods()
     assert {"mean", "mgda", "cagrad", "pcgrad"} <= set(methods)
@@ -127,7 +130,7 @@ def test_one_objective() -> None:
             (moo.CAGrad(2.0), 3.0),
             (moo.CAGrad(2.0, rescale=True), 1.0),
         ]:
-            assert weights(gram, method)[0] == pytest.approx(expected, rel=1e-15)
+            assert weights(gram, method)[0] == pytest.approx(expected, rel=1e-15)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------ mean
@@ -162,17 +165,18 @@ def test_identical_objectives_share_equally(rng: Random, method: moo.Method) -> 
 # ------------------------------------------------------------------------------------------ parameters
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: moo.CAGrad(c=-0.1), ["CAGrad", "c", "-0.1", ">= 0"]),
         (lambda: moo.CAGrad(c=math.nan), ["c", "nan"]),
         (lambda: moo.CAGrad(c=math.inf), ["c", "inf"]),
-        (lambda: moo.CAGrad(c="0.4"), ["c", "'0.4'"]),
+        (lambda: moo.CAGrad(c="0.4"), ["c", "'0.4'"]),  # type: ignore[arg-type]
         (lambda: moo.CAGrad(c=True), ["c", "True"]),
-        (lambda: moo.CAGrad(rescale=1), ["rescale", "1", "True or False"]),
-        (lambda: moo.MGDA(normalize="l1"), ["normalize", "'l1'", "'none'", "'l2'"]),
-        (lambda: moo.PCGrad(reduction="max"), ["reduction", "'max'", "'mean'", "'sum'"]),
+        (lambda: moo.CAGrad(rescale=1), ["rescale", "1", "True or False"]),  # type: ignore[arg-type]
+        (lambda: moo.MGDA(normalize="l1"), ["normalize", "'l1'", "'none'", "'l2'"]),  # type: ignore[arg-type]
+        (lambda: moo.PCGrad(reduction="max"), ["reduction", "'max'", "'mean'", "'sum'"]),  # type: ignore[arg-type]
         (lambda: moo.PCGrad(permutation=[]), ["permutation", "[]"]),
         (lambda: moo.PCGrad(permutation=[[0, 1]]), ["permutation", "[[0, 1]]"]),
         (lambda: moo.PCGrad(permutation=[[0, 0], [0, 1]]), ["permutation", "[0, 0]"]),
@@ -181,7 +185,7 @@ def test_identical_objectives_share_equally(rng: Random, method: moo.Method) -> 
         (lambda: moo.Mean([0.0, 0.0]), ["weights", "not all zero"]),
         (lambda: moo.Mean([]), ["weights", "not all zero"]),
         (lambda: moo.Mean([math.nan]), ["weights", "nan"]),
-        (lambda: moo.Mean(["1"]), ["weights", "'1'"]),
+        (lambda: moo.Mean(["1"]), ["weights", "'1'"]),  # type: ignore[list-item]
     ],
 )
 def test_bad_parameters(make: Callable[[], object], words: list[str]) -> None:
@@ -191,6 +195,7 @@ def test_bad_parameters(make: Callable[[], object], words: list[str]) -> None:
     assert not missing, f"{missing} not in {str(caught.value)!r}"
 
 
+@pytest.mark.host
 def test_methods_are_values() -> None:
     for make in (
         lambda: moo.Mean([1, 2]),

@@ -8,6 +8,8 @@ from tests.support import reference as ref
 from tests.support.problems import FAMILIES, families, gram_of, problems, solve, spread, weights
 from tests.support.reference import EPSILON, Array
 
+pytestmark = pytest.mark.device
+
 Random = np.random.Generator
 
 

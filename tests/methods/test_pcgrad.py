@@ -12,6 +12,8 @@ from tests.support import reference as ref
 from tests.support.problems import SIZES, families, gram_of, problems, solve, spread, weights, wide
 from tests.support.reference import EPSILON
 
+pytestmark = pytest.mark.device
+
 Random = np.random.Generator
 
 

@@ -123,7 +123,7 @@ def _cmakes() -> dict[tuple[int, ...], str]:
     """Every cmake on the PATH and beside the interpreter, by version."""
     found = {}
     for folder in (*os.get_exec_path(), Path(sys.executable).parent):
-        if cmake := shutil.which("cmake", path=folder):
+        if cmake := shutil.which("cmake", path=folder):  # type: ignore[call-overload]
             said = subprocess.run([cmake, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
             if version := re.match(r"cmake version (\d+)\.(\d+)\.(\d+)", said):
                 found[tuple(map(int, version.groups()))] = cmake
@@ -319,6 +319,7 @@ def test_a_script_runs(command: str) -> None:
     subprocess.run([sys.executable, *command.split()[1:]], cwd=ROOT, timeout=120, check=True)
 
 
+@pytest.mark.slow
 def test_the_whole_example_of_using(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "using.md").read_text(encoding="utf-8").split("\n## A whole example\n")[1]
     found = re.search(r"```python\n(.*?)```\n\n`([^`]+)` prints\n\n```text\n(.*?)```\n", text, re.DOTALL)

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.support import reference as ref
 from tests.support.reference import Array
 
+pytestmark = pytest.mark.device
+
 Runner = Callable[..., list[Any]]
 
 

@@ -6,10 +6,13 @@ from typing import Any
 
 import bucket_moo_ext as moo
 import numpy as np
+import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.support.sketches import Given, row_of
+
+pytestmark = pytest.mark.device
 
 Runner = Callable[..., list[Any]]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def error_of(call: Callable[[], Any]) -> tuple[type[BaseException], str]:
+def error_of(call: Callable[[], Any]) -> tuple[type[BaseException] | type[None], str]:
     """The type and the message that `call` raises; (NoneType, "") if it does not."""
     try:
         call()
@@ -14,7 +14,7 @@ def error_of(call: Callable[[], Any]) -> tuple[type[BaseException], str]:
     return type(None), ""
 
 
-def expect(error: tuple[type[BaseException], str], kind: type[BaseException], *patterns: str) -> None:
+def expect(error: tuple[type[BaseException] | type[None], str], kind: type[BaseException], *patterns: str) -> None:
     """`error` has the type `kind`, exactly, and its message has every pattern."""
     assert error[0] is kind, error
     for pattern in patterns:

@@ -270,7 +270,7 @@ def cagrad_certificate(gram: Array, w: Array, c: float, *others: Array, noise: f
 
     def bound(mix: NDArray[np.longdouble]) -> float:
         square = mix @ g @ mix - max(4 * EPSILON, noise) * (mix @ norms) ** 2
-        return float(u @ g @ mix + radius * np.sqrt(max(square, 0)))
+        return float(u @ g @ mix + radius * np.sqrt(max(square, 0)))  # type: ignore[call-overload]
 
     bounds = [bound(_extended(other[on])) for other in others]
     if v.sum() > 0:
