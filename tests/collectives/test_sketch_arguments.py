@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.checks import outcome
-from tests.support.errors import error_of
+from tests.support.errors import Raised, error_of
 from tests.support.sketches import digest, row_of, rows_of, verify, width_of
 
 Runner = Callable[..., list[Any]]
@@ -76,7 +76,7 @@ MISMATCHES: list[list[str | moo.Sketch]] = [
 ]
 
 
-def rank_mismatch(rank: int, world: int) -> list[tuple[type[BaseException], str]]:
+def rank_mismatch(rank: int, world: int) -> list[Raised]:
     errors = []
     for first, last in MISMATCHES:
         state = moo.BucketMOO(gramian=last if rank == world - 1 else first)
@@ -84,7 +84,7 @@ def rank_mismatch(rank: int, world: int) -> list[tuple[type[BaseException], str]
         errors.append(error_of(lambda state=state, x=x: moo.all_reduce(x, state)))  # type: ignore[misc]
         assert error_of(lambda state=state: moo.all_reduce(torch.ones(300), state)) == errors[-1]  # type: ignore[misc]
         assert bool((x == 1).all())
-    return errors  # type: ignore[return-value]
+    return errors
 
 
 @pytest.mark.device

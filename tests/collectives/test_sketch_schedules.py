@@ -178,7 +178,7 @@ def dominated_row(seed: int, step: int, rank: int, n: int, broken: int | None) -
 
 
 def rank_breaks(rank: int, world: int, seed: int, n: int) -> list[list[Outcome]]:
-    results = []  # type: ignore[var-annotated]
+    results: list[list[Outcome]] = []
     for sketch, plan in BREAKS.items():
         state = moo.BucketMOO("mgda", gramian=sketch)
         results.append([])

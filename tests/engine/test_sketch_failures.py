@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.support.checks import raw
-from tests.support.errors import error_of
+from tests.support.errors import Raised, error_of
 from tests.support.sketches import MANY, Given, Training, row_of
 
 Runner = Callable[..., list[Any]]
@@ -23,7 +23,7 @@ Runner = Callable[..., list[Any]]
 GROUP_TIMEOUT = timedelta(seconds=5)
 
 
-def rank_dies(rank: int, world: int, seed: int, sketch: moo.Sketch, when: str) -> tuple[type[BaseException], str]:
+def rank_dies(rank: int, world: int, seed: int, sketch: moo.Sketch, when: str) -> Raised:
     training = Training(sketch, sizes=MANY)
     ddp = DDP(Given(training.sizes, torch.float32), bucket_cap_mb=0.016)
     state = moo.register(ddp, "mgda", gramian=sketch)
@@ -54,7 +54,7 @@ def rank_dies(rank: int, world: int, seed: int, sketch: moo.Sketch, when: str) -
         assert error_of(lambda: moo.all_reduce(torch.ones(5000), state)) == error, "for good"
     assert time.monotonic() - began < GROUP_TIMEOUT.total_seconds(), "and at once"
     error_of(state.state_dict)  # does not wait for ever
-    return error  # type: ignore[return-value]
+    return error
 
 
 @pytest.mark.slow

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
+
+Raised: TypeAlias = tuple[type[BaseException] | type[None], str]
 
 
-def error_of(call: Callable[[], Any]) -> tuple[type[BaseException] | type[None], str]:
+def error_of(call: Callable[[], Any]) -> Raised:
     """The type and the message that `call` raises; (NoneType, "") if it does not."""
     try:
         call()
@@ -14,7 +16,7 @@ def error_of(call: Callable[[], Any]) -> tuple[type[BaseException] | type[None],
     return type(None), ""
 
 
-def expect(error: tuple[type[BaseException] | type[None], str], kind: type[BaseException], *patterns: str) -> None:
+def expect(error: Raised, kind: type[BaseException], *patterns: str) -> None:
     """`error` has the type `kind`, exactly, and its message has every pattern."""
     assert error[0] is kind, error
     for pattern in patterns:
