@@ -9,7 +9,7 @@
 #ifndef BUCKET_MOO_NONNEGATIVE_QP_HPP
 #define BUCKET_MOO_NONNEGATIVE_QP_HPP
 
-#include <bucket_moo/cholesky.hpp>
+#include <bucket_moo/active_set.hpp>
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
@@ -21,23 +21,17 @@ namespace bucket_moo {
 /// The programme, its current point and the factorised support (where y > q). One object solves for any number of q.
 template <class Lanes>
 class NonnegativeQp {
+  using Support = ActiveSet<Lanes, 0>;
+
  public:
   /// Doubles of scratch for k variables.
-  BUCKET_MOO_HD static constexpr int scratch_size(int k) { return Cholesky<Lanes>::scratch_size(k) + 4 * k + 2; }
+  BUCKET_MOO_HD static constexpr int scratch_size(int k) { return Support::scratch_size(k) + k; }
 
   /// \param k       number of variables, >= 1
   /// \param cosine  [k, k] symmetric with a diagonal of ones; read only
   /// \param scratch scratch_size(k) doubles
   BUCKET_MOO_HD NonnegativeQp(Lanes lanes, int k, const double* cosine, Scratch scratch)
-      : lanes_(lanes),
-        k_(k),
-        cosine_(cosine),
-        factor_(lanes, scratch.doubles(Cholesky<Lanes>::scratch_size(k)), k),
-        gradient_(scratch.doubles(k)),
-        step_(scratch.doubles(k)),
-        column_(scratch.doubles(k)),
-        support_(scratch.ints(k)),
-        place_(scratch.ints(k)) {}
+      : lanes_(lanes), k_(k), cosine_(cosine), support_(lanes, k, scratch), gradient_(scratch.doubles(k)) {}
 
   /// Minimises, until no variable violates optimality by more than rounding noise.
   /// \param lower [k] q >= 0
@@ -46,41 +40,27 @@ class NonnegativeQp {
   BUCKET_MOO_HD int minimise(const double* lower, double* y) {
     lower_ = lower;
     y_ = y;
-    factor_.clear();
-    size_ = 0;
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
-      y_[i] = lower_[i];
-      place_[i] = kOutside;
-    }
-    lanes_.sync();
+    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) y_[i] = lower_[i];
+    support_.clear();
+    support_.forget_progress();
 
     const int cap = 16 * k_ + 64;
-    double best = kInfinity;
     int entering = -1;
     int corrections = 0;
-    bool any_barred = false;
     int iteration = 0;
     for (; iteration < cap; ++iteration) {
       update_gradient();
-      if (value_ < best) {
-        best = value_;
-        if (any_barred) clear_barred();
-        any_barred = false;
-      } else if (entering >= 0) {  // a variable that brought nothing but noise: not again before there is progress
-        if (lanes_.lane() == 0 && place_[entering] == kOutside) place_[entering] = kBarred;
-        any_barred = true;
-        lanes_.sync();
-      }
-      if (corrections < 2 && size_ > 0 && imbalance() > noise_) {
+      support_.judge(value_, entering);
+      if (corrections < 2 && support_.size() > 0 && support_.imbalance(*this) > noise_) {
         ++corrections;
         entering = -1;
       } else {
-        const Located worst = most_violating();
-        if (!(worst.value < -noise_)) break;
+        const Located steepest = support_.steepest(*this);
+        if (!(steepest.value < -noise_)) break;
         corrections = 0;
-        entering = worst.index;
+        entering = steepest.index;
       }
-      descend(entering, !any_barred);
+      descend(entering, !support_.any_barred());
     }
     return iteration;
   }
@@ -105,19 +85,11 @@ class NonnegativeQp {
     return violated > complementary ? violated : complementary;
   }
 
+  /// Of the objective along variable i. Rounding noise in it is noise_.
+  BUCKET_MOO_HD double slope(int i) const { return gradient_[i]; }
+
  private:
-  static constexpr int kOutside = 0;
-  static constexpr int kInside = 1;
-  static constexpr int kBarred = 2;
-
   BUCKET_MOO_HD double cosine(int i, int j) const { return cosine_[i * k_ + j]; }
-
-  BUCKET_MOO_HD void clear_barred() {
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
-      if (place_[i] == kBarred) place_[i] = kOutside;
-    }
-    lanes_.sync();
-  }
 
   /// gradient := Cy, its noise, and the value yᵀCy.
   BUCKET_MOO_HD void update_gradient() {
@@ -137,125 +109,47 @@ class NonnegativeQp {
     noise_ = (k_ + 8) * kEpsilon * length;
   }
 
-  BUCKET_MOO_HD Located most_violating() const {
-    Located worst{kInfinity, k_};
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
-      const Located candidate{gradient_[i], i};
-      if (place_[i] == kOutside && comes_before(candidate, worst)) worst = candidate;
-    }
-    return lanes_.argmin(worst);
-  }
-
-  /// How far the gradient on the support is from the zero it has at its minimiser.
-  BUCKET_MOO_HD double imbalance() const {
-    double largest = 0.0;
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
-      const double size = std::fabs(gradient_[support_[s]]);
-      largest = size > largest ? size : largest;
-    }
-    return lanes_.max(largest);
-  }
-
   /// Lets `entering` (or, if negative, nothing) into the support and minimises over it, dropping the variables that hit
   /// their bound on the way.
   /// \param group whether others that violate optimality about as much may come along: fewer steps, but no guarantee
   BUCKET_MOO_HD void descend(int entering, bool group) {
     for (int guard = 0; guard <= 2 * k_; ++guard) {
       if (entering >= 0 && admit(entering)) {
-        if (group && guard == 0) admit_about_as_violating(gradient_[entering]);
+        if (group && guard == 0) admit_about_as_steep(gradient_[entering]);
         entering = -1;
       }
-      const bool newton = entering < 0;
-      if (newton) {
+      if (entering < 0) {
         load_newton_step();
-      } else {
-        load_dependency();
+      } else {  // along the dependency the direction Σ y_k g_k does not move, up to noise
+        support_.load_dependency();
       }
-      const Located blocking = ratio_test();
-      const bool whole = newton && blocking.value >= 1.0;
-      if (!newton && blocking.value == kInfinity) break;
-      move(whole ? 1.0 : blocking.value, entering);
-      if (whole) break;
-      drop(blocking.index);
+      const int blocking = support_.advance(entering, lower_, y_);
+      if (blocking < 0) break;
+      support_.drop(blocking, lower_, y_);
       update_gradient();
     }
   }
 
-  /// Appends variable i to the support and its factor; false if its column is dependent. Then column_ holds L⁻¹ times
-  /// it.
+  /// Lets variable i into the support; false if it is dependent.
   BUCKET_MOO_HD bool admit(int i) {
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) column_[s] = cosine(i, support_[s]);
+    for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) support_.column()[s] = cosine(i, support_[s]);
     lanes_.sync();
-    const double floor = 4.0 * (size_ + 2) * kEpsilon;
-    if (!factor_.append(column_, 1.0, floor)) {
-      lanes_.sync();
-      return false;
-    }
-    if (lanes_.lane() == 0) {
-      support_[size_] = i;
-      place_[i] = kInside;
-    }
-    ++size_;
-    lanes_.sync();
-    return true;
+    return support_.append(i, 1.0, 4.0 * (support_.size() + 2) * kEpsilon);
   }
 
-  BUCKET_MOO_HD void admit_about_as_violating(double gradient) {
+  BUCKET_MOO_HD void admit_about_as_steep(double slope) {
     constexpr double kAlike = 0.5;
     for (int i = 0; i < k_; ++i) {
-      if (place_[i] == kOutside && gradient_[i] <= kAlike * gradient) admit(i);
+      if (support_.may_enter(i) && gradient_[i] <= kAlike * slope) admit(i);
     }
   }
 
   /// step := the way to the minimiser over the support.
   BUCKET_MOO_HD void load_newton_step() {
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) step_[s] = -gradient_[support_[s]];
+    double* const step = support_.step();
+    for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) step[s] = -gradient_[support_[s]];
     lanes_.sync();
-    factor_.solve(step_);
-  }
-
-  /// step := minus the combination of the support that equals the entering variable's gradient. Along it (with +1 for
-  /// that variable) the direction Σ y_k g_k does not move, up to noise.
-  BUCKET_MOO_HD void load_dependency() {
-    factor_.backward(column_);
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) step_[s] = -column_[s];
-    lanes_.sync();
-  }
-
-  /// How far along step_ the first member of the support reaches its bound, and its place in the support.
-  BUCKET_MOO_HD Located ratio_test() const {
-    Located first{kInfinity, k_};
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
-      if (step_[s] < 0.0) {
-        const int i = support_[s];
-        const Located candidate{(lower_[i] - y_[i]) / step_[s], s};
-        first = comes_before(candidate, first) ? candidate : first;
-      }
-    }
-    return lanes_.argmin(first);
-  }
-
-  BUCKET_MOO_HD void move(double length, int entering) {
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
-      const int i = support_[s];
-      const double moved = y_[i] + length * step_[s];
-      y_[i] = moved > lower_[i] ? moved : lower_[i];
-    }
-    if (entering >= 0 && lanes_.lane() == 0) y_[entering] += length;
-    lanes_.sync();
-  }
-
-  /// Takes the variable at `at` out of the support, to its bound.
-  BUCKET_MOO_HD void drop(int at) {
-    const int variable = support_[at];
-    factor_.remove(at);
-    if (lanes_.lane() == 0) {
-      y_[variable] = lower_[variable];
-      place_[variable] = kOutside;
-      for (int s = at + 1; s < size_; ++s) support_[s - 1] = support_[s];
-    }
-    --size_;
-    lanes_.sync();
+    support_.factor().solve(step);
   }
 
   Lanes lanes_;
@@ -263,13 +157,8 @@ class NonnegativeQp {
   const double* cosine_;
   const double* lower_ = nullptr;
   double* y_ = nullptr;
-  Cholesky<Lanes> factor_;
+  Support support_;
   double* gradient_;
-  double* step_;
-  double* column_;
-  int* support_;
-  int* place_;  // kOutside, kInside, kBarred
-  int size_ = 0;
   double value_ = 0.0;
   double noise_ = 0.0;  // rounding noise of a gradient
 };

@@ -11,7 +11,7 @@
 #ifndef BUCKET_MOO_SIMPLEX_QP_HPP
 #define BUCKET_MOO_SIMPLEX_QP_HPP
 
-#include <bucket_moo/cholesky.hpp>
+#include <bucket_moo/active_set.hpp>
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
@@ -24,9 +24,11 @@ namespace bucket_moo {
 /// minimise() again re-solve from the last answer.
 template <class Lanes>
 class SimplexQp {
+  using Support = ActiveSet<Lanes, 1>;  // rows: the edges of the other members, seen from the first one
+
  public:
   /// Doubles of scratch for k vertices.
-  BUCKET_MOO_HD static constexpr int scratch_size(int k) { return Cholesky<Lanes>::scratch_size(k) + 5 * k + 2; }
+  BUCKET_MOO_HD static constexpr int scratch_size(int k) { return Support::scratch_size(k) + 2 * k; }
 
   /// \param k      number of vertices, >= 1
   /// \param gram   [k, k] symmetric, finite, of any scale; read only
@@ -42,13 +44,9 @@ class SimplexQp {
         linear_(linear),
         offset_(offset),
         x_(x),
-        factor_(lanes, scratch.doubles(Cholesky<Lanes>::scratch_size(k)), k),
+        support_(lanes, k, scratch),
         gradient_(scratch.doubles(k)),
-        norm_(scratch.doubles(k)),
-        step_(scratch.doubles(k)),
-        column_(scratch.doubles(k)),
-        support_(scratch.ints(k)),
-        barred_(scratch.ints(k)) {}
+        norm_(scratch.doubles(k)) {}
 
   /// Moves to the best vertex, with the given mass > 0.
   BUCKET_MOO_HD void start(double mass) {
@@ -59,17 +57,12 @@ class SimplexQp {
       const Located candidate{0.5 * mass * square + linear(i), i};
       best = comes_before(candidate, best) ? candidate : best;
       norm_[i] = std::sqrt(square > 0.0 ? square : 0.0);
-      barred_[i] = 0;
       x_[i] = 0.0;
     }
     const int first = lanes_.argmin(best).index;
-    lanes_.sync();
-    factor_.clear();
-    size_ = 1;
-    if (lanes_.lane() == 0) {
-      support_[0] = first;
-      x_[first] = mass;
-    }
+    support_.clear();
+    support_.append(first);
+    if (lanes_.lane() == 0) x_[first] = mass;
     lanes_.sync();
   }
 
@@ -77,42 +70,29 @@ class SimplexQp {
   BUCKET_MOO_HD void set_mass(double mass) {
     const double ratio = mass / mass_;
     mass_ = mass;
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
-      x_[i] *= ratio;
-      barred_[i] = 0;
-    }
+    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) x_[i] *= ratio;
     lanes_.sync();
   }
 
   /// Minimises from the current point, until no vertex violates optimality by more than rounding noise.
   /// \return changes of the support made. Cost: O(k²) each. Stops after a fixed number in any case.
   BUCKET_MOO_HD int minimise() {
+    support_.forget_progress();
     const int cap = 16 * k_ + 64;
-    double best = kInfinity;
     int entering = -1;
     int corrections = 0;
-    bool any_barred = false;
     int iteration = 0;
     for (; iteration < cap; ++iteration) {
       rescale_to_mass();
       update_gradient();
-      const double value = objective();
-      if (value < best) {
-        best = value;
-        if (any_barred) clear_barred();
-        any_barred = false;
-      } else if (entering >= 0) {  // a vertex that brought nothing but noise: not again before there is progress
-        if (lanes_.lane() == 0) barred_[entering] = 1;
-        any_barred = true;
-        lanes_.sync();
-      }
-      const Located worst = most_violating();
-      if (corrections < 2 && imbalance() > noise_) {
+      support_.judge(objective(), entering);
+      const Located steepest = support_.steepest(*this);
+      if (corrections < 2 && support_.imbalance(*this) > noise_) {
         ++corrections;
         entering = -1;
-      } else if (worst.value < -noise_) {
+      } else if (steepest.value < -noise_) {
         corrections = 0;
-        entering = worst.index;
+        entering = steepest.index;
       } else {
         break;
       }
@@ -126,15 +106,15 @@ class SimplexQp {
   /// \param q [k], out; zero outside the support
   BUCKET_MOO_HD void minimise_affine(double* q) {
     const int base = support_[0];
-    for (int i = lanes_.lane(); i < size_ - 1; i += lanes_.count()) {
-      step_[i + 1] = gram(base, base) - gram(support_[i + 1], base);
+    double* const step = support_.step();
+    for (int s = 1 + lanes_.lane(); s < support_.size(); s += lanes_.count()) {
+      step[s] = gram(base, base) - gram(support_[s], base);
     }
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) q[i] = 0.0;
     lanes_.sync();
-    const double others = solve_step();
-    if (lanes_.lane() == 0) step_[0] = 1.0 - others;
-    lanes_.sync();
-    for (int i = lanes_.lane(); i < size_; i += lanes_.count()) q[support_[i]] = step_[i];
+    support_.factor().solve(step + 1);
+    balance_step(1.0);
+    for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) q[support_[s]] = step[s];
     lanes_.sync();
   }
 
@@ -142,6 +122,12 @@ class SimplexQp {
 
   /// [k] Gx + b, as of the end of minimise().
   BUCKET_MOO_HD const double* gradient() const { return gradient_; }
+
+  /// Slope of the objective towards vertex i, per unit of a bound on the distance. Rounding noise in it is noise_.
+  BUCKET_MOO_HD double slope(int i) const {
+    const double distance = norm_[i] + radius_;
+    return distance > 0.0 ? (gradient_[i] - level_) / distance : 0.0;
+  }
 
  private:
   BUCKET_MOO_HD double gram(int i, int j) const { return gram_[i * k_ + j]; }
@@ -156,26 +142,21 @@ class SimplexQp {
   /// Below this, the squared distance of `i` to the hull of the support is rounding noise.
   BUCKET_MOO_HD double dependence_floor(int i) const {
     const int base = support_[0];
-    return 4.0 * (size_ + 2) * kEpsilon * (gram(i, i) + gram(base, base));
+    return 4.0 * (support_.size() + 2) * kEpsilon * (gram(i, i) + gram(base, base));
   }
 
   BUCKET_MOO_HD void rescale_to_mass() {
     double total = 0.0;
-    for (int i = lanes_.lane(); i < size_; i += lanes_.count()) total += x_[support_[i]];
+    for (int i = lanes_.lane(); i < support_.size(); i += lanes_.count()) total += x_[support_[i]];
     const double ratio = mass_ / lanes_.sum(total);
-    for (int i = lanes_.lane(); i < size_; i += lanes_.count()) x_[support_[i]] *= ratio;
-    lanes_.sync();
-  }
-
-  BUCKET_MOO_HD void clear_barred() {
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) barred_[i] = 0;
+    for (int i = lanes_.lane(); i < support_.size(); i += lanes_.count()) x_[support_[i]] *= ratio;
     lanes_.sync();
   }
 
   /// gradient := Gx + b, and the quantities that optimality is judged by.
   BUCKET_MOO_HD void update_gradient() {
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) gradient_[i] = linear(i);
-    for (int s = 0; s < size_; ++s) {
+    for (int s = 0; s < support_.size(); ++s) {
       const int j = support_[s];
       const double xj = x_[j];
       const double* const row = gram_ + j * k_;
@@ -184,7 +165,7 @@ class SimplexQp {
     lanes_.sync();
     double length = 0.0;
     double product = 0.0;
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
+    for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) {
       const int j = support_[s];
       length += x_[j] * norm_[j];
       product += x_[j] * gradient_[j];
@@ -198,38 +179,11 @@ class SimplexQp {
   /// ½ xᵀGx + bᵀx
   BUCKET_MOO_HD double objective() const {
     double value = 0.0;
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
+    for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) {
       const int j = support_[s];
       value += 0.5 * x_[j] * (gradient_[j] + linear(j));
     }
     return lanes_.sum(value);
-  }
-
-  /// Slope of the objective towards vertex i, per unit of a bound on the distance. Rounding noise in it is noise_.
-  BUCKET_MOO_HD double slope(int i) const {
-    const double distance = norm_[i] + radius_;
-    return distance > 0.0 ? (gradient_[i] - level_) / distance : 0.0;
-  }
-
-  /// The vertex of the steepest descent; a negative slope is a violation of optimality.
-  BUCKET_MOO_HD Located most_violating() const {
-    Located worst{kInfinity, k_};
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
-      const Located candidate{slope(i), i};
-      // In the support x > 0; everything else is exactly zero.
-      if (x_[i] == 0.0 && barred_[i] == 0 && comes_before(candidate, worst)) worst = candidate;
-    }
-    return lanes_.argmin(worst);
-  }
-
-  /// How far the slopes on the support are from the zero they have at its minimiser.
-  BUCKET_MOO_HD double imbalance() const {
-    double largest = 0.0;
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
-      const double size = std::fabs(slope(support_[s]));
-      largest = size > largest ? size : largest;
-    }
-    return lanes_.max(largest);
   }
 
   /// Lets `entering` (or, if negative, nothing) into the support and minimises over it, dropping the vertices that hit
@@ -237,142 +191,88 @@ class SimplexQp {
   BUCKET_MOO_HD void descend(int entering) {
     for (int guard = 0; guard <= k_ + 1; ++guard) {
       if (entering >= 0 && admit(entering)) entering = -1;
-      const bool newton = entering < 0;
-      if (newton) {
+      if (entering < 0) {
         load_newton_step();
       } else {
         load_dependency();
       }
-      const Located blocking = ratio_test();
-      const bool whole = newton && blocking.value >= 1.0;
-      if (!newton && blocking.value == kInfinity) break;
-      move(whole ? 1.0 : blocking.value, entering);
-      if (whole) break;
-      drop(blocking.index);
-      if (size_ > 0) update_gradient_with(entering);
+      const int blocking = support_.advance(entering, nullptr, x_);
+      if (blocking < 0) break;
+      support_.drop(blocking, nullptr, x_);
+      if (support_.size() == 0) continue;
+      if (blocking == 0) rebase();
+      update_gradient_with(entering);
     }
   }
 
   /// The gradient with x on the support and, while one is pending, on the entering vertex.
   BUCKET_MOO_HD void update_gradient_with(int entering) {
-    if (entering < 0) {
-      update_gradient();
-      return;
-    }
-    if (lanes_.lane() == 0) support_[size_] = entering;  // free: a vertex was dropped just before
-    ++size_;
-    lanes_.sync();
+    if (entering >= 0) support_.append(entering);  // there is room: a vertex was dropped just before
     update_gradient();
-    --size_;
+    if (entering >= 0) support_.pop();
   }
 
-  /// Appends vertex i to the support and its factor; false if it is affinely dependent. Then column_ holds L⁻¹ times
-  /// the edges to it.
+  /// Lets vertex i into the support; false if it is affinely dependent.
   BUCKET_MOO_HD bool admit(int i) {
-    if (size_ > 0) {
-      load_column(i);
-      if (!factor_.append(column_, edge(i, i), dependence_floor(i))) return false;
+    if (support_.size() == 0) {
+      support_.append(i);
+      return true;
     }
-    lanes_.sync();
-    if (lanes_.lane() == 0) support_[size_] = i;
-    ++size_;
-    lanes_.sync();
-    return true;
+    load_column(i);
+    return support_.append(i, edge(i, i), dependence_floor(i));
   }
 
   BUCKET_MOO_HD void load_column(int i) {
-    for (int s = lanes_.lane(); s < factor_.size(); s += lanes_.count()) column_[s] = edge(support_[s + 1], i);
+    double* const column = support_.column();
+    for (int s = lanes_.lane(); s < support_.factor().size(); s += lanes_.count()) {
+      column[s] = edge(support_[s + 1], i);
+    }
     lanes_.sync();
   }
 
-  /// Solves for step_[1 .. size) in place; \return its sum.
-  BUCKET_MOO_HD double solve_step() {
-    factor_.solve(step_ + 1);
+  /// step[0] := what makes the sum of the step `total`.
+  BUCKET_MOO_HD void balance_step(double total) {
+    double* const step = support_.step();
     double others = 0.0;
-    for (int s = 1 + lanes_.lane(); s < size_; s += lanes_.count()) others += step_[s];
-    return lanes_.sum(others);
+    for (int s = 1 + lanes_.lane(); s < support_.size(); s += lanes_.count()) others += step[s];
+    others = lanes_.sum(others);
+    if (lanes_.lane() == 0) step[0] = total - others;
+    lanes_.sync();
   }
 
   /// step := the way to the minimiser over the affine hull of the support.
   BUCKET_MOO_HD void load_newton_step() {
+    double* const step = support_.step();
     const double at_base = gradient_[support_[0]];
-    for (int s = 1 + lanes_.lane(); s < size_; s += lanes_.count()) step_[s] = at_base - gradient_[support_[s]];
+    for (int s = 1 + lanes_.lane(); s < support_.size(); s += lanes_.count()) {
+      step[s] = at_base - gradient_[support_[s]];
+    }
     lanes_.sync();
-    const double others = solve_step();
-    if (lanes_.lane() == 0) step_[0] = -others;
-    lanes_.sync();
+    support_.factor().solve(step + 1);
+    balance_step(0.0);
   }
 
   /// step := minus the affine combination of the support that equals the entering vertex. Along it (with +1 for the
   /// vertex itself) the direction Σ x_k g_k does not move, up to noise, and the objective descends linearly.
   BUCKET_MOO_HD void load_dependency() {
-    factor_.backward(column_);
-    double others = 0.0;
-    for (int s = 1 + lanes_.lane(); s < size_; s += lanes_.count()) {
-      step_[s] = -column_[s - 1];
-      others += column_[s - 1];
-    }
-    others = lanes_.sum(others);
-    if (lanes_.lane() == 0) step_[0] = others - 1.0;
-    lanes_.sync();
-  }
-
-  /// How far along step_ the first member of the support reaches zero, and its place in the support.
-  BUCKET_MOO_HD Located ratio_test() const {
-    Located first{kInfinity, k_};
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
-      if (step_[s] < 0.0) {
-        const Located candidate{-x_[support_[s]] / step_[s], s};
-        first = comes_before(candidate, first) ? candidate : first;
-      }
-    }
-    return lanes_.argmin(first);
-  }
-
-  BUCKET_MOO_HD void move(double length, int entering) {
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
-      const double moved = x_[support_[s]] + length * step_[s];
-      x_[support_[s]] = moved > 0.0 ? moved : 0.0;
-    }
-    if (entering >= 0 && lanes_.lane() == 0) x_[entering] += length;
-    lanes_.sync();
-  }
-
-  /// Takes the vertex at `place` out of the support.
-  BUCKET_MOO_HD void drop(int place) {
-    const int vertex = support_[place];
-    if (place > 0) factor_.remove(place - 1);
-    lanes_.sync();
-    if (lanes_.lane() == 0) {
-      x_[vertex] = 0.0;
-      for (int s = place + 1; s < size_; ++s) support_[s - 1] = support_[s];
-    }
-    --size_;
-    lanes_.sync();
-    if (place == 0 && size_ > 0) rebase();
+    support_.load_dependency();
+    balance_step(-1.0);
   }
 
   /// Chooses the shortest member as the base, which keeps cancellation in the edges small, and factorises anew.
   BUCKET_MOO_HD void rebase() {
     Located shortest{kInfinity, k_};
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
+    for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) {
       const Located candidate{norm_[support_[s]], s};
       shortest = comes_before(candidate, shortest) ? candidate : shortest;
     }
-    const int place = lanes_.argmin(shortest).index;
-    lanes_.sync();
-    if (lanes_.lane() == 0) {
-      const int vertex = support_[place];
-      support_[place] = support_[0];
-      support_[0] = vertex;
-    }
-    lanes_.sync();
-    factor_.clear();
-    for (int s = 1; s < size_; ++s) {
+    support_.swap_with_first(lanes_.argmin(shortest).index);
+    Cholesky<Lanes>& factor = support_.factor();
+    factor.clear();
+    for (int s = 1; s < support_.size(); ++s) {
       const int vertex = support_[s];
       load_column(vertex);
-      const double floor = dependence_floor(vertex);
-      factor_.append_independent(column_, edge(vertex, vertex), floor);
+      factor.append_independent(support_.column(), edge(vertex, vertex), dependence_floor(vertex));
     }
   }
 
@@ -382,14 +282,9 @@ class SimplexQp {
   const double* linear_;
   double offset_;
   double* x_;
-  Cholesky<Lanes> factor_;  // of the edges of support_[1 .. size) seen from support_[0]
+  Support support_;
   double* gradient_;
   double* norm_;
-  double* step_;
-  double* column_;
-  int* support_;
-  int* barred_;
-  int size_ = 0;
   double mass_ = 1.0;
   double level_ = 0.0;   // the mean of the gradient under x: its value everywhere on an optimal support
   double radius_ = 0.0;  // bound on the norm of Σ x_k g_k / mass
