@@ -3,6 +3,7 @@
 
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
+#include <bucket_moo/method_list.hpp>
 #include <bucket_moo/solve.hpp>
 #include <bucket_moo/state_layout.hpp>
 
@@ -18,7 +19,7 @@ __host__ __device__ std::size_t scratch_size(const Method& method, int k) {
   return solve_scratch_size(k) + state_size(method, k);
 }
 
-template <MethodId id>
+template <class M>
 __device__ void solve_problem(const SolveBatch& batch, double* shared) {
   const std::size_t problem = blockIdx.x;
   const std::size_t k = static_cast<std::size_t>(batch.k);
@@ -26,8 +27,8 @@ __device__ void solve_problem(const SolveBatch& batch, double* shared) {
       batch.workspace == nullptr ? shared : batch.workspace + problem * scratch_size(batch.method, batch.k);
   const RandomKey key{batch.key.seed, batch.key.step, batch.key.bucket + problem};
   double* const state = batch.states == nullptr ? nullptr : batch.states + problem * state_size(batch.method, batch.k);
-  const Solution solution = solve_one<id>(WarpLanes{}, batch.method, key, batch.k, batch.gramians + problem * k * k,
-                                          batch.weights + problem * k, scratch, state);
+  const Solution solution = solve_one<M>(WarpLanes{}, batch.method, key, batch.k, batch.gramians + problem * k * k,
+                                         batch.weights + problem * k, scratch, state);
   if (batch.solutions != nullptr && WarpLanes::lane() == 0) batch.solutions[problem] = solution;
 }
 
@@ -42,7 +43,7 @@ __device__ void refuse_step(const SolveStep& step) {
   }
 }
 
-template <MethodId id>
+template <class M>
 __device__ void solve_bucket(const SolveStep& step, double* shared) {
   constexpr WarpLanes lanes;
   const StepHeader header = *step.table.header;
@@ -53,7 +54,7 @@ __device__ void solve_bucket(const SolveStep& step, double* shared) {
   if (state != nullptr) copy_state(lanes, step.method, k, {kept.values, kept.size, kept.place}, {state, k, nullptr});
   const RandomKey key{step.seed, static_cast<std::uint64_t>(header.step), step.bucket};
   const Solution solution =
-      solve_one<id>(lanes, step.method, key, k, step.result.gramian, step.result.weights, scratch, state);
+      solve_one<M>(lanes, step.method, key, k, step.result.gramian, step.result.weights, scratch, state);
   if (state != nullptr) {
     copy_state(lanes, step.method, k, {state, k, nullptr}, kept);
     double* const met = step.state + state_size(step.method, step.capacity);
@@ -77,52 +78,25 @@ struct Arguments {
 
 /// One block of one warp per problem: a problem's scratch is then the block's shared memory, and warps need no barrier.
 /// One kernel per method, so that each has registers for itself alone.
-template <MethodId id>
+template <class M>
 __global__ void __launch_bounds__(kWarp, 1) solve_kernel(const Arguments arguments) {
   double* const shared = dynamic_shared<double>();
   if (!arguments.in_step) {
-    solve_problem<id>(arguments.batch, shared);
+    solve_problem<M>(arguments.batch, shared);
   } else if (arguments.step.table.header->error != StepError::none) {
     refuse_step(arguments.step);
   } else {
-    solve_bucket<id>(arguments.step, shared);
+    solve_bucket<M>(arguments.step, shared);
   }
 }
 
 using SolveKernel = void (*)(Arguments);
 
-SolveKernel kernel_of(MethodId id) {
-  switch (id) {
-    case MethodId::mean:
-      return solve_kernel<MethodId::mean>;
-    case MethodId::mgda:
-      return solve_kernel<MethodId::mgda>;
-    case MethodId::cagrad:
-      return solve_kernel<MethodId::cagrad>;
-    case MethodId::pcgrad:
-      return solve_kernel<MethodId::pcgrad>;
-    case MethodId::upgrad:
-      return solve_kernel<MethodId::upgrad>;
-    case MethodId::dualproj:
-      return solve_kernel<MethodId::dualproj>;
-    case MethodId::imtlg:
-      return solve_kernel<MethodId::imtlg>;
-    case MethodId::aligned_mtl:
-      return solve_kernel<MethodId::aligned_mtl>;
-    case MethodId::nash_mtl:
-      return solve_kernel<MethodId::nash_mtl>;
-    case MethodId::fairgrad:
-      return solve_kernel<MethodId::fairgrad>;
-    case MethodId::config:
-      return solve_kernel<MethodId::config>;
-    case MethodId::gradvac:
-      return solve_kernel<MethodId::gradvac>;
-    case MethodId::krum:
-      return solve_kernel<MethodId::krum>;
-    case MethodId::adasum:
-      return solve_kernel<MethodId::adasum>;
-  }
-  return nullptr;
+template <class... Each>
+SolveKernel kernel_of(MethodList<Each...>, MethodId id) {
+  constexpr SolveKernel kernels[] = {solve_kernel<Each>...};  // the place of a method in the list is its id
+  const int place = static_cast<int>(id);
+  return place >= 0 && place < kMethods ? kernels[place] : nullptr;
 }
 
 bool in_range(int batch, int k) { return batch >= 0 && k >= 1 && k <= kMaxObjectives; }
@@ -141,7 +115,7 @@ cudaError_t fits_shared(const Method& method, int k, bool* fits) {
 
 cudaError_t launch_kernel(const Arguments& arguments, const Method& method, int batch, int k, bool has_workspace,
                           cudaStream_t stream) {
-  const SolveKernel kernel = kernel_of(method.id);
+  const SolveKernel kernel = kernel_of(Methods{}, method.id);
   if (kernel == nullptr) return cudaErrorInvalidValue;
   std::size_t shared = 0;
   if (!has_workspace) {

@@ -28,7 +28,7 @@ void bind_methods(py::module_& module) {
            py::arg("preference") = std::vector<double>(), py::arg("permutation") = std::vector<std::int64_t>())
       .def("smoothed", &MethodConfig::smoothed, py::arg("alpha"))
       .def("state_size", &state_size_of, py::arg("k"));
-  module.attr("METHOD_NAMES") = py::tuple(py::cast(std::vector<std::string>(kMethodNames, kMethodNames + kMethods)));
+  module.attr("METHOD_NAMES") = py::tuple(py::cast(std::vector<std::string>(kMethodNames.begin(), kMethodNames.end())));
 }
 
 }  // namespace bucket_moo

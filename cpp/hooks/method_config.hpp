@@ -14,21 +14,8 @@ namespace bucket_moo {
 
 /// A method by name and plain values, as Python and the operators hand it over. What is empty has the method's default;
 /// what a method has no use for must be empty.
-///
-/// | name                | numbers                     | mode           | preference | permutation |
-/// |---------------------|-----------------------------|----------------|------------|-------------|
-/// | mean                |                             |                | weights    |             |
-/// | mgda                |                             | normalize      |            |             |
-/// | cagrad              | c, rescale (0 or 1)         |                |            |             |
-/// | pcgrad              |                             | reduction      |            | yes         |
-/// | upgrad, dualproj    |                             |                | yes        |             |
-/// | imtlg, adasum       |                             |                |            |             |
-/// | alignedmtl          |                             | scale_mode     | yes        |             |
-/// | nashmtl             | max_norm (0: no bound)      |                |            |             |
-/// | fairgrad            | alpha                       |                |            |             |
-/// | config              |                             |                | yes        |             |
-/// | gradvac             | beta                        |                |            | yes         |
-/// | krum                | n_byzantine, n_selected     |                |            |             |
+/// Which options a method has says visit_options() in its file: numbers are given in the order there (a flag as 0 or 1),
+/// a NashMTL max_norm of 0 is no bound, and Mean's `weights` are a preference.
 struct MethodOptions {
   std::string_view name;                    ///< one of kMethodNames in small letters
   c10::ArrayRef<double> numbers;            ///< all of them or none
@@ -67,6 +54,7 @@ class MethodConfig {
 
  private:
   Method method_;
+  const char* preference_name_ = nullptr;  // nullptr: the method has none
   std::vector<double> preference_;
   std::vector<int> permutation_;
   std::size_t rows_ = 0;  // of the permutation

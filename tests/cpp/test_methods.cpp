@@ -54,12 +54,7 @@ bool regular(const std::string& family) {
 /// Families that a float64 solution of 1e-8 must exist for.
 bool easy(const std::string& family) { return regular(family) && !starts(family, "condition 1e10"); }
 
-std::string method_name(MethodId id) {
-  const std::vector<std::string> names{"mean",     "mgda",    "cagrad",      "pcgrad",   "upgrad",
-                                       "dualproj", "imtlg",   "aligned_mtl", "nash_mtl", "fairgrad",
-                                       "config",   "gradvac", "krum",        "adasum"};
-  return names[static_cast<std::size_t>(id)];
-}
+std::string method_name(MethodId id) { return bucket_moo::kMethodNames[static_cast<std::size_t>(id)]; }
 
 Method of(MethodId id) { return {.id = id}; }
 

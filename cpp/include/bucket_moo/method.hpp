@@ -6,6 +6,7 @@
 
 namespace bucket_moo {
 
+/// In the order of the list in method_list.hpp.
 enum class MethodId : int {
   mean,
   mgda,
@@ -21,15 +22,6 @@ enum class MethodId : int {
   gradvac,
   krum,
   adasum,
-};
-
-inline constexpr int kMethods = 14;
-
-/// For messages, by MethodId: the names of the Python classes, which in small letters are the names that `method=`
-/// takes.
-inline constexpr const char* kMethodNames[kMethods] = {
-    "Mean",       "MGDA",    "CAGrad",   "PCGrad", "UPGrad",  "DualProj", "IMTLG",
-    "AlignedMTL", "NashMTL", "FairGrad", "ConFIG", "GradVac", "Krum",     "Adasum",
 };
 
 /// What the gradients are divided by before they are compared.

@@ -6,20 +6,8 @@
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method.hpp>
-#include <bucket_moo/methods/adasum.hpp>
-#include <bucket_moo/methods/aligned_mtl.hpp>
-#include <bucket_moo/methods/cagrad.hpp>
-#include <bucket_moo/methods/config.hpp>
-#include <bucket_moo/methods/dualproj.hpp>
-#include <bucket_moo/methods/fairgrad.hpp>
-#include <bucket_moo/methods/gradvac.hpp>
-#include <bucket_moo/methods/imtlg.hpp>
-#include <bucket_moo/methods/krum.hpp>
+#include <bucket_moo/method_list.hpp>
 #include <bucket_moo/methods/mean.hpp>
-#include <bucket_moo/methods/mgda.hpp>
-#include <bucket_moo/methods/nash_mtl.hpp>
-#include <bucket_moo/methods/pcgrad.hpp>
-#include <bucket_moo/methods/upgrad.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/random.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -35,11 +23,6 @@ namespace bucket_moo {
 BUCKET_MOO_HD constexpr std::size_t solve_scratch_size(int k) {
   // The active Gramian; the eigensolver's matrix and rotations, 3 k² (the others need less); vectors.
   return static_cast<std::size_t>(k) * static_cast<std::size_t>(4 * k + 32) + 32;
-}
-
-/// The largest residual that counts as solved.
-BUCKET_MOO_HD constexpr double certificate_tolerance(MethodId id) {
-  return id == MethodId::nash_mtl || id == MethodId::fairgrad ? kEquilibriumTolerance : kCertificateTolerance;
 }
 
 /// Whether every entry of a [k, k] matrix is finite.
@@ -67,88 +50,40 @@ BUCKET_MOO_HD double scale_factor(Lanes lanes, int k, const double* gramian, int
   return std::ldexp(1.0, -exponent);
 }
 
-/// Runs the method `id`, of the options in `method`, on the active objectives.
-/// \param state as solve()
-template <MethodId id, class Lanes>
-BUCKET_MOO_HD Solution run_method(Lanes lanes, const Method& method, const Problem& problem, double* state,
-                                  double* weights, Scratch scratch) {
-  Solution solution;
-  if constexpr (id == MethodId::mgda) {
-    solution = solve_mgda(lanes, method.mgda, problem.k, problem.gram, weights, scratch);
-  } else if constexpr (id == MethodId::cagrad) {
-    solution = solve_cagrad(lanes, method.cagrad, problem.k, problem.gram, weights, scratch);
-  } else if constexpr (id == MethodId::pcgrad) {
-    solve_pcgrad(lanes, method.pcgrad, problem, weights, scratch);
-  } else if constexpr (id == MethodId::upgrad) {
-    solution = solve_upgrad(lanes, method.upgrad, problem, weights, scratch);
-  } else if constexpr (id == MethodId::dualproj) {
-    solution = solve_dualproj(lanes, method.dualproj, problem, weights, scratch);
-  } else if constexpr (id == MethodId::imtlg) {
-    solution = solve_imtlg(lanes, method.imtlg, problem, weights, scratch);
-  } else if constexpr (id == MethodId::aligned_mtl) {
-    solution = solve_aligned_mtl(lanes, method.aligned_mtl, problem, weights, scratch);
-  } else if constexpr (id == MethodId::nash_mtl) {
-    solution = solve_nash_mtl(lanes, method.nash_mtl, problem, weights, scratch);
-  } else if constexpr (id == MethodId::fairgrad) {
-    solution = solve_fairgrad(lanes, method.fairgrad, problem, weights, scratch);
-  } else if constexpr (id == MethodId::config) {
-    solution = solve_config(lanes, method.config, problem, weights, scratch);
-  } else if constexpr (id == MethodId::gradvac) {
-    solve_gradvac(lanes, method.gradvac, problem, state, weights, scratch);
-  } else if constexpr (id == MethodId::krum) {
-    solution = solve_krum(lanes, method.krum, problem, weights, scratch);
-  } else if constexpr (id == MethodId::adasum) {
-    solve_adasum(lanes, problem, weights, scratch);
-  }
-  return solution;
-}
-
-/// Chooses run_method() by method.id.
-struct RunAnyMethod {
+/// One method, known when compiling: for kernels, where registers are those of the most demanding branch.
+template <class M>
+struct RunOneMethod {
+  /// \param state as solve()
   template <class Lanes>
   BUCKET_MOO_HD Solution operator()(Lanes lanes, const Method& method, const Problem& problem, double* state,
                                     double* weights, Scratch scratch) const {
-    switch (method.id) {
-      case MethodId::mean:
-        break;
-      case MethodId::mgda:
-        return run_method<MethodId::mgda>(lanes, method, problem, state, weights, scratch);
-      case MethodId::cagrad:
-        return run_method<MethodId::cagrad>(lanes, method, problem, state, weights, scratch);
-      case MethodId::pcgrad:
-        return run_method<MethodId::pcgrad>(lanes, method, problem, state, weights, scratch);
-      case MethodId::upgrad:
-        return run_method<MethodId::upgrad>(lanes, method, problem, state, weights, scratch);
-      case MethodId::dualproj:
-        return run_method<MethodId::dualproj>(lanes, method, problem, state, weights, scratch);
-      case MethodId::imtlg:
-        return run_method<MethodId::imtlg>(lanes, method, problem, state, weights, scratch);
-      case MethodId::aligned_mtl:
-        return run_method<MethodId::aligned_mtl>(lanes, method, problem, state, weights, scratch);
-      case MethodId::nash_mtl:
-        return run_method<MethodId::nash_mtl>(lanes, method, problem, state, weights, scratch);
-      case MethodId::fairgrad:
-        return run_method<MethodId::fairgrad>(lanes, method, problem, state, weights, scratch);
-      case MethodId::config:
-        return run_method<MethodId::config>(lanes, method, problem, state, weights, scratch);
-      case MethodId::gradvac:
-        return run_method<MethodId::gradvac>(lanes, method, problem, state, weights, scratch);
-      case MethodId::krum:
-        return run_method<MethodId::krum>(lanes, method, problem, state, weights, scratch);
-      case MethodId::adasum:
-        return run_method<MethodId::adasum>(lanes, method, problem, state, weights, scratch);
-    }
+    return M::solve(lanes, method, problem, state, weights, scratch);
+  }
+};
+
+/// Never called: solve_with() writes the weights of Mean, which counts inactive objectives too.
+template <>
+struct RunOneMethod<MeanMethod> {
+  template <class Lanes>
+  BUCKET_MOO_HD Solution operator()(Lanes, const Method&, const Problem&, double*, double*, Scratch) const {
     return Solution{};
   }
 };
 
-/// One method, known when compiling: for kernels, where registers are those of the most demanding branch.
-template <MethodId id>
-struct RunOneMethod {
+/// The method that method.id says, of a list.
+template <class List>
+struct RunAnyMethod;
+
+template <class... Each>
+struct RunAnyMethod<MethodList<Each...>> {
   template <class Lanes>
   BUCKET_MOO_HD Solution operator()(Lanes lanes, const Method& method, const Problem& problem, double* state,
                                     double* weights, Scratch scratch) const {
-    return run_method<id>(lanes, method, problem, state, weights, scratch);
+    Solution solution;
+    static_cast<void>(((method.id == Each::kId &&
+                        (solution = RunOneMethod<Each>{}(lanes, method, problem, state, weights, scratch), true)) ||
+                       ...));
+    return solution;
   }
 };
 
@@ -179,7 +114,7 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
   }
   lanes.sync();
   solution.active = active;
-  double* const past = state == nullptr ? nullptr : state + (method.id == MethodId::gradvac ? k * k : 0);
+  double* const past = state == nullptr ? nullptr : state + pair_state_size(method.id, k);
   const bool smooth = past != nullptr && smooths(method.smoothing);
   if (method.id == MethodId::mean) {
     solve_mean(lanes, method.mean, k, weights);
@@ -213,7 +148,7 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
   }
   const bool broken = lanes.max(bad) > 0.0;  // only what is not a Gramian at all gets here
   if (broken || !(solution.residual >= 0.0)) solution.residual = kInfinity;
-  if (broken || (solution.status == Status::ok && !(solution.residual <= certificate_tolerance(method.id)))) {
+  if (broken || (solution.status == Status::ok && !(solution.residual <= Methods::tolerance(method.id)))) {
     solution.status = Status::not_converged;
   }
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
@@ -249,15 +184,15 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
 template <class Lanes>
 BUCKET_MOO_HD Solution solve(Lanes lanes, const Method& method, RandomKey key, int k, const double* gramian,
                              double* weights, double* scratch, double* state = nullptr) {
-  return solve_with(RunAnyMethod{}, lanes, method, key, k, gramian, weights, scratch, state);
+  return solve_with(RunAnyMethod<Methods>{}, lanes, method, key, k, gramian, weights, scratch, state);
 }
 
-/// solve() for one method, known when compiling, whatever method.id says.
-template <MethodId id, class Lanes>
+/// solve() for one method of the list, known when compiling, whatever method.id says.
+template <class M, class Lanes>
 BUCKET_MOO_HD Solution solve_one(Lanes lanes, Method method, RandomKey key, int k, const double* gramian,
                                  double* weights, double* scratch, double* state = nullptr) {
-  method.id = id;
-  return solve_with(RunOneMethod<id>{}, lanes, method, key, k, gramian, weights, scratch, state);
+  method.id = M::kId;
+  return solve_with(RunOneMethod<M>{}, lanes, method, key, k, gramian, weights, scratch, state);
 }
 
 }  // namespace bucket_moo

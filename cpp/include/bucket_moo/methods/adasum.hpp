@@ -7,8 +7,11 @@
 
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/limits.hpp>
+#include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
+#include <bucket_moo/solution.hpp>
 #include <cmath>
 
 namespace bucket_moo {
@@ -70,6 +73,17 @@ BUCKET_MOO_HD void solve_adasum(Lanes lanes, const Problem& problem, double* wei
     lanes.sync();
   }
 }
+
+struct AdasumMethod : MethodTraits<MethodId::adasum> {
+  static constexpr const char* kName = "Adasum";
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method&, const Problem& problem, double*, double* weights,
+                                      Scratch scratch) {
+    solve_adasum(lanes, problem, weights, scratch);
+    return Solution{};
+  }
+};
 
 }  // namespace bucket_moo
 

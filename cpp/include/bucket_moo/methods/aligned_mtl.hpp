@@ -10,6 +10,7 @@
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/preference.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -106,6 +107,23 @@ BUCKET_MOO_HD Solution solve_aligned_mtl(Lanes lanes, const AlignedMtlOptions& o
   solution.residual = complete ? lanes.max(error) / (scale * heaviest) : kInfinity;
   return solution;
 }
+
+struct AlignedMtlMethod : MethodTraits<MethodId::aligned_mtl> {
+  static constexpr const char* kName = "AlignedMTL";
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.word("scale_mode", method.aligned_mtl.scale_mode,
+               {{"min", ScaleMode::min}, {"median", ScaleMode::median}, {"mean", ScaleMode::mean}});
+    visit.preference("preference", method.aligned_mtl.preference);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_aligned_mtl(lanes, method.aligned_mtl, problem, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 

@@ -9,6 +9,8 @@
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
+#include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/simplex_qp.hpp>
 #include <bucket_moo/solution.hpp>
@@ -157,6 +159,22 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   lanes.sync();
   return solution;
 }
+
+struct CagradMethod : MethodTraits<MethodId::cagrad> {
+  static constexpr const char* kName = "CAGrad";
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.at_least_zero("c", method.cagrad.c);
+    visit.flag("rescale", method.cagrad.rescale);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_cagrad(lanes, method.cagrad, problem.k, problem.gram, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 

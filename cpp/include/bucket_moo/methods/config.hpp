@@ -10,6 +10,7 @@
 #include <bucket_moo/cosines.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/preference.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -56,6 +57,21 @@ BUCKET_MOO_HD Solution solve_config(Lanes lanes, const ConfigOptions& options, c
   lanes.sync();
   return solution;
 }
+
+struct ConfigMethod : MethodTraits<MethodId::config> {
+  static constexpr const char* kName = "ConFIG";
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.preference("preference", method.config.preference);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_config(lanes, method.config, problem, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 

@@ -9,6 +9,7 @@
 #include <bucket_moo/equilibrium.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/methods/mgda.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -43,6 +44,22 @@ BUCKET_MOO_HD Solution solve_fairgrad(Lanes lanes, const FairgradOptions& option
   lanes.sync();
   return solution;
 }
+
+struct FairgradMethod : MethodTraits<MethodId::fairgrad> {
+  static constexpr const char* kName = "FairGrad";
+  static constexpr double kTolerance = kEquilibriumTolerance;
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.positive("alpha", method.fairgrad.alpha);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_fairgrad(lanes, method.fairgrad, problem, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 

@@ -9,8 +9,10 @@
 #include <bucket_moo/encounter_order.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
+#include <bucket_moo/solution.hpp>
 #include <cmath>
 
 namespace bucket_moo {
@@ -82,6 +84,24 @@ BUCKET_MOO_HD void solve_gradvac(Lanes lanes, const GradVacOptions& options, con
   }
   lanes.sync();
 }
+
+struct GradVacMethod : MethodTraits<MethodId::gradvac> {
+  static constexpr const char* kName = "GradVac";
+  static constexpr bool kRemembersPairs = true;
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.from_0_to_1("beta", method.gradvac.beta);
+    visit.permutation(method.gradvac.permutation);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double* state,
+                                      double* weights, Scratch scratch) {
+    solve_gradvac(lanes, method.gradvac, problem, state, weights, scratch);
+    return Solution{};
+  }
+};
 
 }  // namespace bucket_moo
 

@@ -9,6 +9,7 @@
 #include <bucket_moo/cosines.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/solution.hpp>
@@ -57,6 +58,16 @@ BUCKET_MOO_HD Solution solve_imtlg(Lanes lanes, const ImtlgOptions&, const Probl
   lanes.sync();
   return solution;
 }
+
+struct ImtlgMethod : MethodTraits<MethodId::imtlg> {
+  static constexpr const char* kName = "IMTLG";
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_imtlg(lanes, method.imtlg, problem, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 

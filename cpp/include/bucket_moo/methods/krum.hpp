@@ -7,6 +7,7 @@
 
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/solution.hpp>
@@ -66,6 +67,22 @@ BUCKET_MOO_HD Solution solve_krum(Lanes lanes, const KrumOptions& options, const
   lanes.sync();
   return solution;
 }
+
+struct KrumMethod : MethodTraits<MethodId::krum> {
+  static constexpr const char* kName = "Krum";
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.integer("n_byzantine", method.krum.n_byzantine, 0);
+    visit.integer("n_selected", method.krum.n_selected, 1);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_krum(lanes, method.krum, problem, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 

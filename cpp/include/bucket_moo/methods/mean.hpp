@@ -5,6 +5,7 @@
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 
 namespace bucket_moo {
 
@@ -24,6 +25,15 @@ BUCKET_MOO_HD void solve_mean(Lanes lanes, const MeanOptions& options, int k, do
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = weighted ? given[i] / total : 1.0 / k;
   lanes.sync();
 }
+
+struct MeanMethod : MethodTraits<MethodId::mean> {
+  static constexpr const char* kName = "Mean";
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.preference("weights", method.mean.weights);
+  }
+};
 
 }  // namespace bucket_moo
 

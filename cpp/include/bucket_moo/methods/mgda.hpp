@@ -9,6 +9,8 @@
 #include <bucket_moo/duplicates.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
+#include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/simplex_qp.hpp>
 #include <bucket_moo/solution.hpp>
@@ -67,6 +69,21 @@ BUCKET_MOO_HD Solution solve_mgda(Lanes lanes, const MgdaOptions& options, int k
   }
   return solution;
 }
+
+struct MgdaMethod : MethodTraits<MethodId::mgda> {
+  static constexpr const char* kName = "MGDA";
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.word("normalize", method.mgda.normalize, {{"none", Normalize::none}, {"l2", Normalize::l2}});
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_mgda(lanes, method.mgda, problem.k, problem.gram, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 

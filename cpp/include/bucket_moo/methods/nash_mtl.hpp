@@ -8,8 +8,10 @@
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/duplicates.hpp>
 #include <bucket_moo/equilibrium.hpp>
+#include <bucket_moo/limits.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/methods/mgda.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -52,6 +54,22 @@ BUCKET_MOO_HD Solution solve_nash_mtl(Lanes lanes, const NashMtlOptions& options
   lanes.sync();
   return solution;
 }
+
+struct NashMtlMethod : MethodTraits<MethodId::nash_mtl> {
+  static constexpr const char* kName = "NashMTL";
+  static constexpr double kTolerance = kEquilibriumTolerance;
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.at_least_zero("max_norm", method.nash_mtl.max_norm);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_nash_mtl(lanes, method.nash_mtl, problem, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 

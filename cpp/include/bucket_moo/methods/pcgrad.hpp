@@ -8,8 +8,10 @@
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/encounter_order.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/scratch.hpp>
+#include <bucket_moo/solution.hpp>
 
 namespace bucket_moo {
 
@@ -52,6 +54,23 @@ BUCKET_MOO_HD void solve_pcgrad(Lanes lanes, const PcgradOptions& options, const
   }
   lanes.sync();
 }
+
+struct PcgradMethod : MethodTraits<MethodId::pcgrad> {
+  static constexpr const char* kName = "PCGrad";
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.word("reduction", method.pcgrad.reduction, {{"mean", Reduction::mean}, {"sum", Reduction::sum}});
+    visit.permutation(method.pcgrad.permutation);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    solve_pcgrad(lanes, method.pcgrad, problem, weights, scratch);
+    return Solution{};
+  }
+};
 
 }  // namespace bucket_moo
 

@@ -8,6 +8,7 @@
 #include <bucket_moo/cosines.hpp>
 #include <bucket_moo/duplicates.hpp>
 #include <bucket_moo/method.hpp>
+#include <bucket_moo/method_traits.hpp>
 #include <bucket_moo/methods/mgda.hpp>
 #include <bucket_moo/nonnegative_qp.hpp>
 #include <bucket_moo/out_of_proportion.hpp>
@@ -70,6 +71,21 @@ BUCKET_MOO_HD Solution solve_upgrad(Lanes lanes, const UpgradOptions& options, c
   }
   return solution;
 }
+
+struct UpgradMethod : MethodTraits<MethodId::upgrad> {
+  static constexpr const char* kName = "UPGrad";
+
+  template <class Visitor>
+  static void visit_options(Visitor& visit, Method& method) {
+    visit.preference("preference", method.upgrad.preference);
+  }
+
+  template <class Lanes>
+  BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,
+                                      double* weights, Scratch scratch) {
+    return solve_upgrad(lanes, method.upgrad, problem, weights, scratch);
+  }
+};
 
 }  // namespace bucket_moo
 
