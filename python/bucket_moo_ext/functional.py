@@ -10,7 +10,7 @@ from bucket_moo_ext._arrays import ArrayLike, as_tensor, cupy_of, is_array, thro
 from bucket_moo_ext.gramian_source import check_width
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, resolve
-from bucket_moo_ext.plain import integer
+from bucket_moo_ext.plain import word
 
 _MAX_OBJECTIVES: int = _C.build_info()["max_objectives"]
 
@@ -118,7 +118,7 @@ def sketch(
     if cupy is not None:
         return through_torch(cupy, sketch, jacobian, width, seed=seed, step=step, bucket=bucket)
     columns = check_width("width", width)
-    key = [_signed(_word(name, word)) for name, word in (("seed", seed), ("step", step), ("bucket", bucket))]
+    key = [_signed(word(name, value)) for name, value in (("seed", seed), ("step", step), ("bucket", bucket))]
     return _sketch(_rows(jacobian), columns, *key)
 
 
@@ -192,20 +192,13 @@ def weights(
     tensor = as_tensor("gramian", gramian)
     if tensor.dim() not in (2, 3) or tensor.shape[-1] != tensor.shape[-2]:
         raise ValueError(f"gramian must be [K, K] or [B, K, K]; got shape {tuple(tensor.shape)}")
-    solved, _, _, residual = _solve(tensor, *options, _signed(_word("seed", seed)), _signed(_word("step", step)))
+    solved, _, _, residual = _solve(tensor, *options, _signed(word("seed", seed)), _signed(word("step", step)))
     return (solved, residual) if return_certificate else solved
 
 
-def _word(name: str, value: SupportsIndex) -> int:
-    plain = value if isinstance(value, int) and not isinstance(value, bool) else integer(value)
-    if plain is None or not 0 <= plain < 2**64:
-        raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1; got {value!r}")
-    return plain
-
-
-def _signed(word: int) -> int:
+def _signed(key: int) -> int:
     """The 64-bit word as the operators take it: an int64 in two's complement."""
-    return word if word < 2**63 else word - 2**64
+    return key if key < 2**63 else key - 2**64
 
 
 @overload

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch.distributed as dist
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.plain import integer, text
+from bucket_moo_ext.plain import integer_within, text
 from bucket_moo_ext.process_group import announce_node, count_nodes
 
 _LIMITS = _C.build_info()
@@ -18,22 +18,13 @@ AUTO_EXACT_RANKS = 16
 """Up to this many ranks on one node ``gramian="auto"`` is exact."""
 
 
-def _integer(name: str, value: object, least: int, most: int) -> int:
-    plain = integer(value)
-    if plain is None:
-        raise TypeError(f"{name} must be an integer; got {type(value).__name__} {value!r}")
-    if not least <= plain <= most:
-        raise ValueError(f"{name} must be from {least} to {most}; got {value!r}")
-    return plain
-
-
 def check_width(name: str, value: object) -> int:
     """A sketch's number of columns.
 
     Raises:
         TypeError, ValueError: It is no integer, or none that a sketch can have.
     """
-    width = _integer(name, value, _MIN_WIDTH, _MAX_WIDTH)
+    width = integer_within(name, value, _MIN_WIDTH, _MAX_WIDTH)
     if width & (width - 1):
         raise ValueError(
             f"{name} must be a power of two from {_MIN_WIDTH} to {_MAX_WIDTH}; got {value!r} "
@@ -87,13 +78,15 @@ class Sketch:
                 raise ValueError(f"Sketch: width as a fraction must be above 0 and up to 1; got {self.width!r}")
         else:
             object.__setattr__(self, "width", check_width("Sketch: width", self.width))
-        object.__setattr__(self, "seed", _integer("Sketch: seed", self.seed, 0, 2**64 - 1))
-        object.__setattr__(self, "refresh_every", _integer("Sketch: refresh_every", self.refresh_every, 1, 2**31 - 1))
-        object.__setattr__(self, "lag", _integer("Sketch: lag", self.lag, 0, 1))
+        object.__setattr__(self, "seed", integer_within("Sketch: seed", self.seed, 0, 2**64 - 1))
+        object.__setattr__(
+            self, "refresh_every", integer_within("Sketch: refresh_every", self.refresh_every, 1, 2**31 - 1)
+        )
+        object.__setattr__(self, "lag", integer_within("Sketch: lag", self.lag, 0, 1))
 
     def width_for(self, numel: int) -> int:
         """Columns for a bucket of `numel` elements; 0: its Gramian is exact."""
-        return self._native().width_for(_integer("Sketch: numel", numel, 0, 2**62))
+        return self._native().width_for(integer_within("Sketch: numel", numel, 0, 2**62))
 
     def _native(self) -> _C.Sketch:
         fraction = self.width if isinstance(self.width, float) else 0.0

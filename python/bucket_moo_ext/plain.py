@@ -1,9 +1,12 @@
-"""Plain values for arguments that are given as something like one: NumPy's numbers, enumerations, tensors of one."""
+"""Plain values for arguments that are given as something like one: NumPy's numbers, enumerations, tensors of one.
+
+All checks of integers and numbers start here.
+"""
 
 import math
 import numbers
 import operator
-from typing import Any
+from typing import Any, TypeGuard
 
 
 def text(value: str) -> str:
@@ -27,6 +30,34 @@ def integer(value: Any) -> int | None:
         return None
 
 
+def integer_within(name: str, value: object, least: int, most: int) -> int:
+    """``value`` as an int from ``least`` to ``most``.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is another one.
+    """
+    plain = integer(value)
+    if plain is None:
+        raise TypeError(f"{name} must be an integer; got {type(value).__name__} {value!r}")
+    if not least <= plain <= most:
+        raise ValueError(f"{name} must be from {least} to {most}; got {value!r}")
+    return plain
+
+
+def word(name: str, value: object) -> int:
+    """``value`` as an unsigned 64-bit integer: a part of the key of random choices.
+
+    Raises:
+        ValueError: It is none.
+    """
+    # An int is taken as it is: torch.compile traces one that changes from call to call as a symbol.
+    plain = value if isinstance(value, int) and not isinstance(value, bool) else integer(value)
+    if plain is None or not 0 <= plain < 2**64:
+        raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1; got {value!r}")
+    return plain
+
+
 def number(value: Any) -> float | None:
     """``value`` as a float if it is a real number (Python's, NumPy's, a tensor's or array's single one); else None.
 
@@ -43,3 +74,8 @@ def number(value: Any) -> float | None:
         return math.inf if value > 0 else -math.inf
     except (TypeError, RuntimeError):  # a tensor of complex numbers, or one that has no elements to read
         return None
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a finite real number, Python's or NumPy's, and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,12 +10,10 @@ import torch
 import torch.distributed as dist
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.functional import _word
 from bucket_moo_ext.gramian_source import GramianSource, Sketch, check_source, choose
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, describe, resolve
-from bucket_moo_ext.methods.base import finite
-from bucket_moo_ext.plain import integer, number, text
+from bucket_moo_ext.plain import integer, is_finite, number, text, word
 from bucket_moo_ext.process_group import device_group, parent_group, private_group
 from bucket_moo_ext.report import Report, make_report
 
@@ -71,7 +69,7 @@ def _check_buckets(buckets: object, method: Method) -> list[_Bucket]:
         seen.update(bucket["parameters"])
         size = method._native().state_size(len(bucket["objectives"]))
         values = bucket["values"]
-        if not isinstance(values, list) or len(values) != size or not all(finite(value) for value in values):
+        if not isinstance(values, list) or len(values) != size or not all(is_finite(value) for value in values):
             raise ValueError(
                 f"{where}: values must be a list of {size} finite numbers for {len(bucket['objectives'])} objectives; "
                 f"got {values!r:.200}"
@@ -134,7 +132,7 @@ class BucketMOO:
         self._method = resolve(method)
         self._gramian: GramianSource = check_source(gramian)
         self._estimator = ""  # what that came to, once there is a native state
-        self._seed = _word("seed", seed)
+        self._seed = word("seed", seed)
         cap = None if isinstance(bucket_cap_mb, bool) else number(bucket_cap_mb)
         if cap is None:
             raise TypeError(f"bucket_cap_mb must be a number; got {type(bucket_cap_mb).__name__}")

@@ -11,9 +11,9 @@ from bucket_moo_ext.methods.base import (
     MethodInfo,
     NativeMethod,
     Options,
-    finite,
     number,
 )
+from bucket_moo_ext.plain import is_finite
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class NashMTL(NativeMethod):
 
     def __post_init__(self) -> None:
         unbounded = isinstance(self.max_norm, float) and self.max_norm == math.inf
-        number(self, "max_norm", "a number > 0", unbounded or (finite(self.max_norm) and self.max_norm > 0))
+        number(self, "max_norm", "a number > 0", unbounded or (is_finite(self.max_norm) and self.max_norm > 0))
 
     def _options(self) -> Options:
         return Options("nashmtl", (0.0 if self.max_norm == math.inf else self.max_norm,))
@@ -92,7 +92,7 @@ class FairGrad(NativeMethod):
     )
 
     def __post_init__(self) -> None:
-        number(self, "alpha", "a finite number > 0", finite(self.alpha) and self.alpha > 0)
+        number(self, "alpha", "a finite number > 0", is_finite(self.alpha) and self.alpha > 0)
 
     def _options(self) -> Options:
         return Options("fairgrad", (self.alpha,))

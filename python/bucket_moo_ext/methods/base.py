@@ -1,13 +1,13 @@
 """What all methods share: their description and the checks of their parameters."""
 
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.plain import text
+from bucket_moo_ext.plain import integer as plain_integer
+from bucket_moo_ext.plain import is_finite, text
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MethodInfo:
 
 
 class Options(NamedTuple):
-    """A method as native code takes it; the table above ``MethodOptions`` in the sources says which has what.
+    """A method as native code takes it; ``visit_options()`` in its C++ file says what it has.
 
     Attributes:
         name: As in ``MethodInfo``.
@@ -70,11 +70,6 @@ def fail(method: object, name: str, value: object, allowed: str) -> ValueError:
     return ValueError(f"{type(method).__name__}({name}={value!r}): {name} must be {allowed}")
 
 
-def finite(value: object) -> bool:
-    """Whether it is a finite real number, and no bool."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def number(method: object, name: str, allowed: str, ok: bool) -> None:
     """Makes the parameter a float, if it is a finite number and `ok`."""
     value = getattr(method, name)
@@ -86,9 +81,10 @@ def number(method: object, name: str, allowed: str, ok: bool) -> None:
 def integer(method: object, name: str, least: int) -> None:
     """Makes the parameter an int, if it is one from `least` up to what fits in 32 bits."""
     value = getattr(method, name)
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
+    plain = plain_integer(value)
+    if plain is None or not least <= plain < 2**31:
         raise fail(method, name, value, f"an integer >= {least} and < 2**31")
-    object.__setattr__(method, name, int(value))
+    object.__setattr__(method, name, plain)
 
 
 def choice(method: object, name: str, allowed: tuple[str, ...]) -> None:
@@ -109,7 +105,7 @@ def shares(method: object, name: str) -> None:
         given = tuple(value)
     except TypeError:
         raise fail(method, name, value, allowed) from None
-    if not all(finite(share) and share >= 0 for share in given):
+    if not all(is_finite(share) and share >= 0 for share in given):
         raise fail(method, name, given, allowed)
     floats = tuple(float(share) for share in given)
     if not 0 < sum(floats) < math.inf:
@@ -124,15 +120,12 @@ def permutation(method: object) -> None:
         return
     allowed = "K rows, each a permutation of 0..K-1"
     try:
-        rows = tuple(tuple(row) for row in value)
+        rows = tuple(tuple(plain_integer(j) for j in row) for row in value)
     except TypeError:
         raise fail(method, "permutation", value, allowed) from None
-    if not rows or not all(isinstance(j, numbers.Integral) for row in rows for j in row):
+    if not rows or any(set(row) != set(range(len(rows))) or len(row) != len(rows) for row in rows):
         raise fail(method, "permutation", value, allowed)
-    plain = tuple(tuple(int(j) for j in row) for row in rows)
-    if any(sorted(row) != list(range(len(plain))) for row in plain):
-        raise fail(method, "permutation", value, allowed)
-    object.__setattr__(method, "permutation", plain)
+    object.__setattr__(method, "permutation", rows)
 
 
 def flat(rows: "Permutation") -> tuple[int, ...]:

@@ -13,9 +13,9 @@ from bucket_moo_ext.methods.base import (
     Options,
     choice,
     fail,
-    finite,
     number,
 )
+from bucket_moo_ext.plain import is_finite
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CAGrad(NativeMethod):
     )
 
     def __post_init__(self) -> None:
-        number(self, "c", "a finite number >= 0", finite(self.c) and self.c >= 0)
+        number(self, "c", "a finite number >= 0", is_finite(self.c) and self.c >= 0)
         if not isinstance(self.rescale, bool):
             raise fail(self, "rescale", self.rescale, "True or False")
 

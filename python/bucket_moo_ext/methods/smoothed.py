@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.methods.base import MethodInfo, NativeMethod, Options, finite, number
+from bucket_moo_ext.methods.base import MethodInfo, NativeMethod, Options, number
+from bucket_moo_ext.plain import is_finite
 
 if TYPE_CHECKING:
     from bucket_moo_ext.methods import PlainMethod
@@ -44,7 +45,7 @@ class Smoothed(NativeMethod):
         if isinstance(inner, Smoothed):
             raise TypeError(f"Smoothed(method={inner!r}): method must not be smoothed itself")
         object.__setattr__(self, "method", inner)
-        number(self, "alpha", "a number >= 0 and < 1", finite(self.alpha) and 0 <= self.alpha < 1)
+        number(self, "alpha", "a number >= 0 and < 1", is_finite(self.alpha) and 0 <= self.alpha < 1)
 
     @property
     def info(self) -> MethodInfo:

@@ -10,11 +10,11 @@ from bucket_moo_ext.methods.base import (
     Options,
     Permutation,
     choice,
-    finite,
     flat,
     number,
     permutation,
 )
+from bucket_moo_ext.plain import is_finite
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class GradVac(NativeMethod):
     )
 
     def __post_init__(self) -> None:
-        number(self, "beta", "a number from 0 to 1", finite(self.beta) and 0 <= self.beta <= 1)
+        number(self, "beta", "a number from 0 to 1", is_finite(self.beta) and 0 <= self.beta <= 1)
         permutation(self)
 
     def _options(self) -> Options:
