@@ -32,30 +32,12 @@ if _minor(_C.build_info()["torch"]) != _minor(_torch.__version__):
         "installed; rebuild it: pip install --no-build-isolation --force-reinstall --no-deps . (in its source folder)"
     )
 
+from bucket_moo_ext import methods as _methods
 from bucket_moo_ext.collectives import all_reduce, reduce_scatter
 from bucket_moo_ext.functional import aggregate, combine, gramian, sketch, weights
 from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.hooks import bucket_moo_hook, register
-from bucket_moo_ext.methods import (
-    IMTLG,
-    MGDA,
-    Adasum,
-    AlignedMTL,
-    CAGrad,
-    ConFIG,
-    DualProj,
-    FairGrad,
-    GradVac,
-    Krum,
-    Mean,
-    Method,
-    MethodInfo,
-    NashMTL,
-    PCGrad,
-    Smoothed,
-    UPGrad,
-    available_methods,
-)
+from bucket_moo_ext.methods import *
 from bucket_moo_ext.report import BucketReport, Report
 from bucket_moo_ext.state import BucketMOO
 
@@ -75,31 +57,13 @@ def build_info() -> dict[str, str | int | bool]:
 
 
 __all__ = [
-    "IMTLG",
-    "MGDA",
-    "Adasum",
-    "AlignedMTL",
     "BucketMOO",
     "BucketReport",
-    "CAGrad",
-    "ConFIG",
-    "DualProj",
-    "FairGrad",
-    "GradVac",
-    "Krum",
-    "Mean",
-    "Method",
-    "MethodInfo",
-    "NashMTL",
-    "PCGrad",
     "Report",
     "Sketch",
-    "Smoothed",
-    "UPGrad",
     "__version__",
     "aggregate",
     "all_reduce",
-    "available_methods",
     "bucket_moo_hook",
     "build_info",
     "combine",
@@ -109,3 +73,4 @@ __all__ = [
     "sketch",
     "weights",
 ]
+__all__ += _methods.__all__

@@ -4,16 +4,16 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar
 
 from bucket_moo_ext.gramian_source import Sketch
-from bucket_moo_ext.methods import PlainMethod, Smoothed, resolve
+from bucket_moo_ext.methods import METHODS, Smoothed, resolve
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Options = Mapping[str, object]
 
-_METHODS: tuple[type[Any], ...] = (*get_args(PlainMethod), Smoothed)
+_METHODS: tuple[type[Any], ...] = (*METHODS, Smoothed)
 
 
 def _has(cls: type[Any], options: Options) -> bool:

@@ -13,57 +13,42 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
+from bucket_moo_ext import _C
+from bucket_moo_ext.methods import METHODS
 
-NAMES = [
-    "mean",
-    "mgda",
-    "cagrad",
-    "pcgrad",
-    "upgrad",
-    "dualproj",
-    "imtlg",
-    "alignedmtl",
-    "nashmtl",
-    "fairgrad",
-    "config",
-    "gradvac",
-    "krum",
-    "adasum",
-]
-CLASSES: list[Any] = [
-    moo.Mean,
-    moo.MGDA,
-    moo.CAGrad,
-    moo.PCGrad,
-    moo.UPGrad,
-    moo.DualProj,
-    moo.IMTLG,
-    moo.AlignedMTL,
-    moo.NashMTL,
-    moo.FairGrad,
-    moo.ConFIG,
-    moo.GradVac,
-    moo.Krum,
-    moo.Adasum,
-]
 GRAM = torch.tensor([[2.0, -1.0, 0.5], [-1.0, 3.0, 0.1], [0.5, 0.1, 1.0]])
 
 
 def test_available_methods() -> None:
-    assert list(moo.available_methods()) == NAMES
-    for cls, (name, info) in zip(CLASSES, moo.available_methods().items(), strict=True):
+    assert len(set(METHODS)) == len(METHODS)
+    for cls, (name, info) in zip(METHODS, moo.available_methods().items(), strict=True):
+        assert cls.__name__ in moo.__all__
         assert cls.__name__.lower() == name
         assert cls.info is info
         assert info.source
         assert info.certificate
         assert info.scale
-        assert info.stateful == (name == "gradvac")
+        assert info.stateful == (cls()._native().state_size(3) > 0)
 
 
 def test_native_ids_and_names_agree() -> None:
-    from bucket_moo_ext import _C
+    assert [cls.__name__ for cls in METHODS] == list(_C.METHOD_NAMES)
 
-    assert [cls.__name__ for cls in CLASSES] == list(_C.METHOD_NAMES)
+
+def test_documented_methods(repository: Path) -> None:
+    """The table of docs/methods.md has the methods with their parameters and guarantees, and each has its section."""
+    text = (repository / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    sections = {part.split("\n", 1)[0]: part for part in text.split("\n## ")[1:]}
+    for cls, (name, conflict, *_, parameters, _) in zip(METHODS, rows, strict=True):
+        assert name == f"`{cls.info.name}`"
+        assert (conflict == "yes") == ("non-conflicting" in cls.info.guarantees), name
+        fields = [field.name for field in dataclasses.fields(cls)]
+        assert parameters == (", ".join(f"`{field}`" for field in fields) or "-"), name
+        values = (f"{field.name}={field.default!r}".replace("'", '"') for field in dataclasses.fields(cls))
+        assert f"- `{cls.__name__}({', '.join(values)})`" in sections[cls.__name__], name
 
 
 @pytest.mark.parametrize(
@@ -84,7 +69,7 @@ def test_guarantees_hold_for_conflicts() -> None:
             assert (gram @ moo.weights(gram, name) >= -1e-9).all(), name
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_classes(cls: Any) -> None:
     method = cls()
     assert method == cls()

@@ -1,4 +1,7 @@
-"""The methods: how weights come out of a Gramian."""
+"""The methods: how weights come out of a Gramian.
+
+What ``__all__`` names is part of the package's public names.
+"""
 
 from dataclasses import fields
 from typing import TypeAlias, get_args
@@ -30,8 +33,10 @@ PlainMethod: TypeAlias = (
 )
 Method: TypeAlias = PlainMethod | Smoothed
 
-_METHODS: tuple[type[PlainMethod], ...] = get_args(PlainMethod)
-_DEFAULTS: dict[str, PlainMethod] = {cls.info.name: cls() for cls in _METHODS}
+METHODS: tuple[type[PlainMethod], ...] = get_args(PlainMethod)
+"""The table of methods, in the order of the native list. Names, errors, tests and the check of the docs go by it."""
+
+_DEFAULTS: dict[str, PlainMethod] = {cls.info.name: cls() for cls in METHODS}
 
 
 def available_methods() -> dict[str, MethodInfo]:
@@ -40,7 +45,7 @@ def available_methods() -> dict[str, MethodInfo]:
     A name is that of the class in small letters; case, hyphens and underscores do not matter. ``Smoothed`` wraps any of
     them.
     """
-    return {cls.info.name: cls.info for cls in _METHODS}
+    return {cls.info.name: cls.info for cls in METHODS}
 
 
 def resolve(method: "str | Method") -> Method:
@@ -55,11 +60,11 @@ def resolve(method: "str | Method") -> Method:
         if found is not None:
             return found
         raise ValueError(f"method={method!r} is unknown; available: {', '.join(available_methods())}")
-    if isinstance(method, (*_METHODS, Smoothed)):
+    if isinstance(method, (*METHODS, Smoothed)):
         return method
     raise TypeError(
         "method must be a name or an object of one of the method classes "
-        f"({', '.join(cls.__name__ for cls in _METHODS)}, Smoothed), such as moo.MGDA(); got {method!r}"
+        f"({', '.join(cls.__name__ for cls in METHODS)}, Smoothed), such as moo.MGDA(); got {method!r}"
     )
 
 
@@ -85,10 +90,7 @@ __all__ = [
     "MethodInfo",
     "NashMTL",
     "PCGrad",
-    "PlainMethod",
     "Smoothed",
     "UPGrad",
     "available_methods",
-    "describe",
-    "resolve",
 ]
