@@ -5,6 +5,7 @@
 
 #include "combine.cuh"
 #include "elements.cuh"
+#include "kernels/normal_float32.hpp"
 #include "launch.cuh"
 
 namespace bucket_moo::cuda {
@@ -27,12 +28,6 @@ struct CombineShared {
   int row[kWindow];
   int count;
 };
-
-/// Weights that undo a scale of the gradients (1e+40 times 1e-40) are no float32.
-__device__ bool normal_float32(double coefficient) {
-  const double magnitude = coefficient < 0.0 ? -coefficient : coefficient;
-  return magnitude == 0.0 || !(magnitude < 0x1p-126 || magnitude > 0x1.fffffep127);
-}
 
 /// The sum in the accumulation type T; multiplied and added in two roundings, as on the host.
 template <DType D, class T>

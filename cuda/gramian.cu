@@ -87,13 +87,6 @@ TiledKernel tiled_kernel(DType dtype) {
   }
 }
 
-cudaError_t multiprocessors(int* count) {
-  int device = 0;
-  const cudaError_t status = cudaGetDevice(&device);
-  if (status != cudaSuccess) return status;
-  return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
-}
-
 /// How many blocks share `pieces` pieces of work.
 cudaError_t choose_blocks(Grid grid, Kernel kernel, std::size_t shared, int most_each, std::int64_t pieces,
                           int* blocks) {
@@ -101,7 +94,7 @@ cudaError_t choose_blocks(Grid grid, Kernel kernel, std::size_t shared, int most
   if (grid == Grid::device) {
     int count = 0;
     int each = 0;
-    cudaError_t status = multiprocessors(&count);
+    cudaError_t status = multiprocessor_count(&count);
     if (status == cudaSuccess) status = allow_shared(kernel, shared);
     if (status == cudaSuccess) {
       status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kGramianThreads, shared);
@@ -121,7 +114,7 @@ constexpr std::int64_t pieces_of(std::int64_t size, std::int64_t piece) { return
 cudaError_t gramian_workspace_size(int k, std::size_t* bytes) {
   if (k < 0 || k > kMaxObjectives || bytes == nullptr) return cudaErrorInvalidValue;
   int count = 0;
-  const cudaError_t status = multiprocessors(&count);
+  const cudaError_t status = multiprocessor_count(&count);
   if (status != cudaSuccess) return status;
   const auto size = [](int objectives, int blocks) {
     return sizeof(double) * static_cast<std::size_t>(packed_size(objectives)) * static_cast<std::size_t>(blocks);

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <bucket_moo/objective_table.hpp>
+#include <bucket_moo/packed_triangle.hpp>
 
 #include "elements.cuh"
 #include "launch.cuh"
@@ -16,17 +17,6 @@ inline constexpr int kMaxSmall = 16;
 
 inline constexpr int kGramianThreads = 256;
 inline constexpr int kGramianWarps = kGramianThreads / kWarp;
-
-BUCKET_MOO_HD constexpr int packed_size(int k) { return k * (k + 1) / 2; }
-/// Where entry (i, j), j <= i, of the lower triangle is.
-BUCKET_MOO_HD constexpr int packed_index(int i, int j) { return packed_size(i) + j; }
-
-/// The i of packed_index().
-__device__ inline int packed_row(int entry) {
-  int i = 0;
-  while (packed_size(i + 1) <= entry) ++i;
-  return i;
-}
 
 /// Arguments of the kernels.
 struct GramianPass {

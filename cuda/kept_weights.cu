@@ -1,8 +1,8 @@
 #include <cuda_runtime.h>
 
-#include "counters.cuh"
 #include "kept_weights.cuh"
 #include "launch.cuh"
+#include "reduction_counters.cuh"
 
 namespace bucket_moo::cuda {
 namespace {
@@ -20,7 +20,7 @@ __device__ void copy(const BucketResult& from, const BucketResult& to) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) keep(const BucketResult solved, const BucketResult kept) {
+__global__ void __launch_bounds__(kThreads) keep_weights(const BucketResult solved, const BucketResult kept) {
   const bool is_first = kept.header->k == 0;
   const bool usable = solved.header->error == StepError::none;
   const bool finite = solved.solution->status != Status::nonfinite;
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) use_kept(const KeptStep step) {
   }
   if (usable) {
     copy(step.kept, step.used);
-    if (threadIdx.x == 0) count(*step.counters, *step.kept.solution);
+    if (threadIdx.x == 0) count_reduction(*step.counters, *step.kept.solution);
   } else if (threadIdx.x == 0) {
     *step.used.header = header;
     step.used.header->k = 0;
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads) use_kept(const KeptStep step) {
 
 }  // namespace
 
-cudaError_t launch_keep(const BucketResult& solved, const BucketResult& kept, cudaStream_t stream) {
-  return launch(keep, {1, kThreads}, stream, solved, kept);
+cudaError_t launch_keep_weights(const BucketResult& solved, const BucketResult& kept, cudaStream_t stream) {
+  return launch(keep_weights, {1, kThreads}, stream, solved, kept);
 }
 
 cudaError_t launch_use_kept(const KeptStep& step, cudaStream_t stream) {

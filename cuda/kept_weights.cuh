@@ -12,7 +12,7 @@ namespace bucket_moo::cuda {
 /// Enqueues kept = solved. What is kept stays as it is where the step had an error, and where the gradients had a NaN
 /// or Inf, unless there is nothing yet.
 /// \param solved, kept  all pointers on the device; kept.header all zero: nothing yet
-cudaError_t launch_keep(const BucketResult& solved, const BucketResult& kept, cudaStream_t stream);
+cudaError_t launch_keep_weights(const BucketResult& solved, const BucketResult& kept, cudaStream_t stream);
 
 /// A bucket of a step that takes the weights that are kept for it.
 struct KeptStep {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "elements.cuh"
+#include "kernels/normal_float32.hpp"
 #include "launch.cuh"
 #include "scale.cuh"
 
@@ -23,12 +24,6 @@ struct ScalePass {
   void* factor;  ///< where a factor for the reduction goes; nullptr: the reduction does not multiply
   bool aligned;  ///< both can be accessed 16 bytes at a time
 };
-
-/// As for the combination: what is none multiplies in float64.
-__device__ bool normal_float32(double coefficient) {
-  const double magnitude = coefficient < 0.0 ? -coefficient : coefficient;
-  return magnitude == 0.0 || !(magnitude < 0x1p-126 || magnitude > 0x1.fffffep127);
-}
 
 /// Whether the rank is left out. After an error, which shows in the coefficient, the share may be anything.
 __device__ bool left_out(const ScalePass& pass) {

@@ -7,8 +7,8 @@
 #include <bucket_moo/solve.hpp>
 #include <bucket_moo/state_layout.hpp>
 
-#include "counters.cuh"
 #include "launch.cuh"
+#include "reduction_counters.cuh"
 #include "solve.cuh"
 
 namespace bucket_moo::cuda {
@@ -66,7 +66,7 @@ __device__ void solve_bucket(const SolveStep& step, double* shared) {
   if (lanes.lane() == 0) {
     *step.result.header = header;
     *step.result.solution = solution;
-    if (step.counters != nullptr) count(*step.counters, solution);
+    if (step.counters != nullptr) count_reduction(*step.counters, solution);
   }
 }
 

@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 
 #include <bucket_moo/lanes.hpp>
+#include <bucket_moo/packed_triangle.hpp>
 
 #include "launch.cuh"
 #include "step.cuh"
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kWarp)
 __global__ void __launch_bounds__(kThreads)
     sum_partials(const PartialGramians partials, const StepHeader* __restrict__ header, double* __restrict__ gramian) {
   const int k = header->k;
-  const int entries = k * (k + 1) / 2;
+  const int entries = packed_size(k);
   for (int p = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); p < entries;
        p += static_cast<int>(gridDim.x * blockDim.x)) {
     double sum = partials.tail == nullptr ? 0.0 : partials.tail[p];
@@ -38,9 +39,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int r = 0; r < partials.world; ++r, message += partials.pitch) {
       sum += reinterpret_cast<const double*>(message)[p];
     }
-    int i = 0;
-    while ((i + 1) * (i + 2) / 2 <= p) ++i;
-    const int j = p - i * (i + 1) / 2;
+    const int i = packed_row(p);
+    const int j = p - packed_size(i);
     gramian[i * k + j] = sum;
     gramian[j * k + i] = sum;
   }
@@ -62,7 +62,7 @@ cudaError_t launch_make_table(const StepRecord* records, int world, const StepLi
 cudaError_t launch_sum_partials(const PartialGramians& partials, const StepHeader* header, double* gramian,
                                 cudaStream_t stream) {
   const int bound = partials.world < kMaxObjectives ? partials.world : kMaxObjectives;  // K is known to the device only
-  const int entries = bound * (bound + 1) / 2;
+  const int entries = packed_size(bound);
   return launch(sum_partials, {static_cast<unsigned>((entries + kThreads - 1) / kThreads), kThreads}, stream, partials,
                 header, gramian);
 }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "bucket_moo/lanes.hpp"
+#include "bucket_moo/packed_triangle.hpp"
 #include "bucket_moo/sketch.hpp"
 #include "bucket_moo/solve.hpp"
 #include "hooks/method_config.hpp"
@@ -26,13 +27,13 @@
 
 #if BUCKET_MOO_CUDA
 #include "combine.cuh"
+#include "copy_from_host.cuh"
 #include "gramian.cuh"
 #include "rows.cuh"
 #include "sketch.cuh"
 #include "solve.cuh"
-#include "store.cuh"
 #include "torch_types/device.hpp"
-#include "unpack.cuh"
+#include "unpack_results.cuh"
 #endif
 
 namespace bucket_moo {
@@ -242,7 +243,7 @@ at::Tensor gramian_cuda(at::TensorList jacobian) {
   const JacobianRows rows(jacobian);
   const int k = rows.count();
   at::Tensor out = empty_gramian(jacobian);
-  const at::Tensor packed = at::empty({k * (k + 1) / 2}, out.options());
+  const at::Tensor packed = at::empty({packed_size(k)}, out.options());
   std::size_t bytes = 0;
   check_cuda(cuda::gramian_workspace_size(k, &bytes), "sizing the Gramian's workspace");
   const at::Tensor workspace = workspace_of(bytes, out);
@@ -251,7 +252,7 @@ at::Tensor gramian_cuda(at::TensorList jacobian) {
   arguments.packed = packed.mutable_data_ptr<double>();
   arguments.workspace = workspace.mutable_data_ptr();
   check_cuda(cuda::launch_gramian(arguments, stream), "enqueueing the Gramian");
-  check_cuda(cuda::launch_unpack(arguments.packed, k, out.mutable_data_ptr<double>(), stream),
+  check_cuda(cuda::launch_unpack_gramian(arguments.packed, k, out.mutable_data_ptr<double>(), stream),
              "enqueueing the Gramian's unpacking");
   return out;
 }
@@ -303,7 +304,8 @@ at::Tensor stored(const std::vector<Value>& values, const at::Tensor& like, cuda
   if (values.empty()) return {};
   const std::size_t bytes = values.size() * sizeof(Value);
   at::Tensor copy = workspace_of(bytes, like);
-  check_cuda(cuda::launch_store(values.data(), bytes, copy.mutable_data_ptr(), stream), "storing a method's options");
+  check_cuda(cuda::launch_copy_from_host(values.data(), bytes, copy.mutable_data_ptr(), stream),
+             "storing a method's options");
   return copy;
 }
 

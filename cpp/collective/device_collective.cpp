@@ -6,13 +6,14 @@
 #include <utility>
 
 #include "bucket_moo/limits.hpp"
+#include "bucket_moo/packed_triangle.hpp"
 #include "bucket_moo/state_layout.hpp"
 #include "collective/shard_layout.hpp"
 #include "combine.cuh"
 #include "gramian.cuh"
 #include "kept_weights.cuh"
 #include "kernels/sketch.hpp"
-#include "range.cuh"
+#include "nvtx_range.cuh"
 #include "sketch.cuh"
 #include "solve.cuh"
 #include "step.cuh"
@@ -21,7 +22,7 @@
 namespace bucket_moo {
 namespace {
 
-using cuda::Range;
+using cuda::NvtxRange;
 
 /// Not view(): a contiguous tensor of one element may have any stride.
 at::Tensor as_bytes(const at::Tensor& tensor) { return tensor.as_strided({tensor.numel()}, {1}).view(at::kByte); }
@@ -59,7 +60,7 @@ DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int wo
   Scratch scratch = {};
   scratch.factor = layout.take<double>(1);
   scratch.coefficients = layout.take<double>(static_cast<std::size_t>(world));
-  scratch.packed_gramian = layout.take<double>(kMaxObjectives * (kMaxObjectives + 1) / 2);
+  scratch.packed_gramian = layout.take<double>(packed_size(kMaxObjectives));
   return scratch;
 }
 
@@ -94,7 +95,7 @@ void DeviceCollective::all_reduce(const at::Tensor& bucket, std::int64_t index, 
           .piece = piece_size(layout.shard, world_size(), element_size(dtype), limit_of_others(tile_limit)),
           .index = index},
          result, state);
-  const Range range("bucket_moo all_gather");
+  const NvtxRange range("bucket_moo all_gather");
   exchange_.all_gather(shards);
 }
 
@@ -117,7 +118,7 @@ void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, 
   partial_gramian(bucket);
   const cuda::DeviceRows tails = exchange_partials(bucket, result);
   solve(bucket.index, result, state, /*counted=*/true);
-  const Range range("bucket_moo combine");
+  const NvtxRange range("bucket_moo combine");
   combine_shard(bucket);
   if (bucket.tail_size > 0) {
     check_cuda(cuda::launch_combine(tails, scratch_.coefficients, bucket.tail, stream()),
@@ -129,8 +130,7 @@ void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, 
 std::int64_t DeviceCollective::limit_of_others(std::int64_t limit) const { return limit - limit / world_size(); }
 
 std::size_t DeviceCollective::packed_bytes() const {
-  const auto k = static_cast<std::size_t>(step_.k_bound());
-  return round_up(k * (k + 1) / 2 * sizeof(double), kKernelAlignment);
+  return round_up(static_cast<std::size_t>(packed_size(step_.k_bound())) * sizeof(double), kKernelAlignment);
 }
 
 cuda::DeviceRows DeviceCollective::load_piece(const Bucket& bucket, std::int64_t begin) {
@@ -157,7 +157,7 @@ cuda::DeviceRows DeviceCollective::load_piece(const Bucket& bucket, std::int64_t
   }
   rows.base = tile_.reserve(total);
   rows.pitch = static_cast<std::int64_t>(bytes);
-  const Range range("bucket_moo all_to_all");
+  const NvtxRange range("bucket_moo all_to_all");
   exchange_.all_to_all(tile_.tensor(total), input);
   return rows;
 }
@@ -189,14 +189,14 @@ void DeviceCollective::partial_gramian(const Bucket& bucket) {
   }
   for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
     last_piece_ = load_piece(bucket, begin);
-    const Range range("bucket_moo gramian");
+    const NvtxRange range("bucket_moo gramian");
     gramian(last_piece_, /*fixed_grid=*/false, /*add=*/begin > 0, packed);
   }
 }
 
 /// The Gramian of the whole bucket goes to `result`; returns the rows of the tail.
 cuda::DeviceRows DeviceCollective::exchange_partials(const Bucket& bucket, const DeviceResult& result) {
-  const Range range("bucket_moo exchange");
+  const NvtxRange range("bucket_moo exchange");
   const std::size_t tail_bytes = static_cast<std::size_t>(bucket.tail_size) * element_size(bucket.dtype);
   const std::size_t message = packed_bytes() + round_up(tail_bytes, kKernelAlignment);
   std::byte* const messages = messages_.data();
@@ -227,7 +227,7 @@ cuda::DeviceRows DeviceCollective::exchange_partials(const Bucket& bucket, const
 
 void DeviceCollective::solve(std::int64_t index, const DeviceResult& result, const DeviceSolverState* state,
                              bool counted) {
-  const Range range("bucket_moo solve");
+  const NvtxRange range("bucket_moo solve");
   cuda::SolveStep step;
   step.method = method_;
   step.seed = seed_;
@@ -271,7 +271,7 @@ at::Tensor DeviceSketches::tensor() const {
 
 void DeviceCollective::start_sketch(const at::Tensor& bucket, std::int64_t index, std::int64_t width,
                                     DeviceSketches& sketches) {
-  const Range range("bucket_moo sketch");
+  const NvtxRange range("bucket_moo sketch");
   cuda::SketchArguments arguments;
   arguments.row = bucket.const_data_ptr();
   arguments.size = bucket.numel();
@@ -299,7 +299,7 @@ void DeviceCollective::start_sketch(const at::Tensor& bucket, std::int64_t index
 void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceResult& result,
                                       const DeviceSolverState* state, bool counted) {
   {
-    const Range range("bucket_moo exchange");
+    const NvtxRange range("bucket_moo exchange");
     exchange_.all_reduce(sketches.tensor());
   }
   // The table's K is not known here: the Gramian has the rows of zeros beyond it too, and they come last in it.
@@ -319,7 +319,8 @@ void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64
 }
 
 void DeviceCollective::keep_weights(const DeviceResult& solved, const DeviceResult& kept) const {
-  check_cuda(cuda::launch_keep(solved.pointers(), kept.pointers(), stream()), "enqueueing the keeping of weights");
+  check_cuda(cuda::launch_keep_weights(solved.pointers(), kept.pointers(), stream()),
+             "enqueueing the keeping of weights");
 }
 
 void DeviceCollective::use_kept_weights(const DeviceResult& kept, const DeviceResult& used) const {
@@ -343,7 +344,7 @@ cuda::ScaleArguments DeviceCollective::scaling(const at::Tensor& bucket) const {
 }
 
 void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket) {
-  const Range range("bucket_moo all_reduce");
+  const NvtxRange range("bucket_moo all_reduce");
   const cuda::ScaleArguments arguments = scaling(bucket);
   if (exchange_.multiplies(bucket.scalar_type())) {
     check_cuda(cuda::launch_prepare_premultiplied(arguments, scratch_.factor, stream()), "enqueueing a factor");
@@ -357,7 +358,7 @@ void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket) {
 }
 
 void DeviceCollective::weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input) {
-  const Range range("bucket_moo reduce_scatter");
+  const NvtxRange range("bucket_moo reduce_scatter");
   scaled_.reserve(input.nbytes());
   const at::Tensor scaled = scaled_.tensor(input.nbytes()).view(input.scalar_type());
   cuda::ScaleArguments arguments = scaling(scaled);

@@ -8,7 +8,7 @@
 
 #include "bucket_moo/limits.hpp"
 #include "collective/memory_layout.hpp"
-#include "range.cuh"
+#include "nvtx_range.cuh"
 #include "step.cuh"
 
 namespace bucket_moo {
@@ -99,7 +99,7 @@ void DeviceStep::bound_objectives(int first_k) {
 }
 
 void DeviceStep::begin(const StepRecord& own) {
-  const cuda::Range range("bucket_moo step");
+  const cuda::NvtxRange range("bucket_moo step");
   const int world = exchange_.size();
   check_cuda(cuda::launch_write_record(own, &memory_.counters->step, memory_.records + exchange_.rank(), stream()),
              "enqueueing the step's record");

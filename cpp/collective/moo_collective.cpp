@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "bucket_moo/lanes.hpp"
+#include "bucket_moo/packed_triangle.hpp"
 #include "bucket_moo/solve.hpp"
 #include "collective/memory_layout.hpp"
 #include "kernels/combine.hpp"
@@ -13,8 +14,6 @@
 
 namespace bucket_moo {
 namespace {
-
-std::size_t packed_size(int k) { return static_cast<std::size_t>(k) * (static_cast<std::size_t>(k) + 1) / 2; }
 
 /// Adds the upper triangle of a packed Gramian to a full symmetric one.
 void add_packed(const std::byte* packed, int k, std::vector<double>& gramian) {
@@ -109,7 +108,7 @@ void MooCollective::partial_gramian(const ShardedBucket& bucket, std::vector<dou
 Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian) {
   const int k = objectives_.k();
   // One message a rank: its partial Gramian, then its tail.
-  const std::size_t partial_bytes = packed_size(k) * sizeof(double);
+  const std::size_t partial_bytes = static_cast<std::size_t>(packed_size(k)) * sizeof(double);
   const std::size_t tail_bytes = bucket.tail_bytes();
   const std::size_t message_bytes = round_up(partial_bytes + tail_bytes, sizeof(double));
   std::byte* const messages = messages_.reserve(static_cast<std::size_t>(world_) * message_bytes);

@@ -13,7 +13,7 @@
 #include "bucket_moo/state_layout.hpp"
 #include "collective/agreed_error.hpp"
 #include "hooks/sparse_mean.hpp"
-#include "range.cuh"
+#include "nvtx_range.cuh"
 #include "torch_types/device.hpp"
 #include "torch_types/dtype.hpp"
 
@@ -76,7 +76,7 @@ FuturePtr DeviceState::submit(Call call) {
 
 FuturePtr DeviceState::enqueue(Call& call) {
   const at::NoGradGuard no_grad;
-  const cuda::Range range("bucket_moo bucket");
+  const cuda::NvtxRange range("bucket_moo bucket");
   side_.follow_current();
   const OnSideStream guard(device(), side_);
   record_streams(call);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/isa/weighted_sum.hpp"
+#include "kernels/normal_float32.hpp"
 
 namespace bucket_moo::isa::BUCKET_MOO_ISA {
 
@@ -63,11 +64,9 @@ void combine_rows(const Rows& rows, const double* coefficient, ZeroRows zero_row
   }
 }
 
-/// Weights that undo a scale of the gradients (1e+40 times 1e-40) are no float32.
 inline bool all_normal_float32(const double* coefficient, int count) {
   for (int r = 0; r < count; ++r) {
-    const double magnitude = coefficient[r] < 0 ? -coefficient[r] : coefficient[r];
-    if (magnitude != 0 && (magnitude < 0x1p-126 || magnitude > 0x1.fffffep127)) return false;
+    if (!normal_float32(coefficient[r])) return false;
   }
   return true;
 }

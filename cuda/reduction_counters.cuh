@@ -1,17 +1,17 @@
 // Totals of a state, as kernels count them up. One thread at a time.
-#ifndef BUCKET_MOO_CUDA_COUNTERS_CUH
-#define BUCKET_MOO_CUDA_COUNTERS_CUH
+#ifndef BUCKET_MOO_CUDA_REDUCTION_COUNTERS_CUH
+#define BUCKET_MOO_CUDA_REDUCTION_COUNTERS_CUH
 
 #include "solve.cuh"
 
 namespace bucket_moo::cuda {
 
 /// A bucket was reduced with these weights.
-__device__ inline void count(DeviceCounters& counters, const Solution& solution) {
+__device__ inline void count_reduction(DeviceCounters& counters, const Solution& solution) {
   ++counters.buckets;
   counters.nonfinite += solution.status == Status::nonfinite ? 1 : 0;
 }
 
 }  // namespace bucket_moo::cuda
 
-#endif  // BUCKET_MOO_CUDA_COUNTERS_CUH
+#endif  // BUCKET_MOO_CUDA_REDUCTION_COUNTERS_CUH

@@ -1,6 +1,6 @@
 // Small pieces of host memory into device memory. Torch-free; does not throw, synchronise or allocate.
-#ifndef BUCKET_MOO_CUDA_STORE_CUH
-#define BUCKET_MOO_CUDA_STORE_CUH
+#ifndef BUCKET_MOO_CUDA_COPY_FROM_HOST_CUH
+#define BUCKET_MOO_CUDA_COPY_FROM_HOST_CUH
 
 #include <cuda_runtime_api.h>
 
@@ -14,8 +14,8 @@ namespace bucket_moo::cuda {
 /// \param bytes   a few kilobytes; one launch for every 2048. 0: nothing is launched
 /// \param device  device, out
 /// \return cudaErrorInvalidValue for null pointers, else what the launches say. Can be captured in a graph.
-cudaError_t launch_store(const void* values, std::size_t bytes, void* device, cudaStream_t stream);
+cudaError_t launch_copy_from_host(const void* values, std::size_t bytes, void* device, cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda
 
-#endif  // BUCKET_MOO_CUDA_STORE_CUH
+#endif  // BUCKET_MOO_CUDA_COPY_FROM_HOST_CUH
