@@ -12,7 +12,7 @@
 
 namespace bucket_moo::cuda {
 
-/// How an element lies in memory, what it is worth, and the inverse: rounded to nearest even. float64 has kernels of
+/// How an element lies in memory, its value, and the element nearest to a value, ties to even. float64 has kernels of
 /// its own.
 template <DType D>
 struct Element;

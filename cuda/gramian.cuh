@@ -20,8 +20,8 @@ struct GramianArguments {
   /// The step's objectives, in device memory (all pointers of the table): objective k's gradient is the sum over its
   /// members of share[r] * row[r], and K is known to the device alone. nullptr header: row k is objective k.
   ObjectiveTable table = {};
-  /// With a table: the K that is likely, up to 16; 0: none. One kernel is made for it and for objectives of one row
-  /// each; where that is not what the table says, a slower one does the work. Changes the last bits.
+  /// With a table: the K to expect, up to 16; 0: none. If the table has this K and every objective is one row, a fast
+  /// kernel does the work, else a slower one. The two differ in the last bits.
   int likely_k = 0;
   Grid grid = Grid::device;
   bool add = false;           ///< add to `packed` instead of overwriting it
@@ -33,16 +33,17 @@ struct GramianArguments {
 /// \return cudaErrorInvalidValue for k out of range
 cudaError_t gramian_workspace_size(int k, std::size_t* bytes);
 
-/// Enqueues packed = the lower triangle of the Gramian of the objectives' gradients. With a table that tells of an
-/// error nothing is written.
+/// Enqueues packed = the lower triangle of the Gramian of the objectives' gradients. Nothing is written if the table
+/// has an error.
 ///
 /// Accuracy: float32 sums of at most 1024 products, then float64. Where the float32 products of a part may have
 /// overflowed or underflowed they are formed again in float64, so that
 ///  - entry (k, k) is non-finite only if g_k is (a NaN or Inf in a row that is read), and always then;
 ///  - entry (k, k) is zero only if g_k is, subnormal elements included.
-/// Rows of share 0 are not read; float64 rows are refused.
+/// Rows of share 0 are not read. float64 rows are multiplied in float64.
 ///
-/// Bits: no atomics. Of the values, `likely_k` and, with Grid::device, the device alone; not of the rows' alignment.
+/// Bits: no atomics. They depend on the values, on `likely_k` and, with Grid::device, on the device; not on the rows'
+/// alignment.
 ///
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
 cudaError_t launch_gramian(const GramianArguments& arguments, cudaStream_t stream);

@@ -1,4 +1,4 @@
-// What the kernels of one Gramian share: their arguments, and who of them works.
+// What the kernels of one Gramian share: their arguments, and which of them does the work.
 #ifndef BUCKET_MOO_CUDA_GRAMIAN_PASS_CUH
 #define BUCKET_MOO_CUDA_GRAMIAN_PASS_CUH
 
@@ -20,7 +20,7 @@ inline constexpr int kGramianWarps = kGramianThreads / kWarp;
 
 /// Arguments of the kernels.
 struct GramianPass {
-  DeviceRows rows;  ///< `scattered` is filled as far as it goes, in a block too
+  DeviceRows rows;  ///< `scattered` holds the first addresses, of rows in one block too
   ObjectiveTable table;
   int likely_k;     ///< the K of the small kernel that is launched; 0: none is
   bool aligned;     ///< all rows can be read 16 bytes at a time

@@ -17,7 +17,8 @@ namespace bucket_moo::cuda {
 /// Elements that a warp adds up in float32.
 inline constexpr int kChunk = 1024;
 
-/// Blocks that a multiprocessor is to hold at least: the bound on registers that each K can do with without spilling.
+/// Least blocks that a multiprocessor has to hold, which bounds the registers: the most that each K allows without
+/// spilling.
 template <int K>
 inline constexpr int kSmallResident = K <= 6   ? 3
                                       : K <= 9 ? 2
@@ -26,7 +27,7 @@ inline constexpr int kSmallResident = K <= 6   ? 3
 template <int K>
 inline constexpr std::size_t kSmallShared = sizeof(double) * kGramianWarps * packed_size(K);
 
-/// One warp's share of the Gramian: a chunk of 1024 elements after the other in float32, their sums in float64.
+/// One warp's share of the Gramian: chunks of 1024 elements, each in float32, added up in float64.
 template <int K, DType D>
 class SmallGramian {
  public:

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) keep_weights(const BucketResult solv
 
 __global__ void __launch_bounds__(kThreads) use_kept(const KeptStep step) {
   const StepHeader& header = *step.table.header;
-  // Nothing is kept where the step that should have solved for it had an error, which is raised later.
+  // If the step that should have solved for it had an error, nothing is kept. The host raises that error later.
   const bool usable = header.error == StepError::none && step.kept.header->k == header.k;
   for (int r = static_cast<int>(threadIdx.x); r < step.world; r += kThreads) {
     step.coefficients[r] = usable ? step.kept.weights[step.table.objective[r]] * step.table.share[r] : nan("");

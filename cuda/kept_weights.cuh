@@ -9,8 +9,8 @@
 
 namespace bucket_moo::cuda {
 
-/// Enqueues kept = solved. What is kept stays as it is where the step had an error, and where the gradients had a NaN
-/// or Inf, unless there is nothing yet.
+/// Enqueues kept = solved. What is kept stays as it is if the step had an error. It also stays if the gradients had a
+/// NaN or Inf, unless nothing is kept yet.
 /// \param solved, kept  all pointers on the device; kept.header all zero: nothing yet
 cudaError_t launch_keep_weights(const BucketResult& solved, const BucketResult& kept, cudaStream_t stream);
 
@@ -24,8 +24,8 @@ struct KeptStep {
   DeviceCounters* counters = nullptr;  ///< as in SolveStep
 };
 
-/// Enqueues used = kept and the coefficients of the combination. Where the step has an error the coefficients are NaN,
-/// as is said in used.header.
+/// Enqueues used = kept and the coefficients of the combination. After an error of the step the coefficients are NaN,
+/// and used.header holds the error.
 cudaError_t launch_use_kept(const KeptStep& step, cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda

@@ -1,4 +1,4 @@
-// Totals of a state, as kernels count them up. One thread at a time.
+// How kernels count up the totals of a state. By one thread at a time.
 #ifndef BUCKET_MOO_CUDA_REDUCTION_COUNTERS_CUH
 #define BUCKET_MOO_CUDA_REDUCTION_COUNTERS_CUH
 

@@ -25,7 +25,7 @@ struct ScalePass {
   bool aligned;  ///< both can be accessed 16 bytes at a time
 };
 
-/// Whether the rank is left out. After an error, which shows in the coefficient, the share may be anything.
+/// Whether the rank is left out. After an error the coefficient is NaN and the share means nothing.
 __device__ bool left_out(const ScalePass& pass) {
   const double coefficient = *pass.coefficient;
   return coefficient == coefficient && *pass.share == 0.0;

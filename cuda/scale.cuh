@@ -22,19 +22,21 @@ struct ScaleArguments {
 
 /// Enqueues values = coefficient * from, or coefficient * values in place.
 ///
-/// Multiplied in float32, or in float64 where the coefficient is no normal float32 and for float64, then rounded to
-/// nearest even. A coefficient of 0 multiplies like any other, so that NaN and Inf stay visible; the values of a rank
-/// that is left out become zeros and are not read. After an error all become NaN, those of ranks left out too.
+/// The product is formed in float32, or in float64 if the values are float64 or the coefficient is no normal float32;
+/// then it is rounded to nearest even. A coefficient of 0 multiplies like any other, so that NaN and Inf stay visible;
+/// the values of a rank that is left out become zeros and are not read. After an error all become NaN, those of ranks
+/// left out too.
 ///
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
 cudaError_t launch_scale(const ScaleArguments& arguments, cudaStream_t stream);
 
-/// Enqueues the same, in place, for a reduction that multiplies by itself, as NCCL's pre-multiplied sum does: factor *
-/// values is afterwards what launch_scale() makes of the values.
+/// Enqueues the same, in place, for a reduction that multiplies too, as NCCL's pre-multiplied sum does. Afterwards
+/// factor * values is what launch_scale() would have made of the values.
 ///
-/// The factor is the coefficient, and the values are neither read nor written, where the values' type can hold it: for
-/// float64, and for float32 if it is a normal float32. (NCCL takes a factor of the type of the values, and the 16-bit
-/// types would round it.) Elsewhere, and of ranks that are left out, the values are scaled here and the factor is 1.
+/// If the values' type can hold the coefficient, the factor is the coefficient and the values are neither read nor
+/// written. float64 can, and float32 can if the coefficient is a normal float32. (NCCL takes a factor of the type of
+/// the values, and the 16-bit types would round it.) Otherwise, and for ranks that are left out, the values are scaled
+/// here and the factor is 1.
 ///
 /// \param factor  [1] of the values' dtype, device, out
 /// \return as launch_scale()

@@ -18,7 +18,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kResident = 4;      // blocks a multiprocessor holds at least, and gets where there is work for them
 constexpr int kInFlight = 4;      // vectors read before the first of them is used
-constexpr int kMinSections = 16;  // of a block, so that little is written and read again beside what is read
+constexpr int kMinSections = 16;  // least sections of a block: its sums are little beside what it reads
 
 constexpr int kFinishThreads = 256;
 constexpr int kFinishWarps = kFinishThreads / kWarp;
@@ -62,7 +62,7 @@ struct SketchPass {
   void* partial;  ///< [groups, p] sums of the groups
 };
 
-/// The row is read in sections: of one run, or where runs are short of as many as a block reads side by side.
+/// The row is read in sections: of one run each or, if runs are short, of as many as a block reads side by side.
 template <DType D>
 BUCKET_MOO_HD constexpr std::int64_t section_of(std::int64_t width) {
   return width > kTile<D> ? width : kTile<D>;

@@ -38,14 +38,15 @@ cudaError_t sketch_workspace_size(std::int64_t size, DType dtype, std::int64_t w
 
 /// Enqueues out[objective of the rank] = the rank's share * the sketch of its row, and zeros in all other rows of
 /// `out`: added up over the ranks, these are the sketches of the objectives' gradients. A rank of share 0 gives zeros
-/// everywhere, and its row is not read; so do all ranks where the table tells of an error.
+/// everywhere, and its row is not read. If the table has an error, all ranks give zeros.
 ///
-/// Accuracy: float32 sums of at most 16 elements, which are added in float32 over a thread's part of the row and in
-/// float64 over the threads of a block and over the blocks, whose sums are float32; all of it float64 for float64
-/// elements. A NaN or Inf of the row is one in the sketch, and a row of zeros gives zeros. Elements of float32 or
+/// Accuracy: a thread adds its part of the row in float32, at most 16 elements at a time. The sums of the threads of a
+/// block, and of the blocks, are added in float64; that of a block is kept in float32. For float64 elements all of it
+/// is float64. A NaN or Inf of the row is one in the sketch, and a row of zeros gives zeros. Elements of float32 or
 /// bfloat16 beyond 1e36 may overflow in a column.
 ///
-/// Bits: no atomics. Of the values, n, p and the device's number of multiprocessors alone; not of the row's alignment.
+/// Bits: no atomics. They depend on the values, on n, p and the device's number of multiprocessors; not on the row's
+/// alignment.
 ///
 /// Cost: reads the row once.
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.

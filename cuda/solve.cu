@@ -32,7 +32,8 @@ __device__ void solve_problem(const SolveBatch& batch, double* shared) {
   if (batch.solutions != nullptr && WarpLanes::lane() == 0) batch.solutions[problem] = solution;
 }
 
-/// Nobody may train on with a step that has an error: the combination becomes NaN, which the host reports later.
+/// After an error the combination becomes NaN, so that nobody trains on without noticing. The host reports the error
+/// later.
 __device__ void refuse_step(const SolveStep& step) {
   for (int r = WarpLanes::lane(); r < step.world; r += WarpLanes::count()) {
     step.coefficients[r] = nan("");

@@ -11,8 +11,8 @@
 
 namespace bucket_moo::cuda {
 
-/// Enqueues: counter += 1, slot = own with that count as its step. The device counts, so that a replayed graph does
-/// too.
+/// Enqueues: counter += 1; slot = own, with the counter as its step. The device counts, so that a replayed graph counts
+/// on.
 /// \param counter int64, device
 /// \param slot    this rank's place among the records, device
 cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, StepRecord* slot, cudaStream_t stream);

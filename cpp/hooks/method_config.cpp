@@ -30,8 +30,8 @@ MethodId method_id(std::string_view name) {
                     "' is unknown; available are the names of the method classes in small letters");
 }
 
-/// Takes a method's options one by one, as MethodTraits::visit_options() shows them, and, at the end, refuses those that
-/// it did not ask for. What is not given stays as it is.
+/// Takes a method's options one by one, as its visit_options() shows them, and in the end refuses those that it did not
+/// ask for. What is not given stays as it is.
 class OptionReader {
  public:
   OptionReader(const MethodOptions& options, const char* title) : options_(options), title_(title) {}

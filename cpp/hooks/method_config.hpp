@@ -14,8 +14,8 @@ namespace bucket_moo {
 
 /// A method by name and plain values, as Python and the operators hand it over. What is empty has the method's default;
 /// what a method has no use for must be empty.
-/// Which options a method has says visit_options() in its file: numbers are given in the order there (a flag as 0 or 1),
-/// a NashMTL max_norm of 0 is no bound, and Mean's `weights` are a preference.
+/// visit_options() in a method's file says which options it has. Numbers come in the order there, a flag as 0 or 1; a
+/// max_norm of 0 is no bound, and Mean's `weights` are a preference.
 struct MethodOptions {
   std::string_view name;                    ///< one of kMethodNames in small letters
   c10::ArrayRef<double> numbers;            ///< all of them or none

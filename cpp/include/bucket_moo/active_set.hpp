@@ -105,8 +105,8 @@ class ActiveSet {
     unbar();
   }
 
-  /// Says what the objective has come to with `entering`, or with nothing new if that is negative. A variable that
-  /// brought nothing but noise is barred until there is progress.
+  /// Takes the value of the objective after `entering` came in; negative: nothing did. A variable that brought nothing
+  /// but noise is barred until there is progress.
   BUCKET_MOO_HD void judge(double value, int entering) {
     if (value < best_) {
       best_ = value;
@@ -118,7 +118,7 @@ class ActiveSet {
     }
   }
 
-  /// Whether the last variable that came in brought no progress, and there was none since.
+  /// Whether a variable has come in without progress, and there was none since.
   BUCKET_MOO_HD bool any_barred() const { return any_barred_; }
 
   BUCKET_MOO_HD bool may_enter(int variable) const { return flags_[variable] == 0; }
@@ -156,7 +156,8 @@ class ActiveSet {
   /// x += step(), at most until the first member reaches its bound.
   /// \param entering  negative: the step is to the minimiser over the support, and ends there. Else it is one along a
   ///                  dependency, without an end, and this variable grows by 1 a step
-  /// \return the place of the member that has reached its bound; negative: none has, where the step has no end x stays
+  /// \return the place of the member that has reached its bound; negative: none has, and if the step has no end, x has
+  /// not moved
   BUCKET_MOO_HD int advance(int entering, const double* lower, double* x) {
     const Located blocking = ratio_test(lower, x);
     const bool whole = entering < 0 && blocking.value >= 1.0;

@@ -19,8 +19,8 @@ struct CosineSolution {
   bool exact;       ///< false: v is the shortest least-squares solution, C⁺ target
 };
 
-/// v := C⁺ target. By Cholesky where C is definite and its answer stands the test, else by eigenvalues: a direct solve
-/// is an order of magnitude faster, and what counts is the cosines.
+/// v := C⁺ target. Solved by Cholesky if C is definite and the cosines come out right, else by eigenvalues, which take
+/// an order of magnitude longer.
 ///
 /// \param cosine [k, k], with a diagonal of ones
 /// \param target [k]

@@ -126,7 +126,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       exists = factor.append(column, b[i] * h[i * k + i] * b[i] + target[i] / alpha, 0.0);
       lanes.sync();
     }
-    if (!exists) break;  // rounding has made G indefinite where it matters: nothing but noise resists growth
+    if (!exists) break;  // rounding has made G indefinite: only noise keeps w from growing
     for (int i = lanes.lane(); i < k; i += lanes.count()) step[i] = target[i] - product[i];
     lanes.sync();
     factor.solve(step);
@@ -149,7 +149,8 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
     most_negative = lanes.min(most_negative);
     lanes.sync();
     double t = most_negative < -kBoundary ? -kBoundary / most_negative : 1.0;
-    // The objective is convex along the step: not past its minimum by more than the start was before it.
+    // The objective is convex along the step, which may pass its minimum: to where it climbs at most half as steeply as
+    // it descends at the start.
     for (int halving = 0; largest > kQuadratic && halving < kMaxHalvings; ++halving) {
       double there = 0.0;
       for (int i = lanes.lane(); i < k; i += lanes.count()) {

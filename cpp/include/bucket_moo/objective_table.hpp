@@ -79,7 +79,7 @@ struct ObjectiveTable {
   int* member;     ///< [W] ranks that are not left out, by objective, then by rank
 };
 
-/// Names numbered for good, in the order in which steps first had them, for what is kept from step to step.
+/// Numbers that names keep for good, in the order in which they first came up: for what is kept from step to step.
 struct ObjectiveRegistry {
   ObjectiveName* names;  ///< [capacity]
   int* count;            ///< names so far

@@ -11,9 +11,9 @@ namespace bucket_moo {
 /// Whether weights that missed their certificate are also far longer than what they started from.
 ///
 /// Rows that are linearly dependent (more objectives than elements, opposite gradients) have no conflict-free update
-/// but 0. In a Gramian that was rounded, of float32 products say, "0" becomes a tiny or negative curvature, and the
-/// minimiser along it, if it exists, has weights of any size up to overflow that mean nothing: applied, they would
-/// wreck a model.
+/// but 0. Where the Gramian was rounded (of float32 products, say), that 0 becomes a tiny or negative curvature. A
+/// minimiser along it, if there is one, has meaningless weights of any size up to overflow. Applied, they would wreck a
+/// model.
 /// \param residual the certificate; NaN counts as missed
 /// \param gram     [k, k]
 /// \param weights  [k]

@@ -50,7 +50,7 @@ BUCKET_MOO_HD double scale_factor(Lanes lanes, int k, const double* gramian, int
   return std::ldexp(1.0, -exponent);
 }
 
-/// One method, known when compiling: for kernels, where registers are those of the most demanding branch.
+/// For kernels, which have the registers of their most demanding branch: one method, known when compiling.
 template <class M>
 struct RunOneMethod {
   /// \param state as solve()
