@@ -152,14 +152,18 @@ bool backward_has_run(const std::shared_ptr<c10d::Reducer>& reducer) {
   return std::any_of(stats.begin(), stats.end(), [](std::int64_t time) { return time != 0; });
 }
 
+/// A reducer's parameters, protected in it. Its buckets have them too, but torch 2.15 shows no bucket whose storage is
+/// not allocated: those of sparse gradients, and with lazy_bucket_allocation all.
+class ReducerParameters : private c10d::Reducer {
+ public:
+  static const std::vector<at::Tensor>& of(const c10d::Reducer& reducer) {
+    return reducer.*&ReducerParameters::params_;
+  }
+};
+
 /// What a reducer reduces, whatever has happened to its module since.
 std::vector<at::Tensor> parameters_of(const std::shared_ptr<c10d::Reducer>& reducer) {
-  std::vector<at::Tensor> parameters;
-  for (const c10d::GradBucket& bucket : reducer->get_grad_buckets(/*return_zero_tensors=*/false)) {
-    const std::vector<at::Tensor> some = bucket.getParameters();
-    parameters.insert(parameters.end(), some.begin(), some.end());
-  }
-  return parameters;
+  return ReducerParameters::of(*reducer);
 }
 
 }  // namespace
