@@ -165,11 +165,13 @@ def check_buckets(
         check(rows, got, tolerance, what)
 
 
-def hook(ddp: DistributedDataParallel, way: str, method: Any = "mgda") -> moo.BucketMOO:
+def hook(ddp: DistributedDataParallel, way: str, method: Any = "mgda", gramian: Any = "exact") -> moo.BucketMOO:
     """Registers on a module in one of WAYS, with its group, its cap and the names of its parameters."""
     if way == "register":
-        return moo.register(ddp, method)
-    state = moo.BucketMOO(method, process_group=ddp.process_group, bucket_cap_mb=ddp.bucket_bytes_cap / 2**20)
+        return moo.register(ddp, method, gramian=gramian)
+    state = moo.BucketMOO(
+        method, gramian=gramian, process_group=ddp.process_group, bucket_cap_mb=ddp.bucket_bytes_cap / 2**20
+    )
     ddp.register_comm_hook(state, moo.bucket_moo_hook)
     state.name_parameters(ddp.module.named_parameters())
     return state
