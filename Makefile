@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-all test-cpp test-emulated soak lint format bench bench-solve gpu-check peer-test clean
+.PHONY: help setup demo test test-quick test-all test-cpp test-emulated test-torch soak lint format bench bench-solve gpu-check peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -87,6 +87,24 @@ test-all: test ## Run all tests, and what has a nightly size at that size
 	@echo "== nightly sizes"
 	@build/core/tests/cpp/test_methods 12 && build/core/tests/cpp/sweep_certificates 100000 20260601
 	@BUCKET_MOO_NIGHTLY=1 $(BIN)/python -m pytest -m nightly
+
+# Another torch than the pinned one, in an environment of its own. A CPU build is taken where pip's indexes have one;
+# otherwise the default wheel, which brings its CUDA packages (5 GB: `import torch` fails without them).
+TORCH ?= 2.15.0
+OTHER := build/torch-$(TORCH)
+OTHER_PIP := $(OTHER)/venv/bin/python -m pip --quiet --disable-pip-version-check
+$(OTHER)/stamp: $(NATIVE) requirements/dev.txt $(STAMP)/venv
+	@echo "== installing torch $(TORCH) and building the extension against it, without CUDA kernels, in $(OTHER)"
+	@$(BIN)/python -m venv $(OTHER)/venv
+	@grep -hvE '^(-r|torch==)' requirements/build.txt requirements/dev.txt > $(OTHER)/requirements.txt
+	@$(OTHER_PIP) install torch==$(TORCH) -r $(OTHER)/requirements.txt
+	@PATH="$(CURDIR)/$(OTHER)/venv/bin:$$PATH" $(OTHER_PIP) install --no-build-isolation --no-deps \
+	  -C build-dir=$(OTHER)/tree -C cmake.define.BUCKET_MOO_CUDA=OFF . && touch $@
+
+test-torch: $(OTHER)/stamp ## Build against another torch (TORCH=2.15.0) and run the tests that meet it: hooks, collectives, functions
+	@echo "== Python tests against torch $(TORCH)"
+	@$(OTHER)/venv/bin/python -m pytest $(addprefix tests/,hooks/test_ddp.py hooks/test_ddp_new_options.py collectives/test_collectives.py \
+	  functional/test_functional.py functional/test_operators.py) $(ARGS)
 
 ROUNDS ?= 10
 soak: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo ## Repeat the tests with fresh seeds, ROUNDS times (ARGS=tests/...); prints the seed of each round
