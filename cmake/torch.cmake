@@ -1,6 +1,7 @@
 # Finds the torch of the interpreter that this build is for and defines `bucket_moo_torch`: what everything that
 # shares types with torch's own Python module has to include, link and assert.
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+include(cmake/torch_range.cmake)
 
 # pybind11 keeps one type registry per "internals id". ProcessGroup, Reducer and GradBucket are registered in torch's,
 # so our module must be compiled with the same id; only a running interpreter knows which one that is.
@@ -17,7 +18,7 @@ api.PyInterpreterState_GetDict.argtypes = [ctypes.c_void_p]
 state = api.PyInterpreterState_GetDict(api.PyInterpreterState_Get())
 ids = [key for key in state if str(key).startswith("__pybind11_internals_")]
 if len(ids) != 1:
-    sys.exit(f"expected one pybind11 registry after importing torch, found {ids}")
+    sys.exit(f"expected one pybind11 registry after importing torch {torch.__version__}, found {ids}")
 print(torch.utils.cmake_prefix_path, torch.__version__, ids[0], torch.version.cuda or "none", sep=";", end="")
 ]])
 execute_process(
@@ -27,15 +28,14 @@ if(_torch_failed)
   message(FATAL_ERROR
     "bucket_moo_ext is built against the installed torch, and ${Python_EXECUTABLE} has none that works:\n"
     "  ${_torch_error}\n"
-    "Install torch (2.11 to 2.14) first, then build without isolation: pip install --no-build-isolation .")
+    "Install torch (${BUCKET_MOO_TORCH_FIRST} to ${BUCKET_MOO_TORCH_LAST}) first, then build without isolation: "
+    "pip install --no-build-isolation .")
 endif()
 list(GET _torch_facts 0 _torch_prefix)
 list(GET _torch_facts 1 BUCKET_MOO_TORCH_VERSION)
 list(GET _torch_facts 2 _torch_pybind11_id)
 list(GET _torch_facts 3 _torch_cuda)
-if(BUCKET_MOO_TORCH_VERSION VERSION_LESS 2.11 OR BUCKET_MOO_TORCH_VERSION VERSION_GREATER_EQUAL 2.15)
-  message(FATAL_ERROR "bucket_moo_ext needs torch 2.11 to 2.14; ${Python_EXECUTABLE} has ${BUCKET_MOO_TORCH_VERSION}")
-endif()
+bucket_moo_check_torch_range(${BUCKET_MOO_TORCH_VERSION} "${Python_EXECUTABLE}")
 message(STATUS "torch ${BUCKET_MOO_TORCH_VERSION} (cuda ${_torch_cuda}), ${_torch_pybind11_id}")
 
 # The pybind11 headers must be the ones torch bundles: releases from elsewhere compile, and then fail at run time.

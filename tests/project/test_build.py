@@ -22,6 +22,7 @@ CORE = ROOT / "cpp" / "include"
 CORE_HEADERS = sorted(CORE.rglob("*.hpp"))
 CUDA_SOURCES = sorted((ROOT / "cuda").rglob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
+SUPPORTED_TORCH = "2.11 to 2.15"
 STRICT = ["-std=c++20", "-Wall", "-Wextra", "-Werror"]
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on the PATH")
@@ -232,6 +233,38 @@ def test_torchs_list_of_architectures_is_understood(torch_list: str, architectur
     )
     _run(_cmake(), "-P", script)
     assert (tmp_path / "result").read_text() == architectures
+
+
+@pytest.mark.build
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [
+        ("2.10.1", False),
+        ("2.11.0", True),
+        ("2.11.0rc3", True),
+        ("2.15.0+cu132", True),
+        ("2.15.1a0+git0123abc", True),
+        ("2.16.0", False),
+        ("2.16.0.dev20261101+cpu", False),
+        ("2.100.0", False),
+        ("3.0.0", False),
+    ],
+)
+def test_a_torch_out_of_range_is_an_error_that_names_the_range(version: str, fits: bool, tmp_path: Path) -> None:
+    script = tmp_path / "check.cmake"
+    script.write_text(
+        f'include("{ROOT}/cmake/torch_range.cmake")\nbucket_moo_check_torch_range("{version}" "/some/python")\n'
+    )
+    done = subprocess.run([_cmake(), "-P", str(script)], capture_output=True, text=True, check=False)
+    said = " ".join(done.stderr.split())
+    assert (done.returncode == 0) == fits, said
+    assert fits or f"bucket_moo_ext needs torch {SUPPORTED_TORCH}; /some/python has {version}" in said
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/using.md", "docs/embedding.md"])
+def test_the_pages_name_the_range_of_torch(page: str) -> None:
+    named = re.findall(r"(2\.\d+ to 2\.\d+)", (ROOT / page).read_text())
+    assert set(named) == {SUPPORTED_TORCH}
 
 
 def _cmake() -> str:
