@@ -8,7 +8,10 @@ namespace bucket_moo {
 /// A method with its options.
 void bind_methods(pybind11::module_& module);
 
-/// BucketMooState and the DDP hook.
-void bind_state(pybind11::module_& module);
+/// The engine, with direct calls of the collectives.
+void bind_engine(pybind11::module_& module);
+
+/// What reduces DDP's buckets. After bind_engine().
+void bind_ddp(pybind11::module_& module);
 
 }  // namespace bucket_moo

@@ -39,5 +39,6 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Native part of bucket_moo_ext; use the functions of the package instead.";
   module.def("build_info", &build_info);
   bucket_moo::bind_methods(module);
-  bucket_moo::bind_state(module);
+  bucket_moo::bind_engine(module);
+  bucket_moo::bind_ddp(module);
 }

@@ -5,6 +5,7 @@ from typing import Literal, overload
 import torch
 from torch.futures import Future
 
+from bucket_moo_ext.plain import text
 from bucket_moo_ext.state import BucketMOO
 
 
@@ -14,6 +15,15 @@ def _check_state(state: object) -> BucketMOO:
     return state
 
 
+def _check_bucket(bucket: object) -> str | None:
+    plain = text(bucket) if isinstance(bucket, str) else bucket
+    if plain is not None and not isinstance(plain, str):
+        raise TypeError(f"bucket must be a string or None; got {type(bucket).__name__} {bucket!r}")
+    if plain == "":
+        raise ValueError("bucket must be a name or None; got an empty string")
+    return plain
+
+
 def _device(name: str, tensor: object) -> torch.device:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
@@ -21,20 +31,28 @@ def _device(name: str, tensor: object) -> torch.device:
 
 
 @overload
-def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: Literal[False] = False) -> None: ...
+def all_reduce(
+    tensor: torch.Tensor, state: BucketMOO, *, bucket: str | None = None, async_op: Literal[False] = False
+) -> None: ...
 @overload
-def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: Literal[True]) -> Future[torch.Tensor]: ...
-def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False) -> Future[torch.Tensor] | None:
+def all_reduce(
+    tensor: torch.Tensor, state: BucketMOO, *, bucket: str | None = None, async_op: Literal[True]
+) -> Future[torch.Tensor]: ...
+def all_reduce(
+    tensor: torch.Tensor, state: BucketMOO, *, bucket: str | None = None, async_op: bool = False
+) -> Future[torch.Tensor] | None:
     """Replaces every rank's ``tensor`` by the conflict-aware combination of all ranks' tensors, in place.
 
     The counterpart of ``torch.distributed.all_reduce`` with ``ReduceOp.AVG``; each call is a step of its own, in which
-    the ranks tell each other their objectives and weights. ``GradVac`` and ``Smoothed`` keep one memory for all calls
-    on tensors of this size.
+    the ranks tell each other their objectives and weights.
 
     Args:
         tensor: Contiguous, dense, on the CPU or a GPU, any shape; float32, bfloat16, float16 or float64. The same size
             and dtype on every rank.
         state: Holds method, objective, weight and group.
+        bucket: A name, the same on every rank. What outlives a call goes by it: the memory of ``GradVac`` and
+            ``Smoothed``, weights that serve for several steps, and the line of the report. None: all calls on this
+            number of elements are one bucket.
         async_op: Return at once; the tensor must not be touched until the Future is done.
 
     Returns:
@@ -45,23 +63,39 @@ def all_reduce(tensor: torch.Tensor, state: BucketMOO, *, async_op: bool = False
             says so; on GPUs they wait for the group's timeout); ranks that make different calls, on every rank.
         RuntimeError: A peer failed or the group's timeout passed.
     """
-    native = _check_state(state)._bound(_device("tensor", tensor))
+    name = _check_bucket(bucket)
+    engine = _check_state(state)._bound(_device("tensor", tensor))
     if async_op:
-        return native.all_reduce_async(tensor)
-    native.all_reduce(tensor)
+        return engine.all_reduce_async(tensor, name)
+    engine.all_reduce(tensor, name)
     return None
 
 
 @overload
 def reduce_scatter(
-    output: torch.Tensor, input: torch.Tensor, state: BucketMOO, *, async_op: Literal[False] = False
+    output: torch.Tensor,
+    input: torch.Tensor,
+    state: BucketMOO,
+    *,
+    bucket: str | None = None,
+    async_op: Literal[False] = False,
 ) -> None: ...
 @overload
 def reduce_scatter(
-    output: torch.Tensor, input: torch.Tensor, state: BucketMOO, *, async_op: Literal[True]
+    output: torch.Tensor,
+    input: torch.Tensor,
+    state: BucketMOO,
+    *,
+    bucket: str | None = None,
+    async_op: Literal[True],
 ) -> Future[torch.Tensor]: ...
 def reduce_scatter(
-    output: torch.Tensor, input: torch.Tensor, state: BucketMOO, *, async_op: bool = False
+    output: torch.Tensor,
+    input: torch.Tensor,
+    state: BucketMOO,
+    *,
+    bucket: str | None = None,
+    async_op: bool = False,
 ) -> Future[torch.Tensor] | None:
     """Writes this rank's shard of the conflict-aware combination of all ranks' ``input`` to ``output``.
 
@@ -72,14 +106,15 @@ def reduce_scatter(
         output: Contiguous, n / world_size elements. May be this rank's shard of ``input``, and must not overlap it
             otherwise.
         input: Contiguous, n elements: world_size shards, one after another. Not written to.
-        state: As for ``all_reduce``.
+        state, bucket: As for ``all_reduce``.
         async_op: As for ``all_reduce``; the Future is of ``output``.
 
     Raises:
         As ``all_reduce``; ValueError also if ``input`` does not hold world_size times the elements of ``output``.
     """
-    native = _check_state(state)._bound(_device("input", input))
+    name = _check_bucket(bucket)
+    engine = _check_state(state)._bound(_device("input", input))
     if async_op:
-        return native.reduce_scatter_async(output, input)
-    native.reduce_scatter(output, input)
+        return engine.reduce_scatter_async(output, input, name)
+    engine.reduce_scatter(output, input, name)
     return None

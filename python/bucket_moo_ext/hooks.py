@@ -65,9 +65,8 @@ def register(
         seed=seed,
         bucket_cap_mb=max([ddp.bucket_bytes_cap, *getattr(ddp, "bucket_bytes_cap_list", ())]) / 2**20,
     )
-    native = state._bound(device)
     state.name_parameters(ddp.module.named_parameters())
-    _C.register_ddp_hook(ddp.reducer, native)
+    _C.register_ddp_hook(ddp.reducer, state._bound_to_ddp(device))
     # What DDP's own register_comm_hook notes: the reducer tells nobody. The list keeps the state alive and goes into
     # copies of the module.
     logger: Any = ddp.logger
@@ -105,7 +104,7 @@ def bucket_moo_hook(state: BucketMOO, bucket: dist.GradBucket) -> torch.futures.
             '(torch._dynamo.config.optimize_ddp = "python_reducer"); choose another value'
         )
     check_whole(enumerate(bucket.parameters()))
-    return state._bound(bucket.buffer().device).run_bucket(bucket)
+    return state._bound_to_ddp(bucket.buffer().device).run(bucket)
 
 
 watch_copies(lambda hook, state: hook is bucket_moo_hook or isinstance(state, BucketMOO))

@@ -80,14 +80,14 @@ def _check_buckets(buckets: object, method: Method) -> list[_Bucket]:
 
 # What is in flight keeps its native state alive. At exit, though, a rank must not wait for peers that may never come.
 # Nor may a forked child touch what its parent goes on with.
-_live: "weakref.WeakSet[_C.State]" = weakref.WeakSet()
+_live: "weakref.WeakSet[_C.Engine]" = weakref.WeakSet()
 
 
 @atexit.register
 def _shut_down() -> None:
-    for native in list(_live):
-        if native.is_at_home():
-            native.shutdown()
+    for engine in list(_live):
+        if engine.is_at_home():
+            engine.shutdown()
 
 
 class BucketMOO:
@@ -140,17 +140,18 @@ class BucketMOO:
             raise ValueError(f"bucket_cap_mb must be finite and >= 0; got {bucket_cap_mb!r}")
         self._bucket_cap_mb: float = cap + 0.0  # no -0.0: ranks compare the text
         self._process_group: dist.ProcessGroup | None = process_group
-        self._made: _C.State | None = None  # use _native
-        self._device: torch.device | None = None  # of the native state
+        self._made: _C.Engine | None = None  # use _engine
+        self._ddp_buckets: _C.DdpBuckets | None = None
+        self._device: torch.device | None = None  # of the engine
         self._step: int = 0
-        self._saved_buckets: list[_Bucket] = []  # until there is a native state
-        self._named: list[tuple[str, torch.Tensor]] = []  # until there is a native state
+        self._saved_buckets: list[_Bucket] = []  # until there is an engine
+        self._named: list[tuple[str, torch.Tensor]] = []  # until there is somebody to tell
         self.objective = objective
         self.weight = weight
 
     @property
-    def _native(self) -> _C.State | None:
-        """The native state, once there is one.
+    def _engine(self) -> _C.Engine | None:
+        """The native engine, once there is one.
 
         Raises:
             RuntimeError: This is a fork of the process that made it.
@@ -177,8 +178,8 @@ class BucketMOO:
     @objective.setter
     def objective(self, objective: str | SupportsIndex | None) -> None:
         plain = _check_objective(objective)
-        if self._native is not None:
-            self._native.set_objective(self._objective_name(plain))
+        if self._engine is not None:
+            self._engine.set_objective(self._objective_name(plain))
         self._objective = plain
 
     @property
@@ -189,14 +190,14 @@ class BucketMOO:
     @weight.setter
     def weight(self, weight: SupportsFloat) -> None:
         value = _check_weight(weight)
-        if self._native is not None:
-            self._native.set_weight(value)
+        if self._engine is not None:
+            self._engine.set_weight(value)
         self._weight = value
 
     @property
     def step(self) -> int:
         """Steps so far: backward passes that reduced, and calls of the collectives, refused ones among them."""
-        return self._step if self._native is None else self._native.step
+        return self._step if self._engine is None else self._engine.step
 
     def name_parameters(self, named_parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Gives parameters the names that ``report()`` shows: ``state.name_parameters(model.named_parameters())``.
@@ -206,9 +207,8 @@ class BucketMOO:
         first backward pass. Names must be distinct.
         """
         self._named.extend(named_parameters)
-        if self._native is not None:
-            self._native.name_parameters(self._named)
-            self._named.clear()
+        if self._engine is not None and self._ddp_buckets is not None:
+            self._hand_over_names(self._ddp_buckets)
 
     def report(self) -> Report:
         """What was solved in the newest step, bucket by bucket, as this rank knows it (all ranks know the same).
@@ -219,14 +219,14 @@ class BucketMOO:
         Raises:
             RuntimeError: Nothing was reduced yet.
         """
-        records = [] if self._native is None else self._native.records()
-        if self._native is None or not records:
+        records = [] if self._engine is None else self._engine.records()
+        if self._engine is None or not records:
             raise RuntimeError("there is nothing to report: no bucket was reduced yet")
-        return make_report(describe(self._method), self._estimator, records, self._native.counters())
+        return make_report(describe(self._method), self._estimator, records, self._engine.counters())
 
     def memory(self) -> int:
         """Bytes of scratch memory that the reductions hold."""
-        return 0 if self._native is None else self._native.scratch_bytes()
+        return 0 if self._engine is None else self._engine.scratch_bytes()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: numbers, strings, lists and dicts only; the same on every rank.
@@ -272,12 +272,12 @@ class BucketMOO:
         self._restore(step, buckets)
 
     def _solver_states(self) -> list[_Bucket]:
-        return self._saved_buckets if self._native is None else self._native.solver_states()
+        return self._saved_buckets if self._engine is None else self._engine.solver_states()
 
     def _restore(self, step: int, buckets: list[_Bucket]) -> None:
-        if self._native is not None:
-            self._native.set_solver_states(buckets)  # may raise
-            self._native.step = step
+        if self._engine is not None:
+            self._engine.set_solver_states(buckets)  # may raise
+            self._engine.step = step
         self._step = step
         self._saved_buckets = buckets
 
@@ -319,26 +319,38 @@ class BucketMOO:
             return str(objective)
         return str(parent_group(self._process_group).rank())
 
-    def _bound(self, device: torch.device) -> _C.State:
-        """The native state for tensors on `device`; the first call makes it, which is collective over the group.
+    def _bound(self, device: torch.device) -> _C.Engine:
+        """The engine for tensors on `device`; the first call makes it, which is collective over the group.
 
         Raises:
             ValueError: The state reduces tensors elsewhere already, or this build or the group cannot on `device`.
         """
-        native = self._native
-        if native is None:
-            native = self._made = self._make_native(device)
+        engine = self._engine
+        if engine is None:
+            engine = self._made = self._make_engine(device)
             self._device = device
-            _live.add(native)
+            _live.add(engine)
         elif (
             self._device is not None
             and device != self._device
             and (_C.reduces_on_device(device) or _C.reduces_on_device(self._device))
         ):
             raise ValueError(f"this state reduces tensors on {self._device}; got one on {device}: use a state for each")
-        return native
+        return engine
 
-    def _make_native(self, device: torch.device) -> _C.State:
+    def _bound_to_ddp(self, device: torch.device) -> _C.DdpBuckets:
+        """What reduces DDP's buckets on `device`. Raises as `_bound()`."""
+        engine = self._bound(device)
+        if self._ddp_buckets is None:
+            self._ddp_buckets = _C.DdpBuckets(engine, min(round(self._bucket_cap_mb * 2**20), 2**60))
+            self._hand_over_names(self._ddp_buckets)
+        return self._ddp_buckets
+
+    def _hand_over_names(self, buckets: _C.DdpBuckets) -> None:
+        buckets.name_parameters(self._named)
+        self._named.clear()
+
+    def _make_engine(self, device: torch.device) -> _C.Engine:
         parent = parent_group(self._process_group)
         objective = self._objective_name(self._objective)
         group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
@@ -350,24 +362,20 @@ class BucketMOO:
             ("bucket_cap_mb", repr(self._bucket_cap_mb)),
             ("version", str(_C.build_info()["version"])),
         ]
-        cap = min(round(self._bucket_cap_mb * 2**20), 2**60)
-        native = _C.State(
+        engine = _C.Engine(
             group,
             device,
             self._method._native(),
             self._seed,
             sketch._native() if sketch else None,
-            cap,
             configuration,
         )
         self._estimator = estimator
-        native.set_objective(objective)
-        native.set_weight(self._weight)
-        native.step = self._step
-        native.set_solver_states(self._saved_buckets)
-        native.name_parameters(self._named)
-        self._named.clear()
-        return native
+        engine.set_objective(objective)
+        engine.set_weight(self._weight)
+        engine.step = self._step
+        engine.set_solver_states(self._saved_buckets)
+        return engine
 
 
 _OWN_ATTRIBUTES = frozenset(vars(BucketMOO()))

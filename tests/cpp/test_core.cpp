@@ -271,7 +271,7 @@ void check_pcgrad(const std::string& family, const Gramian& g, Random& random, W
   }
   for (const bool mean : {true, false}) {
     bucket_moo::Method method{.id = MethodId::pcgrad};
-    method.pcgrad.reduction = mean ? bucket_moo::Reduction::mean : bucket_moo::Reduction::sum;
+    method.pcgrad.reduction = mean ? bucket_moo::PcgradReduction::mean : bucket_moo::PcgradReduction::sum;
     method.pcgrad.permutation = order.data();
     const Vector weights = solve(method, g).weights;
     const Vector expected = pcgrad_reference(g, order, mean);

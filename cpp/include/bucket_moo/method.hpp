@@ -28,7 +28,7 @@ enum class MethodId : int {
 enum class Normalize : int { none, l2 };
 
 /// How several directions become one.
-enum class Reduction : int { mean, sum };
+enum class PcgradReduction : int { mean, sum };
 
 struct MeanOptions {
   const double* weights = nullptr;  ///< [K] >= 0, made to sum to 1; nullptr: all equal
@@ -44,7 +44,7 @@ struct CagradOptions {
 };
 
 struct PcgradOptions {
-  Reduction reduction = Reduction::mean;
+  PcgradReduction reduction = PcgradReduction::mean;
   /// [K, K], row i: the order in which objective i meets the others (its own entry is skipped). Every row must be a
   /// permutation of 0, ..., K-1. nullptr: random, from the RandomKey.
   const int* permutation = nullptr;

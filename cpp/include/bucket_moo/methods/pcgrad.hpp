@@ -46,7 +46,7 @@ BUCKET_MOO_HD void solve_pcgrad(Lanes lanes, const PcgradOptions& options, const
   }
   lanes.sync();
 
-  const double divisor = options.reduction == Reduction::mean ? static_cast<double>(k) : 1.0;
+  const double divisor = options.reduction == PcgradReduction::mean ? static_cast<double>(k) : 1.0;
   for (int j = lanes.lane(); j < k; j += lanes.count()) {
     double total = 0.0;
     for (int i = 0; i < k; ++i) total += rows[i * k + j];
@@ -60,7 +60,7 @@ struct PcgradMethod : MethodTraits<MethodId::pcgrad> {
 
   template <class Visitor>
   static void visit_options(Visitor& visit, Method& method) {
-    visit.word("reduction", method.pcgrad.reduction, {{"mean", Reduction::mean}, {"sum", Reduction::sum}});
+    visit.word("reduction", method.pcgrad.reduction, {{"mean", PcgradReduction::mean}, {"sum", PcgradReduction::sum}});
     visit.permutation(method.pcgrad.permutation);
   }
 

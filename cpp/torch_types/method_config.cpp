@@ -1,4 +1,4 @@
-#include "hooks/method_config.hpp"
+#include "torch_types/method_config.hpp"
 
 #include <c10/util/Exception.h>
 

@@ -1,4 +1,4 @@
-#include "hooks/worker.hpp"
+#include "engine/worker.hpp"
 
 #include <utility>
 

@@ -1,4 +1,4 @@
-#include "hooks/home_process.hpp"
+#include "engine/home_process.hpp"
 
 #include <pthread.h>
 #include <unistd.h>

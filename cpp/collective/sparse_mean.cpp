@@ -1,4 +1,4 @@
-#include "hooks/sparse_mean.hpp"
+#include "collective/sparse_mean.hpp"
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>

@@ -1,4 +1,4 @@
-// The state that reduces tensors in host memory, on a thread of its own.
+// The backend that reduces tensors in host memory, on a thread of its own.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>
@@ -8,7 +8,6 @@
 #include <deque>
 #include <exception>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -18,10 +17,11 @@
 
 #include "collective/moo_collective.hpp"
 #include "collective/point_to_point_transport.hpp"
-#include "hooks/bucket_moo_state.hpp"
-#include "hooks/kept_weights.hpp"
-#include "hooks/solver_states.hpp"
-#include "hooks/worker.hpp"
+#include "engine/backend.hpp"
+#include "engine/bucket_book.hpp"
+#include "engine/engine_options.hpp"
+#include "engine/solver_memory.hpp"
+#include "engine/worker.hpp"
 
 namespace bucket_moo {
 
@@ -31,19 +31,25 @@ namespace bucket_moo {
 /// many objectives) fails that step on every rank, and the next one may be right again. After any other failure every
 /// later reduction fails at once with the same error: ranks are out of step, and only a new state over a new group can
 /// go on.
-class HostState final : public BucketMooState {
+class HostBackend final : public Backend, public std::enable_shared_from_this<HostBackend> {
  public:
   /// `group`: a group of CPU ranks (Gloo) that nothing else uses; null for a single rank.
-  HostState(c10::intrusive_ptr<c10d::ProcessGroup> group, StateOptions options);
-  ~HostState() override;
+  static std::shared_ptr<HostBackend> make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options);
+  ~HostBackend() override;
 
+  int rank() const override { return collective_.rank(); }
+  int world_size() const override { return collective_.world_size(); }
+  void check(const Reduction&) override {}
+  FuturePtr submit(PlacedReduction call) override;
+  void end_step() override {}
+  bool tells_refusals() const override { return true; }
+  void continue_from(std::int64_t step) override;
+  std::optional<std::int64_t> counted_steps() const override { return std::nullopt; }
   std::vector<BucketRecord> records() const override;
   Counters counters() const override;
   std::size_t scratch_bytes() const override;
   std::vector<SavedSolverState> solver_states() const override;
   void set_solver_states(const std::vector<SavedSolverState>& saved) override;
-  int rank() const override { return collective_.rank(); }
-  int world_size() const override { return collective_.world_size(); }
   void shutdown() override;
   void check_may_wait() const override;
 
@@ -55,38 +61,39 @@ class HostState final : public BucketMooState {
     BucketSolution solution;
   };
 
-  /// A call on its way through the worker. With a sketch its prepare() may run while the call before it still sums, and
-  /// where weights lag its solve() runs when its Future is done.
+  using Book = BucketBook<BucketRecord, KeptWeights, SolverMemory>;
+
+  /// A reduction on its way through the worker. With a sketch its prepare() may run while the one before it still sums,
+  /// and where weights lag its solve() runs when its Future is done.
   struct Job {
-    Call call;
+    PlacedReduction call;
     bool prepared = false;
     std::unique_ptr<SketchedBucket> sketched;  // null: the weights are kept ones
     std::optional<KeptWeights> kept;           // what serves in this step if nothing has to be waited for
   };
 
-  HostState(std::shared_ptr<Transport> transport, StateOptions options);
-
-  FuturePtr submit(Call call) override;
-  void refuse() override;
-  void moved_to(std::int64_t step) override;
+  HostBackend(std::shared_ptr<Transport> transport, EngineOptions options);
 
   void run_step_of(Job& job);
   void attempt(const std::function<void()>& part);
   void run(Job& job);
   void reduce_dense(Job& job);
-  BucketSolution reduce_exact(const Call& call);
+  BucketSolution reduce_exact(const PlacedReduction& call);
   KeptWeights reduce_sketched(Job& job);
   void prepare(Job& job);
   void prepare_next();
   KeptWeights solve(Job& job);
-  static RandomKey key_of(const Call& call, std::uint64_t seed);
+  static RandomKey key_of(const PlacedReduction& call, std::uint64_t seed);
   void set_solving_late(bool is_solving);
   std::unique_lock<std::mutex> lock_after_late_solve() const;
-  std::vector<double> load_state(const Call& call);
-  void store_state(const Call& call, const std::vector<double>& values);
-  void reduce_sparse(const Call& call);
+  std::vector<double> load_memory(const PlacedReduction& call);
+  void store_memory(const PlacedReduction& call, const std::vector<double>& values);
+  SolverMemory& memory_of(const BucketId& bucket);
+  void reduce_sparse(const PlacedReduction& call);
   void all_gather(const at::Tensor& blocks);
 
+  const EngineOptions options_;
+  const Method method_;  // points into options_
   const std::shared_ptr<Transport> transport_;
 
   // Used by the worker alone.
@@ -95,11 +102,9 @@ class HostState final : public BucketMooState {
   std::exception_ptr step_failure_;  // of this step, alike on every rank
   std::exception_ptr failure_;       // for good
 
-  // Guarded by mutex().
+  mutable std::mutex mutex_;                  // guards what follows
   std::deque<std::shared_ptr<Job>> waiting_;  // jobs that the worker has not begun
-  SolverStates solver_states_;
-  KeptForBuckets<KeptWeights> kept_weights_;
-  std::map<BucketKey, BucketRecord> records_;
+  Book book_;
   Counters counters_;
   std::size_t scratch_bytes_ = 0;
   bool solving_late_ = false;

@@ -19,11 +19,11 @@
 #include "bucket_moo/packed_triangle.hpp"
 #include "bucket_moo/sketch.hpp"
 #include "bucket_moo/solve.hpp"
-#include "hooks/method_config.hpp"
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
 #include "kernels/sketch.hpp"
 #include "torch_types/dtype.hpp"
+#include "torch_types/method_config.hpp"
 
 #if BUCKET_MOO_CUDA
 #include "combine.cuh"

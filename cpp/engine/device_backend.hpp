@@ -1,4 +1,4 @@
-// The state that reduces tensors in device memory, on a stream of its own.
+// The backend that reduces tensors in device memory, on a stream of its own.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -7,8 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#include <map>
-#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -17,9 +16,9 @@
 #include "collective/device_collective.hpp"
 #include "collective/device_memory.hpp"
 #include "collective/device_results.hpp"
-#include "hooks/bucket_moo_state.hpp"
-#include "hooks/kept_weights.hpp"
-#include "hooks/parameter_owners.hpp"
+#include "engine/backend.hpp"
+#include "engine/bucket_book.hpp"
+#include "engine/engine_options.hpp"
 
 namespace bucket_moo {
 
@@ -31,30 +30,34 @@ namespace bucket_moo {
 /// does every call after it. After any other failure, too, every later reduction fails at once with the same error.
 ///
 /// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight
-/// of its capture, the device counts the steps, and the state must outlive the graph. The host decides which steps
+/// of its capture, the device counts the steps, and the engine must outlive the graph. The host decides which steps
 /// solve, hence not with a sketch whose weights serve for several.
-class DeviceState final : public BucketMooState {
+class DeviceBackend final : public Backend {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.
-  DeviceState(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, StateOptions options);
+  DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options);
 
+  int rank() const override { return collective_.rank(); }
+  int world_size() const override { return collective_.world_size(); }
+  void check(const Reduction& reduction) override;
+  FuturePtr submit(PlacedReduction call) override;
+  void end_step() override;
+  bool tells_refusals() const override { return false; }
+  void continue_from(std::int64_t step) override;
+  /// Counted by the device once a graph was captured, which waits for it.
+  std::optional<std::int64_t> counted_steps() const override;
   std::vector<BucketRecord> records() const override;
   Counters counters() const override;
   std::size_t scratch_bytes() const override;
   std::vector<SavedSolverState> solver_states() const override;
   void set_solver_states(const std::vector<SavedSolverState>& saved) override;
-  /// Counted by the device once a graph was captured, which waits for it.
-  std::int64_t step() const override;
-  int rank() const override { return collective_.rank(); }
-  int world_size() const override { return collective_.world_size(); }
-  void shutdown() override;
+  void shutdown() override { shut_down_ = true; }
   void check_may_wait() const override {}
 
  private:
   /// A bucket's record, whose result stays on the device.
-  struct DeviceRecord {
-    BucketRecord fields;  // step: as the host counts
-    DeviceResult result;
+  struct DeviceRecord : BucketRecord {
+    DeviceResult on_device;
   };
 
   /// Weights that serve again.
@@ -64,9 +67,11 @@ class DeviceState final : public BucketMooState {
     std::int64_t step = 0;    // of the solve that the weights were last asked of
   };
 
+  using Book = BucketBook<DeviceRecord, DeviceKept, DeviceSolverState>;
+
   /// A solve that is still to come.
   struct LateSolve {
-    std::vector<BucketParameter> state_key;
+    BucketId bucket;
     std::int64_t index;
     std::int64_t step;
   };
@@ -79,37 +84,32 @@ class DeviceState final : public BucketMooState {
     Method method;
   };
 
-  FuturePtr submit(Call call) override;
-  FuturePtr enqueue(Call& call);
-  void check_capture(const Call& call);
-  void record_streams(const Call& call) const;
-  void refuse() override {}
-  void moved_to(std::int64_t step) override;
-
-  void agree_on_first_step(const Call& call);
-  void reduce_dense(const Call& call);
-  void reduce_sketched(const Call& call, const DeviceResult& result);
+  void check_capture(const Reduction& reduction);
+  FuturePtr enqueue(PlacedReduction& call);
+  void record_streams(const PlacedReduction& call) const;
+  void agree_on_first_step(const PlacedReduction& call);
+  void reduce_dense(const PlacedReduction& call);
+  void reduce_sketched(const PlacedReduction& call, Book::Page& page);
   void solve_late();
-  void keep(const std::vector<BucketParameter>& state_key, std::int64_t step, const DeviceResult& solved);
-  void reduce_sparse(const Call& call);
-  FuturePtr complete(Call& call) const;
-  bool has_memory() const;
-  const DeviceSolverState* state_of(const std::vector<BucketParameter>& state_key);
+  void keep(Book::Page& page, std::int64_t step, const DeviceResult& solved);
+  void reduce_sparse(const PlacedReduction& call);
+  FuturePtr complete(PlacedReduction& call) const;
+  const DeviceSolverState* memory_of(Book::Page& page);
 
+  const c10::Device device_;
+  const EngineOptions options_;
   mutable SideStream side_;
   const DeviceMethod method_;
   DeviceCollective collective_;
   std::atomic<bool> shut_down_ = false;
-  bool captured_ = false;  // a graph uses what this state holds: nothing is let go any more
 
   mutable std::mutex enqueue_;  // guards what follows; held while a call is enqueued
   std::exception_ptr failure_;  // for good
-  ParameterOwners<DeviceSolverState> solver_states_;
-  KeptForBuckets<DeviceKept> kept_weights_;
+  bool captured_ = false;       // a graph uses what is held here: nothing is let go any more
+  Book book_;
   DeviceSketches sketches_;      // of a bucket that is solved for at once
   std::vector<LateSolve> late_;  // of this step, in order
   std::optional<DeviceResult> late_result_;
-  std::map<BucketKey, DeviceRecord> records_;
   std::int64_t sparse_ = 0;
 };
 

@@ -1,0 +1,219 @@
+// Bindings of the engine: direct calls of the collectives, records and saved states.
+#include "engine/engine.hpp"
+
+#include <c10/util/StringUtil.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bindings/bindings.hpp"
+#include "engine/make_backend.hpp"
+#include "torch_types/dtype.hpp"
+
+namespace bucket_moo {
+namespace {
+
+using torch::jit::PythonFutureWrapper;
+
+/// What Python's Sketch says.
+struct Sketch {
+  SketchOptions options;
+  SolveSchedule schedule;
+};
+
+using EnginePtr = std::shared_ptr<Engine>;
+using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
+
+/// Ends the worker without the GIL: a Future's Python callback, run by the worker, may be waiting for it. In a forked
+/// child there is no worker to end and nobody at the group's connections: there the engine stays where it is.
+void delete_engine(Engine* engine) {
+  if (!engine->is_at_home()) {
+    return;
+  }
+  if (PyGILState_Check() != 0) {
+    const py::gil_scoped_release no_gil;
+    delete engine;
+  } else {
+    delete engine;
+  }
+}
+
+EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
+                     std::uint64_t seed, const std::optional<Sketch>& sketch, Configuration configuration) {
+  const py::gil_scoped_release no_gil;
+  const auto [sketch_options, schedule] = sketch.value_or(Sketch());
+  EngineOptions options{method, seed, sketch_options, schedule, std::move(configuration)};
+  return EnginePtr(new Engine(group.value_or(GroupPtr()), device, std::move(options)), &delete_engine);
+}
+
+std::shared_ptr<PythonFutureWrapper> wrap(FuturePtr future) {
+  return std::make_shared<PythonFutureWrapper>(std::move(future));
+}
+
+/// What the Future of a blocking call holds: the caller has the tensor.
+const c10::IValue kNothing(true);
+
+void wait(const FuturePtr& future) {
+  future->wait();
+  future->value();  // throws what the worker caught, with its type
+}
+
+/// By what a direct call's bucket is known: the name that the caller gives it, or else its operation and size.
+BucketId direct_bucket(const std::optional<std::string>& name, const char* operation, std::int64_t numel) {
+  if (name) {
+    return {{.name = *name, .numel = numel, .title = *name}};
+  }
+  return {{.name = c10::str(operation, "[", numel, "]"), .numel = numel}};
+}
+
+FuturePtr all_reduce(Engine& engine, const at::Tensor& tensor, const std::optional<std::string>& bucket,
+                     c10::IValue result = {}) {
+  return engine.reduce_alone({.operation = Operation::all_reduce,
+                              .output = tensor,
+                              .bucket = direct_bucket(bucket, "all_reduce", tensor.numel()),
+                              .tile_limit = static_cast<std::int64_t>(tensor.nbytes())},
+                             std::move(result));
+}
+
+FuturePtr reduce_scatter(Engine& engine, const at::Tensor& output, const at::Tensor& input,
+                         const std::optional<std::string>& bucket, c10::IValue result = {}) {
+  return engine.reduce_alone({.operation = Operation::reduce_scatter,
+                              .output = output,
+                              .input = input,
+                              .bucket = direct_bucket(bucket, "reduce_scatter", input.numel()),
+                              .tile_limit = static_cast<std::int64_t>(input.nbytes())},
+                             std::move(result));
+}
+
+py::dict to_dict(const BucketRecord& record) {
+  py::dict fields;
+  fields["step"] = record.step;
+  fields["index"] = record.index;
+  fields["parameters"] = record.parameters;
+  fields["numel"] = record.numel;
+  fields["dtype"] = dtype_name(record.dtype);
+  fields["objectives"] = record.objectives;
+  fields["width"] = record.width;
+  fields["solved_step"] = record.solved_step;
+  fields["gramian"] = record.result.gramian;
+  fields["weights"] = record.result.weights;
+  fields["status"] = static_cast<int>(record.result.solution.status);
+  fields["iterations"] = record.result.solution.iterations;
+  fields["certificate"] = record.result.solution.residual;
+  return fields;
+}
+
+/// Calls a member function that may wait for the device, without the GIL.
+template <class Result>
+Result without_gil(const Engine& engine, Result (Engine::*function)() const) {
+  const py::gil_scoped_release no_gil;
+  return (engine.*function)();
+}
+
+py::list records_of(const Engine& engine) {
+  py::list list;
+  for (const BucketRecord& record : without_gil(engine, &Engine::records)) {
+    list.append(to_dict(record));
+  }
+  return list;
+}
+
+py::dict counters_of(const Engine& engine) {
+  const Counters counters = without_gil(engine, &Engine::counters);
+  py::dict fields;
+  fields["buckets"] = counters.buckets;
+  fields["nonfinite"] = counters.nonfinite;
+  fields["sparse"] = counters.sparse;
+  return fields;
+}
+
+py::list solver_states_of(const Engine& engine) {
+  py::list list;
+  for (const SavedSolverState& bucket : without_gil(engine, &Engine::solver_states)) {
+    list.append(py::make_tuple(bucket.parameters, bucket.objectives, bucket.values));
+  }
+  return list;
+}
+
+void set_solver_states(
+    Engine& engine,
+    const std::vector<std::tuple<std::vector<std::string>, std::vector<std::string>, std::vector<double>>>& saved) {
+  std::vector<SavedSolverState> buckets;
+  for (const auto& [parameters, objectives, values] : saved) {
+    buckets.push_back({parameters, objectives, values});
+  }
+  const py::gil_scoped_release no_gil;
+  engine.set_solver_states(buckets);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  py::class_<Sketch>(module, "Sketch")
+      .def(py::init([](std::int64_t width, double fraction, std::uint64_t seed, std::int64_t refresh_every, bool lag) {
+             return Sketch{{width, fraction, seed}, {refresh_every, lag}};
+           }),
+           py::arg("width"), py::arg("fraction"), py::arg("seed"), py::arg("refresh_every"), py::arg("lag"))
+      .def("width_for", [](const Sketch& sketch, std::int64_t n) { return sketch.options.width_for(n); }, py::arg("n"));
+  // Functions that wait or take the engine's locks release the GIL.
+  py::class_<Engine, EnginePtr>(module, "Engine")
+      .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
+           py::arg("sketch"), py::arg("configuration"))
+      .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
+      .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
+      .def("all_reduce",
+           torch::wrap_pybind_function_no_gil(
+               [](Engine& engine, const at::Tensor& tensor, const std::optional<std::string>& bucket) {
+                 engine.check_may_wait();
+                 wait(all_reduce(engine, tensor, bucket, kNothing));
+               }),
+           py::arg("tensor"), py::arg("bucket"))
+      .def("all_reduce_async",
+           torch::wrap_pybind_function(
+               [](Engine& engine, const at::Tensor& tensor, const std::optional<std::string>& bucket) {
+                 FuturePtr future;
+                 {
+                   const py::gil_scoped_release no_gil;
+                   future = all_reduce(engine, tensor, bucket);
+                 }
+                 return wrap(std::move(future));
+               }),
+           py::arg("tensor"), py::arg("bucket"))
+      .def("reduce_scatter",
+           torch::wrap_pybind_function_no_gil([](Engine& engine, const at::Tensor& output, const at::Tensor& input,
+                                                 const std::optional<std::string>& bucket) {
+             engine.check_may_wait();
+             wait(reduce_scatter(engine, output, input, bucket, kNothing));
+           }),
+           py::arg("output"), py::arg("input"), py::arg("bucket"))
+      .def("reduce_scatter_async",
+           torch::wrap_pybind_function([](Engine& engine, const at::Tensor& output, const at::Tensor& input,
+                                          const std::optional<std::string>& bucket) {
+             FuturePtr future;
+             {
+               const py::gil_scoped_release no_gil;
+               future = reduce_scatter(engine, output, input, bucket);
+             }
+             return wrap(std::move(future));
+           }),
+           py::arg("output"), py::arg("input"), py::arg("bucket"))
+      .def("records", torch::wrap_pybind_function(records_of))
+      .def("counters", torch::wrap_pybind_function(counters_of))
+      .def("solver_states", torch::wrap_pybind_function(solver_states_of))
+      .def("set_solver_states", torch::wrap_pybind_function(set_solver_states), py::arg("saved"))
+      .def("scratch_bytes", torch::wrap_pybind_function_no_gil(&Engine::scratch_bytes))
+      .def("shutdown", torch::wrap_pybind_function_no_gil(&Engine::shutdown))
+      .def("is_at_home", &Engine::is_at_home)
+      .def("check_at_home", torch::wrap_pybind_function(&Engine::check_at_home))
+      .def_property("step", torch::wrap_pybind_function_no_gil(&Engine::step),
+                    torch::wrap_pybind_function_no_gil(&Engine::set_step));
+  module.def("reduces_on_device", &reduces_on_device, py::arg("device"));
+}
+
+}  // namespace bucket_moo

@@ -1,0 +1,40 @@
+// What reports and saved states know of buckets: plain values.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "collective/moo_collective.hpp"
+#include "kernels/rows.hpp"
+
+namespace bucket_moo {
+
+/// What one bucket's last reduction was.
+struct BucketRecord {
+  std::int64_t step = 0;
+  std::int64_t index = 0;               ///< its place in that step
+  std::vector<std::string> parameters;  ///< titles of the parameters it holds
+  std::int64_t numel = 0;
+  DType dtype = DType::float32;
+  std::vector<std::string> objectives;  ///< [K]
+  std::int64_t width = 0;               ///< columns of the sketches that the Gramian is from; 0: it is exact
+  std::int64_t solved_step = 0;         ///< the step whose gradients `result` is from; before `step` for kept weights
+  BucketSolution result;
+};
+
+/// Totals since the engine was made.
+struct Counters {
+  std::int64_t buckets = 0;    ///< buckets reduced
+  std::int64_t nonfinite = 0;  ///< of those, how many fell back to the mean for a NaN or Inf
+  std::int64_t sparse = 0;     ///< sparse buckets, which are averaged
+};
+
+/// What a method carries from step to step for one bucket: the same on every rank.
+struct SavedSolverState {
+  std::vector<std::string> parameters;  ///< names of the parameters that the bucket holds
+  std::vector<std::string> objectives;  ///< [N] all that the bucket has ever met
+  std::vector<double> values;           ///< [state_size(method, N)], as solve() lays it out
+};
+
+}  // namespace bucket_moo

@@ -1,0 +1,102 @@
+// The engine: steps, the reductions in them, and what outlives both.
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <vector>
+
+#include "engine/backend.hpp"
+#include "engine/engine_options.hpp"
+#include "engine/home_process.hpp"
+
+namespace bucket_moo {
+
+/// Runs MOO collectives for one group of ranks and completes Futures. Thread-safe; calls that reduce must come in the
+/// same order on every rank. Needs no Python.
+///
+/// What is in flight keeps the backend alive until its Future is done, not the engine. In a forked child nothing of an
+/// engine works, and it must not be destroyed there: owners ask is_at_home() first.
+class Engine final {
+ public:
+  /// `group`: see make_backend().
+  Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options);
+
+  /// Whether this is the process that the engine was made in.
+  bool is_at_home() const { return home_.is_here(); }
+
+  /// Raises RuntimeError unless is_at_home(). Steps and reductions call it; before the other functions it is the
+  /// caller's.
+  void check_at_home() const;
+
+  /// This rank's objective and its weight inside it, from the next step on.
+  /// ValueError: an empty name, one longer than kMaxObjectiveName bytes or with a zero byte, a weight that is negative
+  /// or not finite.
+  void set_objective(std::string name);
+  void set_weight(double weight);
+
+  /// The next reduction is the first one of a step, at which the ranks tell each other their objectives and weights.
+  /// A step that is still open breaks off, as one does whose reduction raises.
+  void begin_step();
+
+  /// Raises what reduce() would for tensors that cannot be reduced; the step breaks off on the other ranks too.
+  void check(const Reduction& reduction);
+
+  /// Reduces a bucket as a part of the open step. Errors of its tensors (dtype, device, layout) are raised here, before
+  /// anything is sent; the others here or in the Future, with their types.
+  /// The Future holds the reduction's output, or `result` where that is given: the output in another wrapping.
+  /// RuntimeError: no step is open.
+  FuturePtr reduce(Reduction reduction, c10::IValue result = {});
+
+  /// The step had its last reduction.
+  void end_step();
+
+  /// Reduces a bucket in a step of its own, which no other call comes between.
+  FuturePtr reduce_alone(Reduction reduction, c10::IValue result = {});
+
+  // What the backend knows, see there.
+  std::vector<BucketRecord> records() const { return backend_->records(); }
+  Counters counters() const { return backend_->counters(); }
+  std::size_t scratch_bytes() const { return backend_->scratch_bytes(); }
+  std::vector<SavedSolverState> solver_states() const { return backend_->solver_states(); }
+  void set_solver_states(const std::vector<SavedSolverState>& saved) { backend_->set_solver_states(saved); }
+  int rank() const { return backend_->rank(); }
+  int world_size() const { return backend_->world_size(); }
+  void shutdown() { backend_->shutdown(); }
+  void check_may_wait() const { backend_->check_may_wait(); }
+
+  MethodId method() const { return method_; }
+
+  /// Steps so far, refused ones among them.
+  std::int64_t step() const;
+  void set_step(std::int64_t step);
+
+ private:
+  void open_step();
+  FuturePtr reduce_next(Reduction reduction, c10::IValue result);
+  void close_step();
+  void check_or_refuse(const Reduction& reduction);
+  FuturePtr place(Reduction reduction, c10::IValue result);
+
+  const HomeProcess home_;
+  const c10::Device device_;
+  const MethodId method_;
+  const std::shared_ptr<Backend> backend_;
+
+  std::mutex order_;  // held while a call is checked and handed over; guards what follows
+  bool is_open_ = false;
+  std::int64_t reductions_ = 0;  // of the open step
+
+  mutable std::mutex mutex_;  // guards what follows; taken after order_
+  std::string objective_;
+  double weight_ = 1.0;
+  std::int64_t step_ = 0;
+};
+
+}  // namespace bucket_moo

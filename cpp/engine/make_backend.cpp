@@ -1,0 +1,36 @@
+#include "engine/make_backend.hpp"
+
+#include <utility>
+
+#include "engine/host_backend.hpp"
+#if BUCKET_MOO_CUDA
+#include "engine/device_backend.hpp"
+#include "torch_types/device.hpp"
+#endif
+
+namespace bucket_moo {
+
+#if BUCKET_MOO_CUDA
+
+bool reduces_on_device(c10::Device device) { return is_kernel_device(device); }
+
+std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
+                                      EngineOptions options) {
+  if (reduces_on_device(device)) {
+    return std::make_shared<DeviceBackend>(std::move(group), device, std::move(options));
+  }
+  return HostBackend::make(std::move(group), std::move(options));
+}
+
+#else
+
+bool reduces_on_device(c10::Device) { return false; }
+
+std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device,
+                                      EngineOptions options) {
+  return HostBackend::make(std::move(group), std::move(options));
+}
+
+#endif
+
+}  // namespace bucket_moo

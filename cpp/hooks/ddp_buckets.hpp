@@ -1,0 +1,46 @@
+// DDP's gradient buckets as reductions of an engine.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <torch/csrc/distributed/c10d/comm.hpp>
+#include <utility>
+#include <vector>
+
+#include "engine/engine.hpp"
+#include "hooks/kept_gradients.hpp"
+#include "hooks/parameter_names.hpp"
+
+namespace bucket_moo {
+
+/// Reduces the buckets that DDP hands to a communication hook, for one engine. A backward pass is a step: it begins
+/// with the bucket of index 0 and ends with DDP's last one. Thread-safe.
+class DdpBuckets {
+ public:
+  /// `bucket_cap`: bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single
+  /// bucket of DDP's first iteration does not take scratch memory for the whole model.
+  DdpBuckets(std::shared_ptr<Engine> engine, std::int64_t bucket_cap);
+
+  Engine& engine() const { return *engine_; }
+
+  /// Gives parameters names; see ParameterNames.
+  void name_parameters(const std::vector<std::pair<std::string, at::Tensor>>& named) { names_.set(named); }
+
+  /// Reduces a bucket in place. Errors, and `result`: as for Engine::reduce().
+  FuturePtr run(c10d::GradBucket& bucket, c10::IValue result = {});
+
+ private:
+  std::int64_t tile_limit(const std::vector<at::Tensor>& parameters) const;
+  void check_kept_gradients(const Reduction& reduction, const std::vector<at::Tensor>& parameters, bool starts_pass);
+
+  const std::shared_ptr<Engine> engine_;
+  const std::int64_t bucket_cap_;
+  ParameterNames names_;
+  KeptGradients kept_gradients_;
+};
+
+}  // namespace bucket_moo
