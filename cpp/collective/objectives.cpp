@@ -50,14 +50,17 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
     case StepError::invalid_call:
       throw AgreedError(c10::str("bucket_moo_ext: rank ", header.culprit,
                                  " refused the arguments of its call; its own error says why"));
-    case StepError::other_call:
+    case StepError::other_call: {
       if (records.empty()) {
         throw AgreedError(c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
                                    "in step ", header.step, " rank ", header.culprit, " made another than rank 0"));
       }
-      throw AgreedError(c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
-                                 "rank 0 starts a ", describe(records[0]), ", rank ", header.culprit, " a ",
-                                 describe(records[static_cast<std::size_t>(header.culprit)])));
+      const StepRecord& culprit = records[static_cast<std::size_t>(header.culprit)];
+      throw AgreedError(c10::str(
+          "bucket_moo_ext: ranks of one group must make the same calls in the same order; ", "rank 0 starts a ",
+          describe(records[0]), ", rank ", header.culprit, " a ", describe(culprit),
+          describe(culprit) != describe(records[0]) ? "" : "; the names of their buckets (bucket=...) differ"));
+    }
     case StepError::too_many_objectives:
       throw AgreedError(c10::str("bucket_moo_ext: at most ", limit, " objectives are supported",
                                  limit < kMaxObjectives ? " where a run on a GPU began with few" : "", ", got ",

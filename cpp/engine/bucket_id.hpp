@@ -37,4 +37,15 @@ inline std::vector<std::string> titles_of(const BucketId& bucket) {
   return titles;
 }
 
+/// A number for the names, the same on every rank: FNV-1a.
+inline std::uint64_t hash_of(const BucketId& bucket) {
+  std::uint64_t hash = 0xcbf29ce484222325U;
+  for (const BucketParameter& parameter : bucket) {
+    for (const char letter : parameter.name) {
+      hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
+    }
+  }
+  return hash;
+}
+
 }  // namespace bucket_moo

@@ -125,6 +125,8 @@ FuturePtr Engine::place(Reduction reduction, c10::IValue result) {
   placed.record.numel = is_dense ? placed.gradient().numel() : 0;
   placed.record.dtype = static_cast<std::int32_t>(is_dense ? placed.dtype() : DType::float32);
   placed.record.operation = static_cast<std::int32_t>(placed.operation);
+  // DDP's parameters may have names on one rank alone: names are for reports there, and DDP compares its modules.
+  placed.record.bucket = placed.operation == Operation::ddp_bucket ? 0 : hash_of(placed.bucket);
   return backend_->submit(std::move(placed));
 }
 

@@ -42,11 +42,13 @@ struct StepRecord {
   std::int64_t numel = 0;      ///< elements of the step's first bucket
   std::int32_t dtype = 0;      ///< DType of the step's first bucket
   std::int32_t operation = 0;  ///< Operation of the step's first bucket
+  std::uint64_t bucket = 0;    ///< of what a direct call's bucket is called; 0 for DDP's
 };
-static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 96);
+static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 104);
 
 BUCKET_MOO_HD inline bool same_call(const StepRecord& a, const StepRecord& b) {
-  return a.step == b.step && a.numel == b.numel && a.dtype == b.dtype && a.operation == b.operation;
+  return a.step == b.step && a.numel == b.numel && a.dtype == b.dtype && a.operation == b.operation &&
+         a.bucket == b.bucket;
 }
 
 /// What is wrong with a step, alike on every rank.
