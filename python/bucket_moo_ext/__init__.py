@@ -9,6 +9,7 @@ weights, and makes their weighted sum the bucket's update (arXiv 2606.05613).
 """
 
 from importlib.metadata import version as _version
+from pathlib import Path as _Path
 
 import torch as _torch  # loads the libraries that the extension links to
 
@@ -51,9 +52,10 @@ def build_info() -> dict[str, str | int | bool]:
         A dict with ``version``, ``torch`` (the version built against), ``compiler``, ``cuda`` (whether CUDA kernels are
         in it), ``cuda_compiler`` and ``cuda_architectures`` (with what and for what; empty without, and an
         architecture that is not "-real" is in it as PTX too), ``max_objectives``, ``max_objective_name_bytes``,
-        ``min_sketch_width`` and ``max_sketch_width``.
+        ``min_sketch_width`` and ``max_sketch_width``, and ``library``: the file with all of it that needs no Python, for
+        ``torch.ops.load_library`` and C++.
     """
-    return _C.build_info()
+    return {**_C.build_info(), "library": str(_Path(_C.__file__).with_name("libbucket_moo_ext.so"))}
 
 
 __all__ = [

@@ -1,6 +1,8 @@
 """torch.ops.bucket_moo: schemas, fake tensors, torch.compile, and what they refuse."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -361,3 +363,17 @@ def test_without_cuda_kernels_cuda_tensors_are_refused() -> None:
     ):
         with pytest.raises(RuntimeError, match=r"build_info\(\)\['cuda'\] is False.*pip install"):
             operator.default.redispatch(cuda, *arguments)
+
+
+def test_the_library_alone_brings_the_operators() -> None:
+    """Without the package: who loads the library needs nothing of ours in Python, and may load it twice."""
+    program = (
+        "import sys, torch\n"
+        "torch.ops.load_library(sys.argv[1])\n"
+        "torch.ops.load_library(sys.argv[1])\n"
+        "print(torch.ops.bucket_moo.gramian([torch.ones(3)]).tolist())\n"
+        "assert not [name for name in sys.modules if name.startswith('bucket_moo_ext')]\n"
+    )
+    command = [sys.executable, "-c", program, str(moo.build_info()["library"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "[[3.0]]\n"), done.stderr

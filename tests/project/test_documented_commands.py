@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bucket_moo_ext  # noqa: F401 (loads the operators)
+import bucket_moo_ext
 import pytest
 import torch
 
@@ -248,22 +248,23 @@ def test_core_and_kernels_in_another_project(tools: Tools, blocks: dict[str, str
 
 @pytest.mark.build
 def test_the_collective_in_another_project(tools: Tools, blocks: dict[str, str], tmp_path: Path) -> None:
-    """And the operators, called from C++ in a process that has loaded them."""
-    operators = "add_library(operators SHARED operators.cpp)\ntarget_link_libraries(operators PRIVATE bucket_moo_torch)"
+    """And the operators, called from a C++ program without Python that loads them."""
+    operators = """add_executable(operators operators.cpp)
+        target_link_libraries(operators PRIVATE bucket_moo_torch ${CMAKE_DL_LIBS})"""
     tools.project(tmp_path, blocks["collective's project"], operators)
     (tmp_path / "app.cpp").write_text(blocks["collective"])
     (tmp_path / "operators.cpp").write_text(
         blocks["operators"]
-        + '#include <ATen/ATen.h>\nextern "C" double sum() {\n'
-        + "  return gramian({at::ones({3}), at::ones({3})}).sum().item<double>();\n}\n"
+        + "#include <ATen/ATen.h>\n#include <dlfcn.h>\nint main(int, char** names) {\n"
+        + "  if (dlopen(names[1], RTLD_NOW) == nullptr) return std::puts(dlerror());\n"
+        + '  std::printf("%g\\n", gramian({at::ones({3}), at::ones({3})}).sum().item<double>());\n}\n'
     )
     command = blocks["collective's build"]
     assert command.count("/path/to/python") == 1
     said = tools.run(command.replace("/path/to/python", sys.executable), tmp_path)
     assert "Looking for a CUDA compiler" not in said
     assert said.endswith("\n" + _printed(blocks["collective"]))
-    call = "import bucket_moo_ext, ctypes; f = ctypes.CDLL('build/liboperators.so').sum; f.restype = ctypes.c_double"
-    assert tools.run(f'{sys.executable} -c "{call}; print(f())"', tmp_path) == "12.0\n"
+    assert tools.run(f"build/operators {bucket_moo_ext.build_info()['library']}", tmp_path) == "12\n"
 
 
 def test_the_operators_have_their_documented_schemas(blocks: dict[str, str]) -> None:
