@@ -19,17 +19,27 @@ __host__ __device__ std::size_t scratch_size(const Method& method, int k) {
   return solve_scratch_size(k) + state_size(method, k);
 }
 
-template <class M>
-__device__ void solve_problem(const SolveBatch& batch, double* shared) {
+/// A problem of a batch: its part of each array.
+struct Problem {
+  int k;
+  RandomKey key;
+  const double* gramian;
+  double* weights;
+  double* scratch;
+  double* state;  // or null
+};
+
+__device__ Problem problem_of(const SolveBatch& batch, double* shared) {
   const std::size_t problem = blockIdx.x;
   const std::size_t k = static_cast<std::size_t>(batch.k);
-  double* const scratch =
-      batch.workspace == nullptr ? shared : batch.workspace + problem * scratch_size(batch.method, batch.k);
-  const RandomKey key{batch.key.seed, batch.key.step, batch.key.bucket + problem};
-  double* const state = batch.states == nullptr ? nullptr : batch.states + problem * state_size(batch.method, batch.k);
-  const Solution solution = solve_one<M>(WarpLanes{}, batch.method, key, batch.k, batch.gramians + problem * k * k,
-                                         batch.weights + problem * k, scratch, state);
-  if (batch.solutions != nullptr && WarpLanes::lane() == 0) batch.solutions[problem] = solution;
+  return {
+      .k = batch.k,
+      .key = {batch.key.seed, batch.key.step, batch.key.bucket + problem},
+      .gramian = batch.gramians + problem * k * k,
+      .weights = batch.weights + problem * k,
+      .scratch = batch.workspace == nullptr ? shared : batch.workspace + problem * scratch_size(batch.method, batch.k),
+      .state = batch.states == nullptr ? nullptr : batch.states + problem * state_size(batch.method, batch.k),
+  };
 }
 
 /// After an error the combination becomes NaN, so that nobody trains on without noticing. The host reports the error
@@ -44,28 +54,41 @@ __device__ void refuse_step(const SolveStep& step) {
   }
 }
 
-template <class M>
-__device__ void solve_bucket(const SolveStep& step, double* shared) {
-  constexpr WarpLanes lanes;
+/// The state of a bucket, which outlives the step, by objective.
+__device__ StateView<double> kept_state(const SolveStep& step) { return {step.state, step.capacity, step.slot}; }
+
+/// The problem of a bucket, with the state of this step's objectives beside the solver's scratch.
+__device__ Problem problem_of(const SolveStep& step, double* shared) {
   const StepHeader header = *step.table.header;
-  const int k = header.k;
   double* const scratch = step.workspace == nullptr ? shared : step.workspace;
-  double* const state = step.slot == nullptr ? nullptr : scratch + solve_scratch_size(k);
-  const StateView<double> kept{step.state, step.capacity, step.slot};
-  if (state != nullptr) copy_state(lanes, step.method, k, {kept.values, kept.size, kept.place}, {state, k, nullptr});
-  const RandomKey key{step.seed, static_cast<std::uint64_t>(header.step), step.bucket};
-  const Solution solution =
-      solve_one<M>(lanes, step.method, key, k, step.result.gramian, step.result.weights, scratch, state);
+  double* const state = step.slot == nullptr ? nullptr : scratch + solve_scratch_size(header.k);
+  const StateView<double> kept = kept_state(step);
   if (state != nullptr) {
-    copy_state(lanes, step.method, k, {state, k, nullptr}, kept);
+    copy_state(WarpLanes{}, step.method, header.k, {kept.values, kept.size, kept.place}, {state, header.k, nullptr});
+  }
+  return {
+      .k = header.k,
+      .key = {step.seed, static_cast<std::uint64_t>(header.step), step.bucket},
+      .gramian = step.result.gramian,
+      .weights = step.result.weights,
+      .scratch = scratch,
+      .state = state,
+  };
+}
+
+/// What a bucket's step keeps of its solve.
+__device__ void finish_step(const SolveStep& step, const Problem& problem, const Solution& solution) {
+  constexpr WarpLanes lanes;
+  if (problem.state != nullptr) {
+    copy_state(lanes, step.method, problem.k, {problem.state, problem.k, nullptr}, kept_state(step));
     double* const met = step.state + state_size(step.method, step.capacity);
-    for (int i = lanes.lane(); i < k; i += lanes.count()) met[step.slot[i]] = 1.0;
+    for (int i = lanes.lane(); i < problem.k; i += lanes.count()) met[step.slot[i]] = 1.0;
   }
   for (int r = lanes.lane(); r < step.world; r += lanes.count()) {
     step.coefficients[r] = step.result.weights[step.table.objective[r]] * step.table.share[r];
   }
   if (lanes.lane() == 0) {
-    *step.result.header = header;
+    *step.result.header = *step.table.header;
     *step.result.solution = solution;
     if (step.counters != nullptr) count_reduction(*step.counters, solution);
   }
@@ -78,16 +101,25 @@ struct Arguments {
 };
 
 /// One block of one warp per problem: a problem's scratch is then the block's shared memory, and warps need no barrier.
-/// One kernel per method, so that each has registers for itself alone.
+/// One kernel per method, so that each has registers for itself alone; the solver is in it once, for batches and steps,
+/// because it is what takes the compiler minutes.
 template <class M>
 __global__ void __launch_bounds__(kWarp, 1) solve_kernel(const Arguments arguments) {
   double* const shared = dynamic_shared<double>();
-  if (!arguments.in_step) {
-    solve_problem<M>(arguments.batch, shared);
-  } else if (arguments.step.table.header->error != StepError::none) {
-    refuse_step(arguments.step);
-  } else {
-    solve_bucket<M>(arguments.step, shared);
+  const SolveBatch& batch = arguments.batch;
+  const SolveStep& step = arguments.step;
+  if (arguments.in_step && step.table.header->error != StepError::none) {
+    refuse_step(step);
+    return;
+  }
+  const Problem problem = arguments.in_step ? problem_of(step, shared) : problem_of(batch, shared);
+  const Method& method = arguments.in_step ? step.method : batch.method;
+  const Solution solution = solve_one<M>(WarpLanes{}, method, problem.key, problem.k, problem.gramian, problem.weights,
+                                         problem.scratch, problem.state);
+  if (arguments.in_step) {
+    finish_step(step, problem, solution);
+  } else if (batch.solutions != nullptr && WarpLanes::lane() == 0) {
+    batch.solutions[blockIdx.x] = solution;
   }
 }
 
