@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-all test-cpp test-emulated test-torch soak lint format bench bench-solve gpu-check peer-test clean
+.NOTPARALLEL: # one build at a time: ninja uses all cores
+.PHONY: help setup demo extension-for-demo test test-quick test-all test-cpp test-emulated test-torch soak lint format bench bench-solve gpu-check peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -41,15 +42,35 @@ $(STAMP)/peer: requirements/peer.txt $(STAMP)/dev
 	@echo "== installing TorchJD and the solvers it calls"
 	@$(PIP) install -r $< && touch $@
 
+# One CMake tree holds the extension, the extension with emulated CUDA kernels and the C++ tests: what they have in common
+# is compiled once. ninja shows how far it is. $(call build,TARGETS,OPTIONS)
+TREE := build/tree
+build = export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+  cmake -S . -B $(TREE) -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DBUCKET_MOO_TESTS=ON \
+    -DBUCKET_MOO_PTXAS_REPORT=ON $(2) > /dev/null && cmake --build $(TREE) --target $(1)
+# pip finds everything compiled in that tree. $(call install,OPTIONS)
+install = PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) $(1) --no-build-isolation --no-deps --editable . -C build-dir=$(TREE)
+
 $(STAMP)/extension: $(NATIVE) $(STAMP)/build
 	@echo "== building the extension"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --no-deps --editable . \
-	  -C cmake.define.BUCKET_MOO_PTXAS_REPORT=ON && touch $@
+	@rm -f $(STAMP)/extension_without_cuda
+	@$(call build,_C,-DBUCKET_MOO_CUDA=AUTO) && $(call install,install) && touch $@
+
+$(STAMP)/extension_without_cuda: $(NATIVE) $(STAMP)/build
+	@echo "== building the extension without CUDA kernels, for there is no GPU driver here; make setup builds them too"
+	@$(call build,_C,-DBUCKET_MOO_CUDA=OFF) && $(call install,install) && touch $@
+
+# The kernels take minutes to compile, and a machine without a GPU driver cannot run them. libcuda.so.1 is what the CUDA
+# runtime looks for itself. What is there already is kept.
+extension-for-demo: $(STAMP)/build
+	@if [ -e $(STAMP)/extension ] || $(BIN)/python -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2> /dev/null; \
+	  then $(MAKE) --no-print-directory $(STAMP)/extension; \
+	  else $(MAKE) --no-print-directory $(STAMP)/extension_without_cuda; fi
 
 setup: $(STAMP)/extension $(STAMP)/dev ## Create .venv, install what is pinned, build the extension
 	@echo "== set up: $$($(BIN)/python -c 'import bucket_moo_ext as m; print(m.build_info())')"
 
-demo: $(STAMP)/extension $(STAMP)/demo ## Fine-tune a language model on four languages, plain DDP beside three ways (ARGS=...)
+demo: extension-for-demo $(STAMP)/demo ## Fine-tune a language model on four languages, plain DDP beside three ways (ARGS=...)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the demo needs Python 3.11 or newer (transformers does); run make PYTHON=/path/to/python after rm -rf .venv")'
 	@echo "== demo"
 	@$(BIN)/python examples/multilingual/corpus.py
@@ -57,24 +78,25 @@ demo: $(STAMP)/extension $(STAMP)/demo ## Fine-tune a language model on four lan
 	  examples/multilingual/train.py $(ARGS)
 
 test-cpp: $(STAMP)/build ## Build and run the torch-free C++ tests
-	@echo "== C++ core and kernels: configure, build, test (no torch)"
-	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	  cmake --preset core-only > /dev/null && cmake --build --preset core-only && ctest --preset core-only
+	@echo "== C++ core and kernels: build, test"
+	@$(call build,tests/cpp/all tests/emulation/all examples/cpp/all bench/cpp/all) && \
+	  ctest --test-dir $(TREE) --output-on-failure
 
 # The device path needs no GPU to be tested: its kernels are compiled for the CPU, and the extension reduces CPU tensors
 # with them. Installed apart from .venv, whose packages it uses.
 EMULATED := build/emulated
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 $(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
 	@echo "== building the extension with emulated CUDA kernels"
-	@$(BIN)/python -m venv --without-pip $(EMULATED)/venv
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > "$$($(EMULATED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --python $(EMULATED)/venv/bin/python install --no-build-isolation --no-deps \
-	  --ignore-installed -C build-dir=$(EMULATED)/tree -C cmake.define.BUCKET_MOO_EMULATED_CUDA=ON . && touch $@
+	@$(call build,_C_emulated)
+	@$(BIN)/python -m venv --without-pip $(EMULATED)
+	@$(BIN)/python $(PURELIB) > "$$($(EMULATED)/bin/python $(PURELIB))/shared.pth"
+	@$(call install,--python $(EMULATED)/bin/python install --ignore-installed) \
+	  -C build.targets=_C_emulated -C install.components=emulated && touch $@
 
 test-emulated: $(STAMP)/emulated ## Run the tests whose path differs on a device, over emulated CUDA kernels
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
-	@$(EMULATED)/venv/bin/python -m pytest -m "device and not host" $(ARGS)
+	@$(EMULATED)/bin/python -m pytest -m "device and not host" $(ARGS)
 
 test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"
@@ -154,4 +176,4 @@ endif
 
 clean: ## Remove what was built, keep .venv
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache
-	rm -f $(STAMP)/extension
+	rm -f $(addprefix $(STAMP)/,extension extension_without_cuda emulated)

@@ -44,7 +44,7 @@ RUN = (
     "python bench/scaling_model.py",
     "python bench/scaling_model.py --bucket-mb 100 --objectives 4 --nics 2",
 )
-# A test below runs the first half, which configures. `make test-cpp` builds the first, with the CMake of .venv.
+# A test below runs the first half, which configures. `make test-cpp` builds the same tests in its own tree.
 PRESETS = (
     "cmake --preset core-only && cmake --build --preset core-only",
     "cmake --preset asan && cmake --build --preset asan",
@@ -54,12 +54,12 @@ NOT_RUN = (
     ("pip install torch==2.13.0 numpy scikit-build-core cmake ninja", "downloads"),
     ("pip install --no-build-isolation .", "installs; `make setup` does the same, editable"),
     ('pip install --no-build-isolation ".[cupy]"', "downloads"),
-    ("pip install --no-build-isolation -C cmake.define.NAME=VALUE .", "a pattern; `make test-emulated` fills it in"),
+    ("pip install --no-build-isolation -C cmake.define.NAME=VALUE .", "a pattern; bench/gpu_check.py fills it in"),
     ("pip install --no-build-isolation --force-reinstall --no-deps .", "installs"),
     ("pip install -r requirements/demo.txt", "downloads; `make test` does"),
     (".venv/bin/pre-commit install", "changes the checkout's hooks"),
     (".ci/run", "runs this test"),
-    ("ctest --preset core-only", "in `make test-cpp`"),
+    ("ctest --preset core-only", "the tests of `make test-cpp`"),
     ("build/core/tests/cpp/sweep_certificates 100000 20260601", "half a minute; ctest takes a sample"),
     ("build/core/tests/cpp/test_methods 12", "ctest runs it once"),
     ("build/core/tests/cpp/test_core 12", "ctest runs it once"),
