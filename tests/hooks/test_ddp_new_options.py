@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import bucket_moo_ext as moo
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,10 +20,11 @@ from tests.support.ddp import (
     batch_of,
     check_buckets,
     gradient_digest,
-    gradients,
     hook,
+    local_gradients,
     loss_of,
     mlp,
+    same_on_all_ranks,
 )
 
 RunRanks = Callable[..., list[Any]]
@@ -42,15 +42,6 @@ needs_manual_finalization = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def seed(rng: np.random.Generator) -> int:
-    return int(rng.integers(2**31))
-
-
-def _local(model: nn.Module, world: int, seed: int, step: int) -> list[dict[str, np.ndarray]]:
-    return [gradients(model, lambda m, r=r: loss_of(m, batch_of(seed, r, step))) for r in range(world)]  # type: ignore[misc]
-
-
 class _WithInput(nn.Module):
     """Has a gradient for its input, which is ready when those of all layers are."""
 
@@ -65,13 +56,17 @@ class _WithInput(nn.Module):
         return out
 
 
+# What mypy's torch does not have yet.
+_LAZY: dict[str, Any] = {"lazy_bucket_allocation": True}
+
+
 def _train(
     rank: int,
     world: int,
     seed: int,
     way: str,
-    finalize: Callable[[DDP, torch.Tensor], None] | None = None,
-    **options: Any,
+    options: dict[str, Any],
+    finalize: Callable[[Any, torch.Tensor], None] | None = None,
 ) -> tuple[list[str], list[list[int]]]:
     """Steps against the reference; the bits of the gradients, and the bytes of the buckets, of each.
 
@@ -80,12 +75,12 @@ def _train(
     ddp = DDP(_WithInput(mlp(seed)), **{"bucket_cap_mb": CAP_MB, **options})
     state = hook(ddp, way)
     if finalize is not None:
-        ddp.require_manual_backward_finalization = True
+        setattr(ddp, "require_manual_backward_finalization", True)  # noqa: B010 (mypy's torch has no such attribute)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
     digests, sizes = [], []
     for step in range(STEPS):
         optimizer.zero_grad(set_to_none=step % 2 == 0)
-        local = _local(ddp.module, world, seed, step)
+        local = local_gradients(ddp.module, world, seed, step)
         loss = loss_of(ddp, batch_of(seed, rank, step))
         if finalize is None:
             loss.backward()
@@ -99,16 +94,17 @@ def _train(
 
 
 def _same_bits_with(rank: int, world: int, seed: int, way: str, option: str) -> list[list[str]]:
-    by_setting = []
-    for settings in (
+    every_setting: tuple[dict[str, bool], ...] = (
         {},
         {"gradient_as_bucket_view": True},
         {"static_graph": True},
         {"find_unused_parameters": True},
         {"find_unused_parameters": True, "gradient_as_bucket_view": True},
-    ):
-        with_option, sizes = _train(rank, world, seed, way, **{option: True}, **settings)
-        assert (with_option, sizes) == _train(rank, world, seed, way, **settings), settings
+    )
+    by_setting = []
+    for settings in every_setting:
+        with_option, sizes = _train(rank, world, seed, way, {option: True, **settings})
+        assert (with_option, sizes) == _train(rank, world, seed, way, settings), settings
         by_setting.append(with_option)
     return by_setting
 
@@ -120,17 +116,18 @@ def _same_bits_with(rank: int, world: int, seed: int, way: str, option: str) -> 
 @pytest.mark.parametrize("way", WAYS)
 def test_options_that_change_no_bit(run_ranks: RunRanks, way: str, option: str, seed: int) -> None:
     """They change how a bucket is filled and where it lies, not what is in it."""
-    first, second = run_ranks(2, _same_bits_with, seed, way, option)
-    assert first == second
+    same_on_all_ranks(run_ranks(2, _same_bits_with, seed, way, option))
 
 
 def _cap_list(rank: int, world: int, seed: int, way: str) -> list[str]:
     # The layers, last one first, are of 2.4, 58 and 39 KB; DDP closes a bucket once it has reached its cap.
-    few_large, sizes = _train(rank, world, seed, way, bucket_cap_mb=None, bucket_cap_mb_list=[0.05, 0.03])
+    few_large, sizes = _train(rank, world, seed, way, {"bucket_cap_mb": None, "bucket_cap_mb_list": [0.05, 0.03]})
     layers = [8 * (m + 1) * n for m, n in itertools.pairwise(SIZES)]
     first, second, last = layers
     assert sizes[1:] == [[last + second, first]] * (STEPS - 1)
-    each_its_own, sizes = _train(rank, world, seed, way, bucket_cap_mb=None, bucket_cap_mb_list=[0.002, 0.05, 0.03])
+    each_its_own, sizes = _train(
+        rank, world, seed, way, {"bucket_cap_mb": None, "bucket_cap_mb_list": [0.002, 0.05, 0.03]}
+    )
     assert sizes[1:] == [[last, second, first]] * (STEPS - 1)
     return few_large + each_its_own
 
@@ -138,8 +135,7 @@ def _cap_list(rank: int, world: int, seed: int, way: str) -> list[str]:
 @_needs_option("bucket_cap_mb_list")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_cap_for_each_bucket(run_ranks: RunRanks, way: str, seed: int) -> None:
-    first, second = run_ranks(2, _cap_list, seed, way)
-    assert first == second
+    same_on_all_ranks(run_ranks(2, _cap_list, seed, way))
 
 
 # --- buckets that move ---
@@ -147,14 +143,11 @@ def test_a_cap_for_each_bucket(run_ranks: RunRanks, way: str, seed: int) -> None
 
 def _moving(rank: int, world: int, seed: int, way: str, method: Any, gramian: Any) -> list[str]:
     """Steps with lazily allocated buckets, each kept so that the next cannot lie there, beside DDP's ordinary ones."""
-    ddps = [
-        DDP(mlp(seed), bucket_cap_mb=CAP_MB, gradient_as_bucket_view=True, lazy_bucket_allocation=lazy)
-        for lazy in (True, False)
-    ]
+    ddps = [DDP(mlp(seed), bucket_cap_mb=CAP_MB, gradient_as_bucket_view=True, **lazy) for lazy in (_LAZY, {})]
     states = [hook(ddp, way, method, gramian) for ddp in ddps]
     optimizers = [torch.optim.SGD(ddp.parameters(), lr=0.05) for ddp in ddps]
     digests, kept = [], []
-    addresses = set()
+    addresses: set[int] = set()
     for step in range(STEPS):
         for ddp, optimizer in zip(ddps, optimizers, strict=True):
             optimizer.zero_grad()
@@ -187,12 +180,11 @@ def _moving(rank: int, world: int, seed: int, way: str, method: Any, gramian: An
 def test_what_is_remembered_of_a_bucket_is_found_when_it_has_moved(
     run_ranks: RunRanks, way: str, method: Any, gramian: Any, seed: int
 ) -> None:
-    first, second = run_ranks(2, _moving, seed, way, method, gramian)
-    assert first == second
+    same_on_all_ranks(run_ranks(2, _moving, seed, way, method, gramian))
 
 
 def _released(rank: int, world: int, seed: int, way: str) -> None:
-    ddp = DDP(mlp(seed), bucket_cap_mb=CAP_MB, gradient_as_bucket_view=True, lazy_bucket_allocation=True)
+    ddp = DDP(mlp(seed), bucket_cap_mb=CAP_MB, gradient_as_bucket_view=True, **_LAZY)
     state = hook(ddp, way)
     for step in range(STEPS):
         loss_of(ddp, batch_of(seed, rank, step)).backward()
@@ -216,12 +208,12 @@ def test_the_memory_of_a_bucket_is_free_after_its_step(run_ranks: RunRanks, way:
 # --- passes that the caller ends ---
 
 
-def _finalize_after_backward(ddp: DDP, loss: torch.Tensor) -> None:
+def _finalize_after_backward(ddp: Any, loss: torch.Tensor) -> None:
     loss.backward()
     ddp.finalize_backward()
 
 
-def _finalize_in_backward(ddp: DDP, loss: torch.Tensor) -> None:
+def _finalize_in_backward(ddp: Any, loss: torch.Tensor) -> None:
     """As soon as DDP allows it: when all buckets are ready."""
     late = ddp.should_finalize_after_backward
     ddp.module.input.register_hook(lambda _: None if late else ddp.finalize_backward())
@@ -236,8 +228,8 @@ _FINALIZE = {"after": _finalize_after_backward, "during": _finalize_in_backward}
 def _finalized(rank: int, world: int, seed: int, way: str, when: str) -> list[list[str]]:
     by_options = []
     for options in ({}, {"gradient_as_bucket_view": True}, {"lazy_bucket_allocation": True}):
-        by_hand = _train(rank, world, seed, way, _FINALIZE[when], **options)
-        assert by_hand == _train(rank, world, seed, way, **options), options
+        by_hand = _train(rank, world, seed, way, options, _FINALIZE[when])
+        assert by_hand == _train(rank, world, seed, way, options), options
         by_options.append(by_hand[0])
     return by_options
 
@@ -246,5 +238,4 @@ def _finalized(rank: int, world: int, seed: int, way: str, when: str) -> list[li
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("when", _FINALIZE)
 def test_a_pass_that_the_caller_finalizes(run_ranks: RunRanks, way: str, when: str, seed: int) -> None:
-    first, second = run_ranks(2, _finalized, seed, way, when)
-    assert first == second
+    same_on_all_ranks(run_ranks(2, _finalized, seed, way, when))
