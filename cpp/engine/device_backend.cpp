@@ -130,8 +130,8 @@ void DeviceBackend::check_capture(const Reduction& reduction) {
               "graph's end");
   TORCH_CHECK(collective_.is_reserved(), "bucket_moo_ext: run at least one backward pass before capturing a graph");
   const Book::Page* const page = reduction.output.is_sparse() ? nullptr : book_.find(reduction.bucket);
-  TORCH_CHECK(page != nullptr && page->record && page->record->fields.numel == reduction.gradient().numel() &&
-                  page->record->fields.dtype == reduction.dtype(),
+  TORCH_CHECK(page != nullptr && page->record && page->record->numel == reduction.gradient().numel() &&
+                  page->record->dtype == reduction.dtype(),
               "bucket_moo_ext: reduce the same buckets once more before capturing a graph; one of ",
               reduction.gradient().numel(), " elements is not known yet");
   captured_ = true;

@@ -52,8 +52,8 @@ def build_info() -> dict[str, str | int | bool]:
         A dict with ``version``, ``torch`` (the version built against), ``compiler``, ``cuda`` (whether CUDA kernels are
         in it), ``cuda_compiler`` and ``cuda_architectures`` (with what and for what; empty without, and an
         architecture that is not "-real" is in it as PTX too), ``max_objectives``, ``max_objective_name_bytes``,
-        ``min_sketch_width`` and ``max_sketch_width``, and ``library``: the file with all of it that needs no Python, for
-        ``torch.ops.load_library`` and C++.
+        ``min_sketch_width``, ``max_sketch_width`` and ``library`` (the file with all that needs no Python, for
+        ``torch.ops.load_library`` and C++).
     """
     return {**_C.build_info(), "library": str(_Path(_C.__file__).with_name("libbucket_moo_ext.so"))}
 

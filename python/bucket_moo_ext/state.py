@@ -233,7 +233,7 @@ class BucketMOO:
 
         ``step`` is what random choices are keyed by. For a method with a memory (``GradVac``, ``Smoothed``) ``buckets``
         has a dict for every bucket, of ``parameters`` (names of the parameters it holds; "#3" for the fourth one that
-        was reduced without a name; "all_reduce[n]" or "reduce_scatter[n]" for direct calls on n elements),
+        was reduced without a name; "all_reduce[n]" or "reduce_scatter[n]" for direct calls on n elements without a name of their own),
         ``objectives`` (N names, all that the bucket has met) and ``values`` (GradVac's N x N targets, row by row; then
         Smoothed's N weights and for each whether there is one, 1 or 0).
 

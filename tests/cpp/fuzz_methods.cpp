@@ -85,7 +85,8 @@ std::string run(const Bytes& bytes) {
   method.mean.weights = (flags & 1) != 0 ? preference.data() : nullptr;
   method.mgda.normalize = (flags & 2) != 0 ? Normalize::l2 : Normalize::none;
   method.cagrad = {(flags & 4) != 0 ? std::fabs(option) : 0.4, (flags & 2) != 0};
-  method.pcgrad = {(flags & 4) != 0 ? PcgradReduction::sum : PcgradReduction::mean, (flags & 8) != 0 ? order.data() : nullptr};
+  method.pcgrad = {(flags & 4) != 0 ? PcgradReduction::sum : PcgradReduction::mean,
+                   (flags & 8) != 0 ? order.data() : nullptr};
   method.upgrad.preference = method.dualproj.preference = method.aligned_mtl.preference = method.config.preference =
       method.mean.weights;
   method.aligned_mtl.scale_mode = static_cast<ScaleMode>(flags % 3);

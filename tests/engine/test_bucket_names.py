@@ -90,7 +90,7 @@ def test_ranks_that_name_a_bucket_differently_all_hear_of_it(run_ranks: Runner) 
 def test_what_a_name_may_be(bucket: Any, error: type[Exception]) -> None:
     state = moo.BucketMOO("mgda")
     row = torch.ones(4)
-    with pytest.raises(error, match="bucket must be a (string|name) or None; got"):
+    with pytest.raises(error, match=r"bucket must be a (string|name) or None; got"):
         moo.all_reduce(row, state, bucket=bucket)
-    with pytest.raises(error, match="bucket must be a (string|name) or None; got"):
+    with pytest.raises(error, match=r"bucket must be a (string|name) or None; got"):
         moo.reduce_scatter(torch.ones(4), row, state, bucket=bucket)
