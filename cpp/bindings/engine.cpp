@@ -76,8 +76,7 @@ FuturePtr all_reduce(Engine& engine, const at::Tensor& tensor, const std::option
                      c10::IValue result = {}) {
   return engine.reduce_alone({.operation = Operation::all_reduce,
                               .output = tensor,
-                              .bucket = direct_bucket(bucket, "all_reduce", tensor.numel()),
-                              .tile_limit = static_cast<std::int64_t>(tensor.nbytes())},
+                              .bucket = direct_bucket(bucket, "all_reduce", tensor.numel())},
                              std::move(result));
 }
 
@@ -86,8 +85,7 @@ FuturePtr reduce_scatter(Engine& engine, const at::Tensor& output, const at::Ten
   return engine.reduce_alone({.operation = Operation::reduce_scatter,
                               .output = output,
                               .input = input,
-                              .bucket = direct_bucket(bucket, "reduce_scatter", input.numel()),
-                              .tile_limit = static_cast<std::int64_t>(input.nbytes())},
+                              .bucket = direct_bucket(bucket, "reduce_scatter", input.numel())},
                              std::move(result));
 }
 

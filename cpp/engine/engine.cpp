@@ -123,6 +123,9 @@ FuturePtr Engine::place(Reduction reduction, c10::IValue result) {
   placed.record.step = placed.step;
   // A sparse bucket holds as many elements as its rank has rows: nothing to compare.
   placed.record.numel = is_dense ? placed.gradient().numel() : 0;
+  if (is_dense && placed.tile_limit == 0) {
+    placed.tile_limit = static_cast<std::int64_t>(placed.gradient().nbytes());
+  }
   placed.record.dtype = static_cast<std::int32_t>(is_dense ? placed.dtype() : DType::float32);
   placed.record.operation = static_cast<std::int32_t>(placed.operation);
   // DDP's parameters may have names on one rank alone: names are for reports there, and DDP compares its modules.

@@ -20,7 +20,7 @@ struct Reduction {
   at::Tensor output = {};  ///< where the result goes; all but reduce_scatter read it too
   at::Tensor input = {};   ///< of reduce_scatter alone
   BucketId bucket = {};
-  /// Bytes of other ranks' gradients to hold at a time. Larger buckets are exchanged in pieces.
+  /// Bytes of other ranks' gradients to hold at a time, for what is larger is exchanged in pieces. 0: all of them.
   std::int64_t tile_limit = 0;
 
   /// What holds this rank's gradient.
