@@ -107,7 +107,7 @@ test-quick: $(STAMP)/extension $(STAMP)/dev ## Run what a change in Python is te
 
 test-all: test ## Run all tests, and what has a nightly size at that size
 	@echo "== nightly sizes"
-	@build/core/tests/cpp/test_methods 12 && build/core/tests/cpp/sweep_certificates 100000 20260601
+	@$(TREE)/tests/cpp/test_methods 12 && $(TREE)/tests/cpp/sweep_certificates 100000 20260601
 	@BUCKET_MOO_NIGHTLY=1 $(BIN)/python -m pytest -m nightly
 
 # Another torch than the pinned one, in an environment of its own. A CPU build is taken where pip's indexes have one;

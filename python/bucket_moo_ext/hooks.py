@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bucket_moo_ext import _C
-from bucket_moo_ext.ddp_copies import watch_copies
-from bucket_moo_ext.ddp_module import check_module, check_whole, find_ddp
+from bucket_moo_ext import _C, private_torch
+from bucket_moo_ext.adapters.ddp import check_module, check_whole, find_ddp
+from bucket_moo_ext.adapters.ddp_copies import watch_copies
 from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method
@@ -67,11 +67,7 @@ def register(
     )
     state.name_parameters(ddp.module.named_parameters())
     _C.register_ddp_hook(ddp.reducer, state._bound_to_ddp(device))
-    # What DDP's own register_comm_hook notes: the reducer tells nobody. The list keeps the state alive and goes into
-    # copies of the module.
-    logger: Any = ddp.logger
-    logger._set_comm_hook_name("bucket_moo")
-    ddp._comm_hooks[:] = [(bucket_moo_hook, state)]  # and none that a copy has inherited
+    private_torch.note_comm_hook(ddp, bucket_moo_hook, state)
     return state
 
 

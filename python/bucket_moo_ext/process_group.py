@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from bucket_moo_ext import private_torch
+
 # The groups that a forked child has from its parent. Kept, since destroying them where their threads are not hangs.
 _inherited: list[dist.ProcessGroup] = []
 
 
 def _note_inherited() -> None:
     if dist.is_available():
-        _inherited.extend(group for group in dist.distributed_c10d._world.pg_map if group not in _inherited)
+        _inherited.extend(group for group in private_torch.all_groups() if group not in _inherited)
 
 
 os.register_at_fork(after_in_child=_note_inherited)
@@ -47,12 +49,9 @@ def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 
 def _timeout(group: dist.ProcessGroup) -> timedelta:
     try:
-        options = group._get_backend(torch.device("cpu")).options
+        return private_torch.timeout_of(private_torch.backend_of(group, "cpu"))
     except RuntimeError:  # no CPU backend in this group: torch's default for Gloo
         return dist.default_pg_timeout
-    timeout = options._timeout
-    assert isinstance(timeout, timedelta)
-    return timeout
 
 
 def device_group(parent: dist.ProcessGroup, device: torch.device) -> dist.ProcessGroup | None:
@@ -66,7 +65,7 @@ def device_group(parent: dist.ProcessGroup, device: torch.device) -> dist.Proces
     if parent.size() == 1:
         return None
     try:
-        parent._get_backend(torch.device(device.type))
+        private_torch.backend_of(parent, device.type)
     except RuntimeError as error:
         raise ValueError(
             f"process_group has no backend for {device.type} tensors; initialise it with one, for example "
@@ -86,15 +85,10 @@ def private_group(parent: dist.ProcessGroup) -> dist.ProcessGroup | None:
     # Not dist.new_group: it needs every rank of the default group, or else (use_local_synchronization) names groups by
     # how many there are, so that ranks which destroyed or garbage-collected theirs at other times miss each other.
     # Here the parent's store counts, for each rank, how many groups it has made of this parent.
-    store = dist.distributed_c10d._get_process_group_store(parent)
+    store = private_torch.store_of(parent)
     number = store.add(f"bucket_moo/rank{parent.rank()}", 1)
     store = dist.PrefixStore(f"bucket_moo/group{number}", store)
-    kind = dist.ProcessGroup.BackendType.GLOO
-    backend = dist.ProcessGroupGloo(store, parent.rank(), parent.size(), timeout=_timeout(parent))
-    group = dist.ProcessGroup(store, parent.rank(), parent.size())
-    group._set_default_backend(kind)
-    group._register_backend(torch.device("cpu"), kind, backend)
-    group._set_group_desc("bucket_moo")
+    group = private_torch.gloo_group(store, parent.rank(), parent.size(), _timeout(parent))
     # A rank that left at once would close its connections while others still make theirs, and these would fail.
     group.barrier().wait()
     return group
@@ -108,7 +102,7 @@ def _node() -> str:
 
 def announce_node(group: dist.ProcessGroup) -> dist.Store:
     """Tells the other ranks of ``group`` which machine this one is on; returns where all of them say so."""
-    store = dist.distributed_c10d._get_process_group_store(group)
+    store = private_torch.store_of(group)
     number = store.add(f"bucket_moo/nodes/rank{group.rank()}", 1)  # of calls; the same on every rank
     store = dist.PrefixStore(f"bucket_moo/nodes{number}", store)
     store.set(str(group.rank()), _node())

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bucket_moo_ext import _C
+from bucket_moo_ext import _C, private_torch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -83,12 +83,9 @@ def check_whole(named_parameters: Iterable[tuple[object, torch.Tensor]]) -> None
         ValueError: There is one, and more than one rank to hold pieces.
     """
     for name, parameter in named_parameters:
-        # For DDP torch makes the DTensors of a mesh local, and notes beside them what they were.
-        spec = vars(parameter).get("_st_info")
-        if hasattr(type(parameter), "_spec"):
-            spec = getattr(parameter, "_spec", None)
-        if spec is not None and spec.mesh.size() > 1:
-            dimensions = ", ".join(spec.mesh.mesh_dim_names or ("unnamed",))
+        mesh = private_torch.mesh_of(parameter)
+        if mesh is not None and mesh.size() > 1:
+            dimensions = ", ".join(mesh.mesh_dim_names or ("unnamed",))
             raise ValueError(
                 f"parameter {name!r} is a piece of a DTensor over the mesh dimension {dimensions}: tensor parallelism "
                 "beside data parallelism is not supported. Every rank of that dimension would solve for weights of its "
@@ -128,7 +125,7 @@ def _check_options(ddp: DistributedDataParallel) -> None:
     refused = {
         "mixed_precision": (ddp.mixed_precision is not None, "use torch.autocast"),
         "delay_all_reduce_named_params": (
-            bool(ddp._delay_all_reduce_params),
+            private_torch.delays_parameters(ddp),
             "those parameters would bypass the hook",
         ),
         "skip_all_reduce_unused_params": (
@@ -136,11 +133,11 @@ def _check_options(ddp: DistributedDataParallel) -> None:
             "ranks would reduce different buckets",
         ),
         "an optimizer in backward": (
-            any(hasattr(p, "_in_backward_optimizers") for p in ddp._module_parameters),
+            private_torch.has_optimizer_in_backward(ddp),
             "it registers a hook of its own",
         ),
         'torch._dynamo.config.optimize_ddp = "python_reducer"': (
-            bool(ddp._use_python_reducer),
+            private_torch.has_python_reducer(ddp),
             "it does not run hooks on buckets",
         ),
     }
@@ -149,14 +146,9 @@ def _check_options(ddp: DistributedDataParallel) -> None:
             raise ValueError(f"module: DDP with {option} cannot be combined with bucket_moo_ext: {reason}")
 
 
-def comm_hook(ddp: DistributedDataParallel) -> str:
-    """The name of the communication hook that the module has, or an empty string."""
-    return str(ddp._get_ddp_logging_data().get("comm_hook") or "")  # type: ignore[no-untyped-call]
-
-
 def _check_unused(ddp: DistributedDataParallel) -> None:
     """Gradients in ``.grad`` say nothing: they may be older than the module, or come from a pass under no_sync()."""
-    hook = comm_hook(ddp)
+    hook = private_torch.comm_hook(ddp)
     if hook:
         raise RuntimeError(f"module already has a communication hook ({hook}); a DDP module takes one, once")
     if _C.backward_has_run(ddp.reducer):

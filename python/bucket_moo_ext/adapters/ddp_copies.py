@@ -10,8 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from bucket_moo_ext import _C
-from bucket_moo_ext.ddp_module import comm_hook
+from bucket_moo_ext import _C, private_torch
 
 
 def watch_copies(is_ours: Callable[[object, object], bool]) -> None:
@@ -29,7 +28,7 @@ def watch_copies(is_ours: Callable[[object, object], bool]) -> None:
     @functools.wraps(original)
     def setstate(self: DistributedDataParallel, state: Any) -> None:
         original(self, state)  # type: ignore[no-untyped-call]
-        if any(is_ours(hook, given) for hook, given in getattr(self, "_comm_hooks", ())):
+        if any(is_ours(hook, given) for hook, given in private_torch.comm_hooks(self)):
             _Watch(self)
 
     DistributedDataParallel.__setstate__ = setstate  # type: ignore[method-assign]
@@ -56,7 +55,7 @@ class _Watch:
             return
         for handle in self._handles:
             handle.remove()
-        if copy is not None and not comm_hook(copy):
+        if copy is not None and not private_torch.comm_hook(copy):
             warnings.warn(
                 "this DistributedDataParallel module is a copy of one that reduced with bucket_moo_ext. torch copies "
                 "no communication hooks: the copy averages gradients. Register it after copying, as the original was: "
