@@ -64,8 +64,8 @@ $(STAMP)/extension_without_cuda: $(NATIVE) $(STAMP)/build
 # runtime looks for itself. What is there already is kept.
 extension-for-demo: $(STAMP)/build
 	@if [ -e $(STAMP)/extension ] || $(BIN)/python -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2> /dev/null; \
-	  then $(MAKE) --no-print-directory $(STAMP)/extension; \
-	  else $(MAKE) --no-print-directory $(STAMP)/extension_without_cuda; fi
+	  then $(MAKE) -s --no-print-directory $(STAMP)/extension; \
+	  else $(MAKE) -s --no-print-directory $(STAMP)/extension_without_cuda; fi
 
 setup: $(STAMP)/extension $(STAMP)/dev ## Create .venv, install what is pinned, build the extension
 	@echo "== set up: $$($(BIN)/python -c 'import bucket_moo_ext as m; print(m.build_info())')"
