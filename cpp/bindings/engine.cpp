@@ -6,10 +6,12 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings/bindings.hpp"
@@ -64,29 +66,22 @@ void wait(const FuturePtr& future) {
   future->value();  // throws what the worker caught, with its type
 }
 
-/// By what a direct call's bucket is known: the name that the caller gives it, or else its operation and size.
-BucketId direct_bucket(const std::optional<std::string>& name, const char* operation, std::int64_t numel) {
-  if (name) {
-    return {{.name = *name, .numel = numel, .title = *name}};
-  }
-  return {{.name = c10::str(operation, "[", numel, "]"), .numel = numel}};
+/// The bucket of a direct call by the name that its caller gives it, which is apart from the names of parameters.
+BucketId direct_bucket(const std::optional<std::string>& name) {
+  return name ? BucketId{{.name = "bucket:" + *name, .title = *name}} : BucketId();
 }
 
 FuturePtr all_reduce(Engine& engine, const at::Tensor& tensor, const std::optional<std::string>& bucket,
                      c10::IValue result = {}) {
-  return engine.reduce_alone({.operation = Operation::all_reduce,
-                              .output = tensor,
-                              .bucket = direct_bucket(bucket, "all_reduce", tensor.numel())},
+  return engine.reduce_alone({.operation = Operation::all_reduce, .output = tensor, .bucket = direct_bucket(bucket)},
                              std::move(result));
 }
 
 FuturePtr reduce_scatter(Engine& engine, const at::Tensor& output, const at::Tensor& input,
                          const std::optional<std::string>& bucket, c10::IValue result = {}) {
-  return engine.reduce_alone({.operation = Operation::reduce_scatter,
-                              .output = output,
-                              .input = input,
-                              .bucket = direct_bucket(bucket, "reduce_scatter", input.numel())},
-                             std::move(result));
+  return engine.reduce_alone(
+      {.operation = Operation::reduce_scatter, .output = output, .input = input, .bucket = direct_bucket(bucket)},
+      std::move(result));
 }
 
 py::dict to_dict(const BucketRecord& record) {

@@ -111,7 +111,7 @@ class DeviceCollective {
     std::int64_t index;
   };
 
-  /// What scratch_ holds.
+  /// What scratch_buffer_ holds.
   struct Scratch {
     double* factor;          // of this rank in a sum, of any dtype
     double* coefficients;    // [W] of the combination

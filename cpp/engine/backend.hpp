@@ -20,7 +20,8 @@ class Backend {
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
 
-  /// Raises for a reduction that cannot be run here, before anything is sent or counted.
+  /// Raises for a reduction that cannot be run here, before anything is sent or counted. Where it does not, submit()
+  /// follows: a backend may prepare for that.
   virtual void check(const Reduction& reduction) = 0;
 
   /// Does the work of a reduction whose arguments are right. Raises or puts into the Future what goes wrong.
@@ -46,7 +47,7 @@ class Backend {
 
   /// What the method carries from step to step, by bucket. Complete once backward has returned.
   virtual std::vector<SavedSolverState> solver_states() const = 0;
-  /// Replaces all. ValueError: a parameter in two buckets, an objective twice, or a wrong number of values.
+  /// Replaces all, and drops what was kept of earlier steps. ValueError: a parameter in two buckets, an objective twice, or a wrong number of values.
   virtual void set_solver_states(const std::vector<SavedSolverState>& saved) = 0;
 
   /// Gives up what is in flight (its Futures get an error) and takes no more work. Idempotent.

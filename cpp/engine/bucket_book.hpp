@@ -16,8 +16,8 @@
 
 namespace bucket_moo {
 
-/// A page for every bucket, found by the names of its parameters. On it: the record of the last reduction (until
-/// forget_records_before()), weights that are kept for later steps (until forget_steps()), and the memory of a method
+/// A page for every bucket, found by the names of its parameters. On it: the record of the last reduction (for
+/// kRememberedSteps), weights that are kept for later steps (until forget_steps()), and the memory of a method
 /// that has one (for good).
 ///
 /// Survives DDP's rebuilding of its buckets: every parameter belongs to the bucket that held it last. A bucket that is
@@ -46,6 +46,11 @@ class BucketBook {
     const std::shared_ptr<Entry> known = entry_of(bucket);
     if (known) {
       if (known->names != names) {  // the same parameters in another order: to a method it is the same bucket
+        if (keeps_all_) {
+          retired_.push_back(std::make_shared<Entry>());
+          retired_.back()->page.record = std::move(known->page.record);
+          retired_.back()->page.kept = std::move(known->page.kept);
+        }
         known->names = std::move(names);
         known->page.record.reset();
         known->page.kept.reset();
@@ -76,10 +81,10 @@ class BucketBook {
     return records;
   }
 
-  /// So that buckets that there are no longer do not linger in reports.
-  void forget_records_before(std::int64_t step) {
+  /// So that buckets that do not come again do not pile up.
+  void forget_records_of_long_ago(std::int64_t step) {
     forget([step](Page& page) {
-      if (page.record && page.record->step < step) {
+      if (page.record && page.record->step < step - kRememberedSteps) {
         page.record.reset();
       }
     });
@@ -134,6 +139,9 @@ class BucketBook {
   }
 
  private:
+  /// Direct calls are steps, and a training loop may make thousands of them in turn.
+  static constexpr std::int64_t kRememberedSteps = 1 << 13;
+
   struct Entry {
     Page page;
     std::vector<std::string> names;  // of the bucket's parameters
@@ -174,8 +182,7 @@ class BucketBook {
     for (const std::string& name : made->names) {
       std::shared_ptr<Entry>& owner = owner_[name];
       if (owner) {
-        --owner->owned;
-        if (keeps_all_) {
+        if (--owner->owned == 0 && keeps_all_) {
           retired_.push_back(owner);
         }
       }

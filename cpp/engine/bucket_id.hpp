@@ -10,8 +10,8 @@ namespace bucket_moo {
 
 /// A parameter of a bucket.
 struct BucketParameter {
-  std::string name;  ///< its own, and the same for good
-  std::int64_t numel = 0;
+  std::string name;        ///< its own, and the same for good
+  std::int64_t numel = 0;  ///< 0: it is alone in its bucket
   std::string title = {};  ///< as reports show it; empty: not at all
 };
 

@@ -66,8 +66,8 @@ void DeviceBackend::check(const Reduction& reduction) {
   if (failure_) {
     std::rethrow_exception(failure_);
   }
-  check_capture(reduction);
   collective_.step().check_past_steps();
+  check_capture(reduction);
 }
 
 FuturePtr DeviceBackend::submit(PlacedReduction call) {
@@ -94,7 +94,7 @@ FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
   if (call.starts_step()) {
     solve_late();  // of a step that did not come to its end
     collective_.step().begin(call.record);
-    book_.forget_records_before(call.step - 1);
+    book_.forget_records_of_long_ago(call.step);
   }
   if (call.output.is_sparse()) {
     reduce_sparse(call);
@@ -357,10 +357,12 @@ std::vector<SavedSolverState> DeviceBackend::solver_states() const {
 }
 
 void DeviceBackend::set_solver_states(const std::vector<SavedSolverState>& saved) {
+  const std::lock_guard in_order(enqueue_);
   if (!has_memory(method_.method)) {
+    book_.forget_steps();
+    late_.clear();
     return;
   }
-  const std::lock_guard in_order(enqueue_);
   TORCH_CHECK(!captured_, "bucket_moo_ext: load a state before capturing a graph, which goes on with its own");
   side_.follow_current();
   const OnSideStream guard(device_, side_);
@@ -385,6 +387,7 @@ void DeviceBackend::set_solver_states(const std::vector<SavedSolverState>& saved
   }
   collective_.step().set_remembered_names(names);
   book_ = std::move(fresh);
+  late_.clear();
 }
 
 }  // namespace bucket_moo

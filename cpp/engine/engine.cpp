@@ -4,13 +4,40 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <exception>
 #include <optional>
 #include <utility>
 
+#include "bucket_moo/objective_table.hpp"
+#include "collective/objectives.hpp"
 #include "engine/arguments.hpp"
 #include "engine/make_backend.hpp"
 
 namespace bucket_moo {
+namespace {
+
+/// Puts a value back at the end of its scope.
+template <class T>
+class Restored {
+ public:
+  explicit Restored(T& value) : value_(value), before_(value) {}
+  ~Restored() { value_ = before_; }
+  Restored(const Restored&) = delete;
+  Restored& operator=(const Restored&) = delete;
+
+ private:
+  T& value_;
+  const T before_;
+};
+
+/// What a direct call's bucket is known by where its caller gives it no name.
+BucketId bucket_of_size(const Reduction& reduction) {
+  const char* const operation = reduction.operation == Operation::reduce_scatter ? "reduce_scatter" : "all_reduce";
+  const std::int64_t numel = reduction.gradient().numel();
+  return {{.name = c10::str(operation, "[", numel, "]"), .numel = numel}};
+}
+
+}  // namespace
 
 Engine::Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options)
     : device_(device),
@@ -43,7 +70,7 @@ void Engine::set_weight(double weight) {
 void Engine::begin_step() {
   check_at_home();
   const std::lock_guard in_order(order_);
-  open_step();
+  reductions_ = 0;
 }
 
 void Engine::check(const Reduction& reduction) {
@@ -55,44 +82,33 @@ void Engine::check(const Reduction& reduction) {
 FuturePtr Engine::reduce(Reduction reduction, c10::IValue result) {
   check_at_home();
   const std::lock_guard in_order(order_);
-  TORCH_CHECK(is_open_, "bucket_moo_ext: no step is open; call begin_step() before the first reduction of a step");
   return reduce_next(std::move(reduction), std::move(result));
 }
 
 void Engine::end_step() {
   check_at_home();
   const std::lock_guard in_order(order_);
-  close_step();
+  backend_->end_step();
 }
 
 FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {
   check_at_home();
   const std::lock_guard in_order(order_);
-  open_step();
-  FuturePtr done = reduce_next(std::move(reduction), std::move(result));
-  close_step();
-  return done;
-}
-
-void Engine::open_step() {
-  is_open_ = true;
+  // A backward pass whose buckets this call comes between goes on where it was.
+  const Restored<std::int64_t> between(reductions_);
   reductions_ = 0;
-}
-
-void Engine::close_step() {
-  if (is_open_) {
-    is_open_ = false;
-    backend_->end_step();
-  }
+  FuturePtr done = reduce_next(std::move(reduction), std::move(result));
+  backend_->end_step();
+  return done;
 }
 
 FuturePtr Engine::reduce_next(Reduction reduction, c10::IValue result) {
   check_or_refuse(reduction);
-  is_open_ = false;  // unless nothing is raised
+  if (reduction.bucket.empty()) {
+    reduction.bucket = bucket_of_size(reduction);
+  }
   backend_->check(reduction);
-  FuturePtr done = place(std::move(reduction), std::move(result));
-  is_open_ = true;
-  return done;
+  return place(std::move(reduction), std::move(result));
 }
 
 /// Other ranks make the first reduction of a step that is refused here, and hear of it.
@@ -100,11 +116,17 @@ void Engine::check_or_refuse(const Reduction& reduction) {
   try {
     check_arguments(reduction, device_, rank(), world_size());
   } catch (...) {
-    if (is_open_ && reductions_ == 0 && backend_->tells_refusals()) {
-      place({.operation = Operation::invalid}, {});
+    if (reductions_ == 0 && backend_->tells_refusals()) {
+      refuse();
     }
-    is_open_ = false;
     throw;
+  }
+}
+
+void Engine::refuse() noexcept {
+  try {
+    place({.operation = Operation::invalid}, {});
+  } catch (const std::exception&) {  // after shutdown() there is nobody to tell; what was refused says more
   }
 }
 

@@ -42,22 +42,23 @@ class Engine final {
   void set_weight(double weight);
 
   /// The next reduction is the first one of a step, at which the ranks tell each other their objectives and weights.
-  /// A step that is still open breaks off, as one does whose reduction raises.
+  /// A step that did not come to its end breaks off.
   void begin_step();
 
-  /// Raises what reduce() would for tensors that cannot be reduced; the step breaks off on the other ranks too.
+  /// Raises what reduce() would for tensors that cannot be reduced. On the host the other ranks hear of it too, where
+  /// the reduction would be the first of its step.
   void check(const Reduction& reduction);
 
-  /// Reduces a bucket as a part of the open step. Errors of its tensors (dtype, device, layout) are raised here, before
-  /// anything is sent; the others here or in the Future, with their types.
+  /// Reduces a bucket as a part of the newest step. Errors of its tensors (dtype, device, layout) are raised here, as
+  /// check() does; the others here or in the Future, with their types.
   /// The Future holds the reduction's output, or `result` where that is given: the output in another wrapping.
-  /// RuntimeError: no step is open.
   FuturePtr reduce(Reduction reduction, c10::IValue result = {});
 
   /// The step had its last reduction.
   void end_step();
 
-  /// Reduces a bucket in a step of its own, which no other call comes between.
+  /// Reduces a bucket in a step of its own, at any time, also while another step goes on. Without a bucket's name all
+  /// calls of one operation on one number of elements are one bucket.
   FuturePtr reduce_alone(Reduction reduction, c10::IValue result = {});
 
   // What the backend knows, see there.
@@ -78,10 +79,9 @@ class Engine final {
   void set_step(std::int64_t step);
 
  private:
-  void open_step();
   FuturePtr reduce_next(Reduction reduction, c10::IValue result);
-  void close_step();
   void check_or_refuse(const Reduction& reduction);
+  void refuse() noexcept;
   FuturePtr place(Reduction reduction, c10::IValue result);
 
   const HomeProcess home_;
@@ -89,9 +89,8 @@ class Engine final {
   const MethodId method_;
   const std::shared_ptr<Backend> backend_;
 
-  std::mutex order_;  // held while a call is checked and handed over; guards what follows
-  bool is_open_ = false;
-  std::int64_t reductions_ = 0;  // of the open step
+  std::mutex order_;             // held while a call is checked and handed over; guards what follows
+  std::int64_t reductions_ = 0;  // of the newest step; 0: the next one is the first of a step
 
   mutable std::mutex mutex_;  // guards what follows; taken after order_
   std::string objective_;

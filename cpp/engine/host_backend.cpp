@@ -65,6 +65,10 @@ FuturePtr HostBackend::submit(PlacedReduction call) {
       self->set_solving_late(false);
     }
   });
+  if (!accepted) {
+    const std::lock_guard lock(mutex_);
+    std::erase(waiting_, job);
+  }
   TORCH_CHECK(accepted, "bucket_moo_ext: this state was shut down; make a new one");
   return future;
 }
@@ -108,7 +112,7 @@ void HostBackend::run(Job& job) {
     collective_.begin_step(call.record);
     options_.check_objectives(collective_.objectives().k());
     const std::lock_guard lock(mutex_);
-    book_.forget_records_before(call.step - 1);
+    book_.forget_records_of_long_ago(call.step);
   }
   if (call.output.is_sparse()) {
     reduce_sparse(call);

@@ -21,6 +21,8 @@ def _check_bucket(bucket: object) -> str | None:
         raise TypeError(f"bucket must be a string or None; got {type(bucket).__name__} {bucket!r}")
     if plain == "":
         raise ValueError("bucket must be a name or None; got an empty string")
+    if plain is not None and not plain.isprintable():
+        raise ValueError(f"bucket must be a name of printable characters or None; got {bucket!r}")
     return plain
 
 
@@ -50,17 +52,18 @@ def all_reduce(
         tensor: Contiguous, dense, on the CPU or a GPU, any shape; float32, bfloat16, float16 or float64. The same size
             and dtype on every rank.
         state: Holds method, objective, weight and group.
-        bucket: A name, the same on every rank. What outlives a call goes by it: the memory of ``GradVac`` and
-            ``Smoothed``, weights that serve for several steps, and the line of the report. None: all calls on this
-            number of elements are one bucket.
+        bucket: A name of printable characters, the same on every rank. What outlives a call goes by it: the memory of
+            ``GradVac`` and ``Smoothed``, weights that serve for several steps, and the line of the report. None: all
+            calls on this number of elements are one bucket.
         async_op: Return at once; the tensor must not be touched until the Future is done.
 
     Returns:
         None, or a Future of ``tensor``.
 
     Raises:
-        TypeError, ValueError: Bad arguments, before anything is sent (on the CPU the other ranks get a ValueError that
-            says so; on GPUs they wait for the group's timeout); ranks that make different calls, on every rank.
+        TypeError, ValueError: Bad arguments, before anything is sent (for tensors on the CPU the other ranks get a
+            ValueError that says so; else they wait for the group's timeout); ranks that make different calls, on every
+            rank.
         RuntimeError: A peer failed or the group's timeout passed.
     """
     name = _check_bucket(bucket)

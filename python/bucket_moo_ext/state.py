@@ -233,9 +233,9 @@ class BucketMOO:
 
         ``step`` is what random choices are keyed by. For a method with a memory (``GradVac``, ``Smoothed``) ``buckets``
         has a dict for every bucket, of ``parameters`` (names of the parameters it holds; "#3" for the fourth one that
-        was reduced without a name; for a direct call its ``bucket``, else "all_reduce[n]" or "reduce_scatter[n]" with
-        its n elements), ``objectives`` (N names, all that the bucket has met) and ``values`` (GradVac's N x N targets,
-        row by row; then Smoothed's N weights and for each whether there is one, 1 or 0).
+        was reduced without a name; for a direct call "bucket:" and its ``bucket``, else "all_reduce[n]" or
+        "reduce_scatter[n]" with its n elements), ``objectives`` (N names, all that the bucket has met) and ``values``
+        (GradVac's N x N targets, row by row; then Smoothed's N weights and for each whether there is one, 1 or 0).
 
         With it a resumed run makes the choices of an uninterrupted one wherever the buckets are the same; a fresh DDP
         module has one bucket in its first iteration, so run one backward pass, whose gradients are thrown away, before
