@@ -1,6 +1,6 @@
 // Counts checks; a test's main() returns finish().
-#ifndef BUCKET_MOO_EMULATION_CHECKS_HPP
-#define BUCKET_MOO_EMULATION_CHECKS_HPP
+#ifndef BUCKET_MOO_TESTS_CHECKS_HPP
+#define BUCKET_MOO_TESTS_CHECKS_HPP
 
 #include <cstdio>
 #include <string>
@@ -26,4 +26,4 @@ inline int finish() {
 
 #define CHECK(condition) checks::check((condition), #condition, __LINE__)
 
-#endif  // BUCKET_MOO_EMULATION_CHECKS_HPP
+#endif  // BUCKET_MOO_TESTS_CHECKS_HPP
