@@ -7,9 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <functional>
-#include <limits>
 #include <map>
 #include <numeric>
 #include <random>
@@ -280,16 +278,8 @@ struct Answer {
   Vector weights;
 };
 
-inline Answer solve(const bucket_moo::Method& method, const Gramian& g, RandomKey key = {}, double* state = nullptr) {
-  // Exact sizes on the heap and a poisoned scratch: sanitizers see overruns, results show uninitialised reads.
-  Answer answer{{}, Vector(static_cast<std::size_t>(g.k), -7.0)};
-  Vector scratch(bucket_moo::solve_scratch_size(g.k), std::numeric_limits<double>::quiet_NaN());
-  const Vector copy = g.entries;
-  answer.solution = bucket_moo::solve(bucket_moo::HostLanes{}, method, key, g.k, copy.data(), answer.weights.data(),
-                                      scratch.data(), state);
-  check(std::memcmp(copy.data(), g.entries.data(), copy.size() * sizeof(double)) == 0, "Gramian is read only");
-  return answer;
-}
+/// Compiled once, for it has all methods. Checks too that the Gramian is only read.
+Answer solve(const bucket_moo::Method& method, const Gramian& g, RandomKey key = {}, double* state = nullptr);
 
 inline std::vector<Real> times(const Gramian& g, const std::vector<Real>& w) {
   std::vector<Real> product(w.size());
