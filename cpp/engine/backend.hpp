@@ -47,7 +47,8 @@ class Backend {
 
   /// What the method carries from step to step, by bucket. Complete once backward has returned.
   virtual std::vector<SavedSolverState> solver_states() const = 0;
-  /// Replaces all, and drops what was kept of earlier steps. ValueError: a parameter in two buckets, an objective twice, or a wrong number of values.
+  /// Replaces all, and drops what was kept of earlier steps.
+  /// ValueError: a parameter in two buckets, an objective twice, or a wrong number of values.
   virtual void set_solver_states(const std::vector<SavedSolverState>& saved) = 0;
 
   /// Gives up what is in flight (its Futures get an error) and takes no more work. Idempotent.
