@@ -24,7 +24,7 @@ namespace bucket_moo {
 /// new starts with a copy of the memory that most of its elements belong to (of several, the one met first in the order
 /// of its parameters). Pages that no parameter belongs to any more are dropped.
 ///
-/// `Record` has a member `step`; `Memory` has `clone()`. Not thread-safe.
+/// `Record` has members `step` and `index`; `Memory` has `clone()`. Not thread-safe.
 template <class Record, class Kept, class Memory>
 class BucketBook {
  public:
@@ -67,7 +67,7 @@ class BucketBook {
     return made->page;
   }
 
-  /// The pages with a record of the newest step.
+  /// The records of the newest step, by index.
   std::vector<const Record*> newest_records() const {
     std::int64_t newest = 0;
     for_each(
@@ -78,6 +78,7 @@ class BucketBook {
         records.push_back(&*entry.page.record);
       }
     });
+    std::sort(records.begin(), records.end(), [](const Record* a, const Record* b) { return a->index < b->index; });
     return records;
   }
 

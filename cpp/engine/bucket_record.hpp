@@ -6,6 +6,9 @@
 #include <vector>
 
 #include "collective/moo_collective.hpp"
+#include "collective/sketch_options.hpp"
+#include "engine/bucket_id.hpp"
+#include "engine/reduction.hpp"
 #include "kernels/rows.hpp"
 
 namespace bucket_moo {
@@ -22,6 +25,19 @@ struct BucketRecord {
   std::int64_t solved_step = 0;         ///< the step whose gradients `result` is from; before `step` for kept weights
   BucketSolution result;
 };
+
+/// What is known of a reduction before it is done.
+inline BucketRecord record_of(const PlacedReduction& call, const SketchOptions& sketch) {
+  BucketRecord record;
+  record.step = call.step;
+  record.index = call.index;
+  record.parameters = titles_of(call.bucket);
+  record.numel = call.gradient().numel();
+  record.dtype = call.dtype();
+  record.width = sketch.width_for(record.numel);
+  record.solved_step = call.step;
+  return record;
+}
 
 /// Totals since the engine was made.
 struct Counters {

@@ -171,12 +171,7 @@ void DeviceBackend::reduce_dense(const PlacedReduction& call) {
     page.record.emplace(DeviceRecord{{}, collective_.make_result()});
   }
   DeviceRecord& record = *page.record;
-  record.step = call.step;
-  record.index = call.index;
-  record.parameters = titles_of(call.bucket);
-  record.numel = call.gradient().numel();
-  record.dtype = call.dtype();
-  record.width = options_.sketch.width_for(record.numel);
+  static_cast<BucketRecord&>(record) = record_of(call, options_.sketch);
   if (record.width > 0) {
     reduce_sketched(call, page);
     return;
@@ -317,7 +312,6 @@ std::vector<BucketRecord> DeviceBackend::records() const {
     read.objectives = collective_.step().objective_names(header.k);
     last.push_back(std::move(read));
   }
-  std::sort(last.begin(), last.end(), [](const auto& a, const auto& b) { return a.index < b.index; });
   return last;
 }
 

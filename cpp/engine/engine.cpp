@@ -1,6 +1,7 @@
 #include "engine/engine.hpp"
 
 #include <c10/util/Exception.h>
+#include <c10/util/ScopeExit.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -15,20 +16,6 @@
 
 namespace bucket_moo {
 namespace {
-
-/// Puts a value back at the end of its scope.
-template <class T>
-class Restored {
- public:
-  explicit Restored(T& value) : value_(value), before_(value) {}
-  ~Restored() { value_ = before_; }
-  Restored(const Restored&) = delete;
-  Restored& operator=(const Restored&) = delete;
-
- private:
-  T& value_;
-  const T before_;
-};
 
 /// What a direct call's bucket is known by where its caller gives it no name.
 BucketId bucket_of_size(const Reduction& reduction) {
@@ -95,7 +82,7 @@ FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {
   check_at_home();
   const std::lock_guard in_order(order_);
   // A backward pass whose buckets this call comes between goes on where it was.
-  const Restored<std::int64_t> between(reductions_);
+  const auto restore = c10::make_scope_exit([this, before = reductions_] { reductions_ = before; });
   reductions_ = 0;
   FuturePtr done = reduce_next(std::move(reduction), std::move(result));
   backend_->end_step();

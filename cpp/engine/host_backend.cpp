@@ -5,7 +5,6 @@
 #include <ATen/core/jit_type.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "collective/agreed_error.hpp"
@@ -123,15 +122,8 @@ void HostBackend::run(Job& job) {
 
 void HostBackend::reduce_dense(Job& job) {
   const PlacedReduction& call = job.call;
-  BucketRecord record;
-  record.step = call.step;
-  record.index = call.index;
-  record.parameters = titles_of(call.bucket);
-  record.dtype = call.dtype();
+  BucketRecord record = record_of(call, options_.sketch);
   record.objectives = collective_.objectives().names;
-  record.numel = call.gradient().numel();
-  record.width = options_.sketch.width_for(record.numel);
-  record.solved_step = call.step;
   if (record.width == 0) {
     record.result = reduce_exact(call);
   } else {
@@ -296,14 +288,11 @@ void HostBackend::reduce_sparse(const PlacedReduction& call) {
 }
 
 std::vector<BucketRecord> HostBackend::records() const {
+  const std::lock_guard lock(mutex_);
   std::vector<BucketRecord> last;
-  {
-    const std::lock_guard lock(mutex_);
-    for (const BucketRecord* const record : book_.newest_records()) {
-      last.push_back(*record);
-    }
+  for (const BucketRecord* const record : book_.newest_records()) {
+    last.push_back(*record);
   }
-  std::sort(last.begin(), last.end(), [](const auto& a, const auto& b) { return a.index < b.index; });
   return last;
 }
 
