@@ -14,6 +14,9 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cmake cpp cuda -type f 2>/dev/null)
 CPP := $(shell find cpp cuda examples/cpp tests/cpp tests/emulation bench/cpp \( -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
+# Two workers keep two cores busy: ranks of a test wait for each other. PARALLEL= runs one test after the other.
+PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
+
 # TorchJD's test files that have to do with the methods we have.
 TORCHJD_TESTS := values mean mgda cagrad pcgrad gradvac upgrad dualproj imtl_g aligned_mtl nash_mtl fairgrad config krum
 TORCHJD_DTYPE ?= float64
@@ -47,7 +50,7 @@ $(STAMP)/peer: requirements/peer.txt $(STAMP)/dev
 TREE := build/tree
 build = export PATH="$(CURDIR)/$(BIN):$$PATH"; \
   cmake -S . -B $(TREE) -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DBUCKET_MOO_TESTS=ON \
-    -DBUCKET_MOO_PTXAS_REPORT=ON $(2) > /dev/null && cmake --build $(TREE) --target $(1)
+    -DBUCKET_MOO_PTXAS_REPORT=ON -DBUCKET_MOO_PRECOMPILE_TORCH=ON $(2) > /dev/null && cmake --build $(TREE) --target $(1)
 # pip finds everything compiled in that tree. $(call install,OPTIONS)
 install = PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) $(1) --no-build-isolation --no-deps --editable . -C build-dir=$(TREE)
 
@@ -96,14 +99,14 @@ $(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
 
 test-emulated: $(STAMP)/emulated ## Run the tests whose path differs on a device, over emulated CUDA kernels
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
-	@$(EMULATED)/bin/python -m pytest -m "device and not host" $(ARGS)
+	@$(EMULATED)/bin/python -m pytest $(PARALLEL) -m "device and not host" $(ARGS)
 
 test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
 	@echo "== Python tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-quick: $(STAMP)/extension $(STAMP)/dev ## Run what a change in Python is tested with, in under two minutes (ARGS=tests/...)
-	@$(BIN)/python -m pytest -q -m "not build and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not build and not slow" $(ARGS)
 
 test-all: test ## Run all tests, and what has a nightly size at that size
 	@echo "== nightly sizes"
@@ -126,7 +129,7 @@ $(OTHER)/stamp: $(NATIVE) requirements/dev.txt $(STAMP)/venv
 test-torch: $(OTHER)/stamp ## Build against another torch (TORCH=2.15.0) and run the tests that meet it: hooks, collectives, functions
 	@echo "== Python tests against torch $(TORCH)"
 	@$(OTHER)/venv/bin/python -m pytest $(addprefix tests/,hooks/test_ddp.py hooks/test_ddp_new_options.py collectives/test_collectives.py \
-	  functional/test_functional.py functional/test_operators.py) $(ARGS)
+	  functional/test_functional.py functional/test_operators.py) $(PARALLEL) $(ARGS)
 
 ROUNDS ?= 10
 soak: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo ## Repeat the tests with fresh seeds, ROUNDS times (ARGS=tests/...); prints the seed of each round

@@ -156,7 +156,8 @@ class Tools:
         """A user's project with a program app.cpp, and in it the sources of this one, if the lines ask for them."""
         head = ("cmake_minimum_required(VERSION 3.25)", "project(app LANGUAGES CXX)", "add_executable(app app.cpp)")
         (folder / "CMakeLists.txt").write_text("\n".join((*head, *lines)))
-        (folder / "bucket_moo_ext").symlink_to(ROOT)
+        if not (folder / "bucket_moo_ext").exists():
+            (folder / "bucket_moo_ext").symlink_to(ROOT)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(CMAKE, id="cmake-" + ".".join(map(str, CMAKE)))] if CMAKE else [])
@@ -175,6 +176,12 @@ def checkout(tmp_path: Path) -> Path:
         if path.name != "build":
             (folder / path.name).symlink_to(path)
     return folder
+
+
+@pytest.fixture(scope="module")
+def user_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of a user, one folder for what comes as a subdirectory: the kernels in it are compiled once."""
+    return tmp_path_factory.mktemp("user")
 
 
 def _program(call: str) -> str:
@@ -235,25 +242,25 @@ def test_the_installed_core(tools: Tools, blocks: dict[str, str], checkout: Path
 
 
 @pytest.mark.build
-def test_core_and_kernels_in_another_project(tools: Tools, blocks: dict[str, str], tmp_path: Path) -> None:
+def test_core_and_kernels_in_another_project(tools: Tools, blocks: dict[str, str], user_project: Path) -> None:
     kernels = "add_executable(kernels kernels.cpp)\ntarget_link_libraries(kernels PRIVATE bucket_moo::kernels)"
-    tools.project(tmp_path, blocks["subdirectory"], kernels)
-    (tmp_path / "app.cpp").write_text(_program(blocks["call"]))
-    (tmp_path / "kernels.cpp").write_text(blocks["kernels"])
-    said = tools.run("cmake -S . -B build && cmake --build build", tmp_path)
+    tools.project(user_project, blocks["subdirectory"], kernels)
+    (user_project / "app.cpp").write_text(_program(blocks["call"]))
+    (user_project / "kernels.cpp").write_text(blocks["kernels"])
+    said = tools.run("cmake -S . -B build && cmake --build build", user_project)
     assert "Looking for a CUDA compiler" not in said
-    assert tools.run("build/app", tmp_path) == "0.5000 0.5000, status 0\n"
-    assert tools.run("build/kernels", tmp_path) == _printed(blocks["kernels"])
+    assert tools.run("build/app", user_project) == "0.5000 0.5000, status 0\n"
+    assert tools.run("build/kernels", user_project) == _printed(blocks["kernels"])
 
 
 @pytest.mark.build
-def test_the_collective_in_another_project(tools: Tools, blocks: dict[str, str], tmp_path: Path) -> None:
+def test_the_collective_in_another_project(tools: Tools, blocks: dict[str, str], user_project: Path) -> None:
     """And the operators, called from a C++ program without Python that loads them."""
     operators = """add_executable(operators operators.cpp)
         target_link_libraries(operators PRIVATE bucket_moo_torch ${CMAKE_DL_LIBS})"""
-    tools.project(tmp_path, blocks["collective's project"], operators)
-    (tmp_path / "app.cpp").write_text(blocks["collective"])
-    (tmp_path / "operators.cpp").write_text(
+    tools.project(user_project, blocks["collective's project"], operators)
+    (user_project / "app.cpp").write_text(blocks["collective"])
+    (user_project / "operators.cpp").write_text(
         blocks["operators"]
         + "#include <ATen/ATen.h>\n#include <dlfcn.h>\nint main(int, char** names) {\n"
         + "  if (dlopen(names[1], RTLD_NOW) == nullptr) return std::puts(dlerror());\n"
@@ -261,10 +268,10 @@ def test_the_collective_in_another_project(tools: Tools, blocks: dict[str, str],
     )
     command = blocks["collective's build"]
     assert command.count("/path/to/python") == 1
-    said = tools.run(command.replace("/path/to/python", sys.executable), tmp_path)
+    said = tools.run(command.replace("/path/to/python", sys.executable), user_project)
     assert "Looking for a CUDA compiler" not in said
     assert said.endswith("\n" + _printed(blocks["collective"]))
-    assert tools.run(f"build/operators {bucket_moo_ext.build_info()['library']}", tmp_path) == "12\n"
+    assert tools.run(f"build/operators {bucket_moo_ext.build_info()['library']}", user_project) == "12\n"
 
 
 def test_the_operators_have_their_documented_schemas(blocks: dict[str, str]) -> None:
