@@ -14,37 +14,105 @@
 namespace bucket_moo::cuda {
 namespace {
 
-/// Scratch of one problem: the solver's, then the state of the step's objectives.
-__host__ __device__ std::size_t scratch_size(const Method& method, int k) {
-  return solve_scratch_size(k) + state_size(method, k);
+/// Doubles of shared memory that a solve needs. All that the solver reads and writes is there, because a pointer that
+/// might as well be to global memory makes every access a slow one.
+__host__ __device__ constexpr std::size_t shared_size(const Method& method, int k) {
+  return static_cast<std::size_t>(k) + state_size(method, k) + solve_scratch_size(method.id, k);
 }
 
-/// A problem of a batch: its part of each array.
+/// Whether every method has room for kMaxObjectives in 163 kB, which a block of an sm_80 may have.
+constexpr bool fits_all() {
+  for (int id = 0; id < kMethods; ++id) {
+    const Method method{.id = static_cast<MethodId>(id), .smoothing = {.alpha = 0.5}};
+    if (shared_size(method, kMaxObjectives) * sizeof(double) > 163 * 1024) return false;
+  }
+  return true;
+}
+static_assert(fits_all());
+
+/// A problem in the block's shared memory.
 struct Problem {
   int k;
   RandomKey key;
-  const double* gramian;
   double* weights;
+  double* state;  // where the method has none: not used
   double* scratch;
-  double* state;  // or null
+  double* gramian;  // at the end of the scratch
 };
 
-__device__ Problem problem_of(const SolveBatch& batch, double* shared) {
-  const std::size_t problem = blockIdx.x;
+__device__ Problem place_problem(const Method& method, int k, const RandomKey& key) {
+  double* const weights = dynamic_shared<double>();
+  double* const state = weights + k;
+  double* const scratch = state + state_size(method, k);
+  return {k, key, weights, state, scratch, scratch + gramian_in_scratch(method.id, k)};
+}
+
+__device__ void copy(std::size_t count, const double* from, double* to) {
+  for (std::size_t i = WarpLanes::lane(); i < count; i += WarpLanes::count()) to[i] = from[i];
+}
+
+/// A problem of a batch. Without a state it has a fresh one, which is the same.
+__device__ Problem load(const Method& method, const SolveBatch& batch) {
+  const std::size_t at = blockIdx.x;
+  const std::size_t entries = static_cast<std::size_t>(batch.k) * static_cast<std::size_t>(batch.k);
+  const std::size_t state = state_size(method, batch.k);
+  const Problem problem = place_problem(method, batch.k, {batch.key.seed, batch.key.step, batch.key.bucket + at});
+  copy(entries, batch.gramians + at * entries, problem.gramian);
+  if (batch.states != nullptr) {
+    copy(state, batch.states + at * state, problem.state);
+  } else {
+    for (std::size_t i = WarpLanes::lane(); i < state; i += WarpLanes::count()) problem.state[i] = 0.0;
+  }
+  return problem;
+}
+
+__device__ void store(const Method& method, const SolveBatch& batch, const Problem& problem, const Solution& solution) {
+  const std::size_t at = blockIdx.x;
   const std::size_t k = static_cast<std::size_t>(batch.k);
-  return {
-      .k = batch.k,
-      .key = {batch.key.seed, batch.key.step, batch.key.bucket + problem},
-      .gramian = batch.gramians + problem * k * k,
-      .weights = batch.weights + problem * k,
-      .scratch = batch.workspace == nullptr ? shared : batch.workspace + problem * scratch_size(batch.method, batch.k),
-      .state = batch.states == nullptr ? nullptr : batch.states + problem * state_size(batch.method, batch.k),
-  };
+  const std::size_t state = state_size(method, batch.k);
+  copy(k, problem.weights, batch.weights + at * k);
+  if (batch.states != nullptr) copy(state, problem.state, batch.states + at * state);
+  if (batch.solutions != nullptr && WarpLanes::lane() == 0) batch.solutions[at] = solution;
+}
+
+/// The state of a bucket, which outlives the step, by objective.
+__device__ StateView<double> kept_state(const SolveStep& step) { return {step.state, step.capacity, step.slot}; }
+
+/// The problem of a bucket, with the state of this step's objectives.
+__device__ Problem load(const Method& method, const SolveStep& step) {
+  const StepHeader header = *step.table.header;
+  const Problem problem =
+      place_problem(method, header.k, {step.seed, static_cast<std::uint64_t>(header.step), step.bucket});
+  copy(static_cast<std::size_t>(header.k) * static_cast<std::size_t>(header.k), step.result.gramian, problem.gramian);
+  if (step.slot != nullptr) {
+    const StateView<double> kept = kept_state(step);
+    copy_state(WarpLanes{}, method, header.k, {kept.values, kept.size, kept.place}, {problem.state, header.k, nullptr});
+  }
+  return problem;
+}
+
+/// What a bucket's step keeps of its solve, and the coefficients of its combination.
+__device__ void store(const Method& method, const SolveStep& step, const Problem& problem, const Solution& solution) {
+  constexpr WarpLanes lanes;
+  if (step.slot != nullptr) {
+    copy_state(lanes, method, problem.k, {problem.state, problem.k, nullptr}, kept_state(step));
+    double* const met = step.state + state_size(method, step.capacity);
+    for (int i = lanes.lane(); i < problem.k; i += lanes.count()) met[step.slot[i]] = 1.0;
+  }
+  copy(static_cast<std::size_t>(problem.k), problem.weights, step.result.weights);
+  for (int r = lanes.lane(); r < step.world; r += lanes.count()) {
+    step.coefficients[r] = problem.weights[step.table.objective[r]] * step.table.share[r];
+  }
+  if (lanes.lane() == 0) {
+    *step.result.header = *step.table.header;
+    *step.result.solution = solution;
+    if (step.counters != nullptr) count_reduction(*step.counters, solution);
+  }
 }
 
 /// After an error the combination becomes NaN, so that nobody trains on without noticing. The host reports the error
 /// later.
-__device__ void refuse_step(const SolveStep& step) {
+__device__ void refuse(const SolveStep& step) {
   for (int r = WarpLanes::lane(); r < step.world; r += WarpLanes::count()) {
     step.coefficients[r] = nan("");
   }
@@ -54,72 +122,33 @@ __device__ void refuse_step(const SolveStep& step) {
   }
 }
 
-/// The state of a bucket, which outlives the step, by objective.
-__device__ StateView<double> kept_state(const SolveStep& step) { return {step.state, step.capacity, step.slot}; }
-
-/// The problem of a bucket, with the state of this step's objectives beside the solver's scratch.
-__device__ Problem problem_of(const SolveStep& step, double* shared) {
-  const StepHeader header = *step.table.header;
-  double* const scratch = step.workspace == nullptr ? shared : step.workspace;
-  double* const state = step.slot == nullptr ? nullptr : scratch + solve_scratch_size(header.k);
-  const StateView<double> kept = kept_state(step);
-  if (state != nullptr) {
-    copy_state(WarpLanes{}, step.method, header.k, {kept.values, kept.size, kept.place}, {state, header.k, nullptr});
-  }
-  return {
-      .k = header.k,
-      .key = {step.seed, static_cast<std::uint64_t>(header.step), step.bucket},
-      .gramian = step.result.gramian,
-      .weights = step.result.weights,
-      .scratch = scratch,
-      .state = state,
-  };
-}
-
-/// What a bucket's step keeps of its solve.
-__device__ void finish_step(const SolveStep& step, const Problem& problem, const Solution& solution) {
-  constexpr WarpLanes lanes;
-  if (problem.state != nullptr) {
-    copy_state(lanes, step.method, problem.k, {problem.state, problem.k, nullptr}, kept_state(step));
-    double* const met = step.state + state_size(step.method, step.capacity);
-    for (int i = lanes.lane(); i < problem.k; i += lanes.count()) met[step.slot[i]] = 1.0;
-  }
-  for (int r = lanes.lane(); r < step.world; r += lanes.count()) {
-    step.coefficients[r] = step.result.weights[step.table.objective[r]] * step.table.share[r];
-  }
-  if (lanes.lane() == 0) {
-    *step.result.header = *step.table.header;
-    *step.result.solution = solution;
-    if (step.counters != nullptr) count_reduction(*step.counters, solution);
-  }
-}
-
 struct Arguments {
   bool in_step;
   SolveBatch batch;
   SolveStep step;
 };
 
-/// One block of one warp per problem: a problem's scratch is then the block's shared memory, and warps need no barrier.
-/// One kernel per method, so that each has registers for itself alone; the solver is in it once, for batches and steps,
-/// because it is what takes the compiler minutes.
+/// One block of one warp per problem, so that nothing waits at a barrier of the block. One kernel per method, so that
+/// each has registers for itself alone; the solver is in it once, for batches and steps, because it is what takes the
+/// compiler minutes.
 template <class M>
 __global__ void __launch_bounds__(kWarp, 1) solve_kernel(const Arguments arguments) {
-  double* const shared = dynamic_shared<double>();
   const SolveBatch& batch = arguments.batch;
   const SolveStep& step = arguments.step;
   if (arguments.in_step && step.table.header->error != StepError::none) {
-    refuse_step(step);
+    refuse(step);
     return;
   }
-  const Problem problem = arguments.in_step ? problem_of(step, shared) : problem_of(batch, shared);
-  const Method& method = arguments.in_step ? step.method : batch.method;
+  Method method = arguments.in_step ? step.method : batch.method;
+  method.id = M::kId;  // as it is; now the compiler knows
+  const Problem problem = arguments.in_step ? load(method, step) : load(method, batch);
+  WarpLanes::sync();
   const Solution solution = solve_one<M>(WarpLanes{}, method, problem.key, problem.k, problem.gramian, problem.weights,
                                          problem.scratch, problem.state);
   if (arguments.in_step) {
-    finish_step(step, problem, solution);
-  } else if (batch.solutions != nullptr && WarpLanes::lane() == 0) {
-    batch.solutions[blockIdx.x] = solution;
+    store(method, step, problem, solution);
+  } else {
+    store(method, batch, problem, solution);
   }
 }
 
@@ -134,55 +163,38 @@ SolveKernel kernel_of(MethodList<Each...>, MethodId id) {
 
 bool in_range(int batch, int k) { return batch >= 0 && k >= 1 && k <= kMaxObjectives; }
 
-/// Whether a problem's scratch fits into the shared memory a block may ask for.
-cudaError_t fits_shared(const Method& method, int k, bool* fits) {
+cudaError_t launch_kernel(const Arguments& arguments, const Method& method, int batch, int k, cudaStream_t stream) {
+  const SolveKernel kernel = kernel_of(Methods{}, method.id);
+  if (kernel == nullptr) return cudaErrorInvalidValue;
+  const std::size_t bytes = shared_size(method, k) * sizeof(double);
+  return launch(kernel, {static_cast<unsigned>(batch), kWarp, bytes}, stream, arguments);
+}
+
+}  // namespace
+
+cudaError_t solve_limit(const Method& method, int* k) {
   int device = 0;
   int available = 0;
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) {
     status = cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
-  *fits = scratch_size(method, k) * sizeof(double) <= static_cast<std::size_t>(available);
-  return status;
-}
-
-cudaError_t launch_kernel(const Arguments& arguments, const Method& method, int batch, int k, bool has_workspace,
-                          cudaStream_t stream) {
-  const SolveKernel kernel = kernel_of(Methods{}, method.id);
-  if (kernel == nullptr) return cudaErrorInvalidValue;
-  std::size_t shared = 0;
-  if (!has_workspace) {
-    bool fits = false;
-    const cudaError_t status = fits_shared(method, k, &fits);
-    if (status != cudaSuccess) return status;
-    if (!fits) return cudaErrorInvalidValue;
-    shared = scratch_size(method, k) * sizeof(double);
-  }
-  return launch(kernel, {static_cast<unsigned>(batch), kWarp, shared}, stream, arguments);
-}
-
-}  // namespace
-
-cudaError_t solve_workspace_size(const Method& method, int batch, int k, std::size_t* bytes) {
-  if (!in_range(batch, k) || bytes == nullptr) return cudaErrorInvalidValue;
-  bool fits = false;
-  const cudaError_t status = fits_shared(method, k, &fits);
-  *bytes = fits ? 0 : static_cast<std::size_t>(batch) * scratch_size(method, k) * sizeof(double);
-  return status;
+  if (status != cudaSuccess) return status;
+  *k = kMaxObjectives;
+  while (*k > 0 && shared_size(method, *k) * sizeof(double) > static_cast<std::size_t>(available)) --*k;
+  return cudaSuccess;
 }
 
 cudaError_t launch_solve(const SolveBatch& batch, cudaStream_t stream) {
   if (!in_range(batch.batch, batch.k)) return cudaErrorInvalidValue;
   if (batch.batch == 0) return cudaSuccess;
   if (batch.gramians == nullptr || batch.weights == nullptr) return cudaErrorInvalidValue;
-  return launch_kernel({.in_step = false, .batch = batch, .step = {}}, batch.method, batch.batch, batch.k,
-                       batch.workspace != nullptr, stream);
+  return launch_kernel({.in_step = false, .batch = batch, .step = {}}, batch.method, batch.batch, batch.k, stream);
 }
 
 cudaError_t launch_solve(const SolveStep& step, cudaStream_t stream) {
   if (!in_range(1, step.k_bound) || step.world < 1) return cudaErrorInvalidValue;
-  return launch_kernel({.in_step = true, .batch = {}, .step = step}, step.method, 1, step.k_bound,
-                       step.workspace != nullptr, stream);
+  return launch_kernel({.in_step = true, .batch = {}, .step = step}, step.method, 1, step.k_bound, stream);
 }
 
 }  // namespace bucket_moo::cuda

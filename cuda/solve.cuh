@@ -20,12 +20,11 @@ struct SolveBatch {
   Method method;                     ///< options; their pointers must be device pointers and apply to every problem
   RandomKey key;                     ///< problem b uses (seed, step, bucket + b)
   int batch = 0;                     ///< number of problems, >= 0
-  int k = 0;                         ///< objectives, 1 <= k <= kMaxObjectives
+  int k = 0;                         ///< objectives, 1 <= k <= solve_limit()
   const double* gramians = nullptr;  ///< [batch, k, k] float64, device
   double* weights = nullptr;         ///< [batch, k] float64, device, out
   Solution* solutions = nullptr;     ///< [batch], device, out; nullptr: not wanted
   double* states = nullptr;          ///< [batch, state_size(method, k)], device, in and out; nullptr: all first steps
-  double* workspace = nullptr;       ///< solve_workspace_size() bytes, device; nullptr where that is 0
 };
 
 /// Totals of a state, on the device.
@@ -50,22 +49,19 @@ struct SolveStep {
   std::uint64_t bucket = 0;            ///< index of the bucket in the step
   ObjectiveTable table = {};           ///< of the step, device
   int world = 0;                       ///< W, ranks in the table
-  int k_bound = 0;                     ///< K is at most this
+  int k_bound = 0;                     ///< K is at most this, and this solve_limit()
   BucketResult result = {};            ///< its gramian is read, the rest written
   double* coefficients = nullptr;      ///< [W] of the combination, device, out; NaN where the step has an error
   DeviceCounters* counters = nullptr;  ///< device, buckets and nonfinite are counted up; nullptr: they are not
   const int* slot = nullptr;           ///< [K] of the registry, device; nullptr for methods without a memory
   int capacity = 0;                    ///< of the registry
   double* state = nullptr;             ///< [state_size(method, capacity)], then [capacity] 1 for every name met; device
-  double* workspace = nullptr;         ///< as in SolveBatch, for a batch of 1 of k_bound objectives
 };
 
-/// Bytes of device workspace that a solve needs on the current device.
-/// \param batch number of problems, >= 0
-/// \param k     objectives, 1 <= k <= kMaxObjectives
-/// \param bytes out: 0 where the scratch of a problem fits into a block's shared memory
-/// \return cudaErrorInvalidValue for sizes out of range
-cudaError_t solve_workspace_size(const Method& method, int batch, int k, std::size_t* bytes);
+/// How many objectives a method can have on the current device: a problem is solved in a block's shared memory. Where a
+/// block may have 163 kB (sm_80, 90, 100) these are kMaxObjectives.
+/// \param k out
+cudaError_t solve_limit(const Method& method, int* k);
 
 /// Enqueues the solves of a batch.
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.

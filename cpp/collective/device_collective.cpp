@@ -65,12 +65,14 @@ DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int wo
 }
 
 void DeviceCollective::reserve_for(int first_k) {
-  step_.bound_objectives(first_k);
-  std::size_t gramian_bytes = 0;
-  std::size_t solve_bytes = 0;
-  check_cuda(cuda::gramian_workspace_size(step_.k_bound(), &gramian_bytes), "sizing the Gramian's workspace");
-  check_cuda(cuda::solve_workspace_size(method_, 1, step_.k_bound(), &solve_bytes), "sizing the solver's workspace");
-  workspace_.reserve(std::max(gramian_bytes, solve_bytes));  // used in turns, also by sketches
+  int most = 0;
+  check_cuda(cuda::solve_limit(method_, &most), "asking for the solver's limit");
+  TORCH_CHECK_VALUE(first_k <= most, "bucket_moo_ext: this GPU can solve this method for at most ", most,
+                    " objectives; got ", first_k);
+  step_.bound_objectives(first_k, most);
+  std::size_t bytes = 0;
+  check_cuda(cuda::gramian_workspace_size(step_.k_bound(), &bytes), "sizing the Gramian's workspace");
+  workspace_.reserve(bytes);  // used in turns, also by sketches
 }
 
 void DeviceCollective::keep_memory() {
@@ -243,9 +245,6 @@ void DeviceCollective::solve(std::int64_t index, const DeviceResult& result, con
     step.capacity = step_.registry().capacity;
     step.state = state->data();
   }
-  std::size_t bytes = 0;
-  check_cuda(cuda::solve_workspace_size(method_, 1, step_.k_bound(), &bytes), "sizing the solver's workspace");
-  step.workspace = bytes == 0 ? nullptr : reinterpret_cast<double*>(workspace_.data());
   check_cuda(cuda::launch_solve(step, stream()), "enqueueing the solve");
 }
 

@@ -91,11 +91,11 @@ Objectives DeviceStep::agree_on_objectives(const StepRecord& own) const {
   return read_objectives(records);
 }
 
-void DeviceStep::bound_objectives(int first_k) {
+void DeviceStep::bound_objectives(int first_k, int limit) {
   first_k_ = first_k;
   const int room = first_k <= kFew ? kRoom : kMaxObjectives;
   const int sketches = std::max(kLeastSketches, static_cast<int>(std::bit_ceil(static_cast<unsigned>(first_k))));
-  k_bound_ = std::min(rules_.is_sketched ? sketches : room, exchange_.size());
+  k_bound_ = std::min({rules_.is_sketched ? sketches : room, exchange_.size(), limit});
 }
 
 void DeviceStep::begin(const StepRecord& own) {

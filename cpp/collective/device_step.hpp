@@ -50,8 +50,8 @@ class DeviceStep {
   Objectives agree_on_objectives(const StepRecord& own) const;
 
   /// To be called once, before the first step, with its K. It decides how large K may become: 64, but 16 where the
-  /// first is at most 8; with sketches the next power of two, and 4 at least.
-  void bound_objectives(int first_k);
+  /// first is at most 8; with sketches the next power of two, and 4 at least. Never more than `limit`.
+  void bound_objectives(int first_k, int limit);
 
   /// The largest K there may be; 0 before bound_objectives().
   int k_bound() const { return k_bound_; }

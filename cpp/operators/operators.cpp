@@ -337,10 +337,10 @@ Solved solve_cuda(const at::Tensor& gramians, std::string_view method, at::Array
   problems.gramians = input.const_data_ptr<double>();
   problems.weights = weights.mutable_data_ptr<double>();
   problems.solutions = static_cast<Solution*>(solutions.mutable_data_ptr());
-  std::size_t bytes = 0;
-  check_cuda(cuda::solve_workspace_size(problems.method, batch, k, &bytes), "sizing the solver's workspace");
-  const at::Tensor workspace = workspace_of(bytes, input);
-  problems.workspace = bytes == 0 ? nullptr : static_cast<double*>(workspace.mutable_data_ptr());
+  int most = 0;
+  check_cuda(cuda::solve_limit(problems.method, &most), "asking for the solver's limit");
+  TORCH_CHECK_VALUE(k <= most, "bucket_moo_ext: this GPU can solve this method for at most ", most, " objectives; got ",
+                    k);
   check_cuda(cuda::launch_solve(problems, stream), "enqueueing the solver");
   check_cuda(cuda::launch_unpack_solutions(problems.solutions, batch, status.mutable_data_ptr<std::int64_t>(),
                                            iterations.mutable_data_ptr<std::int64_t>(),

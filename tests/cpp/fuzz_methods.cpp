@@ -119,11 +119,17 @@ std::string run(const Bytes& bytes) {
     for (double& x : state) x = number(reader, mode);
   }
   std::vector<double> weights(size, std::numeric_limits<double>::quiet_NaN());
-  std::vector<double> scratch(solve_scratch_size(k), std::numeric_limits<double>::quiet_NaN());
+  std::vector<double> scratch(solve_scratch_size(method.id, k), std::numeric_limits<double>::quiet_NaN());
   for (int step = 0; step < 2; ++step) {
+    const double* given = gramian.data();
+    if (step == 1) {
+      double* const inside = scratch.data() + gramian_in_scratch(method.id, k);
+      std::copy(gramian.begin(), gramian.end(), inside);
+      given = inside;
+    }
     const Solution solution =
-        solve(HostLanes{}, method, {1, static_cast<std::uint64_t>(step), 3}, k, gramian.data(), weights.data(),
-              scratch.data(), (flags & 128) != 0 && !state.empty() ? state.data() : nullptr);
+        solve(HostLanes{}, method, {1, static_cast<std::uint64_t>(step), 3}, k, given, weights.data(), scratch.data(),
+              (flags & 128) != 0 && !state.empty() ? state.data() : nullptr);
     const int status = static_cast<int>(solution.status);
     if (status < 0 || status > static_cast<int>(Status::fallback)) return "status " + std::to_string(status);
     if (!(solution.residual >= 0.0)) return "residual " + std::to_string(solution.residual);

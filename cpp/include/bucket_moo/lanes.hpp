@@ -39,7 +39,12 @@ struct WarpLanes {
   static constexpr unsigned kAll = 0xffffffffu;
 
   BUCKET_MOO_DEVICE static int lane() { return static_cast<int>(threadIdx.x & 31u); }
-  BUCKET_MOO_DEVICE static constexpr int count() { return 32; }
+  /// 32, which compilers are not to know: a loop over lanes has one turn or two, and they would unroll it four times.
+  BUCKET_MOO_DEVICE static int count() {
+    int count = 32;
+    asm("" : "+r"(count));
+    return count;
+  }
 
   /// Orders the warp's reads and writes of shared and global memory.
   BUCKET_MOO_DEVICE static void sync() { __syncwarp(kAll); }

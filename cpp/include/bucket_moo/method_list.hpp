@@ -48,6 +48,20 @@ struct MethodList {
     return tolerance;
   }
 
+  /// MethodTraits::kScratchMatrices of the method with this id.
+  BUCKET_MOO_HD static constexpr int scratch_matrices(MethodId id) {
+    int matrices = 0;
+    static_cast<void>(((id == Each::kId && (matrices = Each::kScratchMatrices, true)) || ...));
+    return matrices;
+  }
+
+  /// The most that a method of the list has.
+  BUCKET_MOO_HD static constexpr int scratch_matrices() {
+    int most = 0;
+    ((most = Each::kScratchMatrices > most ? Each::kScratchMatrices : most), ...);
+    return most;
+  }
+
   /// MethodTraits::kRemembersPairs of the method with this id.
   BUCKET_MOO_HD static constexpr bool remembers_pairs(MethodId id) {
     return ((id == Each::kId && Each::kRemembersPairs) || ...);

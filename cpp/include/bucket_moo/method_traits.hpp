@@ -22,6 +22,9 @@ struct MethodTraits {
   /// The largest residual that counts as solved.
   static constexpr double kTolerance = kCertificateTolerance;
 
+  /// Matrices [k, k] of scratch that it takes beside problem.gram, at least 1.
+  static constexpr int kScratchMatrices = 2;
+
   /// Whether its state holds a number for every pair of objectives: [k, k] doubles.
   static constexpr bool kRemembersPairs = false;
 

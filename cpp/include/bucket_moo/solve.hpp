@@ -19,10 +19,25 @@
 
 namespace bucket_moo {
 
+/// Doubles of scratch for k objectives: the active Gramian, the method's matrices, and vectors.
+BUCKET_MOO_HD constexpr std::size_t solve_scratch_size_with(int matrices, int k) {
+  return static_cast<std::size_t>(k) * static_cast<std::size_t>((1 + matrices) * k + 24) + 32;
+}
+
 /// Doubles of scratch that solve() needs for k objectives, whatever the method.
 BUCKET_MOO_HD constexpr std::size_t solve_scratch_size(int k) {
-  // The active Gramian; the eigensolver's matrix and rotations, 3 k² (the others need less); vectors.
-  return static_cast<std::size_t>(k) * static_cast<std::size_t>(4 * k + 32) + 32;
+  return solve_scratch_size_with(Methods::scratch_matrices(), k);
+}
+
+/// The same for one method.
+BUCKET_MOO_HD constexpr std::size_t solve_scratch_size(MethodId id, int k) {
+  return solve_scratch_size_with(Methods::scratch_matrices(id), k);
+}
+
+/// Where in a scratch of solve_scratch_size(id, k) the Gramian may lie: solve() has read it before the method runs, and
+/// overwrites it.
+BUCKET_MOO_HD constexpr std::size_t gramian_in_scratch(MethodId id, int k) {
+  return solve_scratch_size(id, k) - static_cast<std::size_t>(k) * static_cast<std::size_t>(k);
 }
 
 /// Whether every entry of a [k, k] matrix is finite.
@@ -114,11 +129,11 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
   }
   lanes.sync();
   solution.active = active;
-  double* const past = state == nullptr ? nullptr : state + pair_state_size(method.id, k);
-  const bool smooth = past != nullptr && smooths(method.smoothing);
+  const bool smooth = state != nullptr && smooths(method.smoothing);
+  const std::size_t past = pair_state_size(method.id, k);
   if (method.id == MethodId::mean) {
     solve_mean(lanes, method.mean, k, weights);
-    if (smooth) smooth_weights(lanes, method.smoothing, k, slot, weights, past);
+    if (smooth) smooth_weights(lanes, method.smoothing, k, slot, weights, state + past);
     return solution;
   }
   if (active == 0) {
@@ -156,7 +171,7 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
     weights[i] = slot[i] >= 0 ? value : 0.0;
   }
   lanes.sync();
-  if (smooth) smooth_weights(lanes, method.smoothing, k, slot, weights, past);
+  if (smooth) smooth_weights(lanes, method.smoothing, k, slot, weights, state + past);
   return solution;
 }
 
@@ -171,9 +186,9 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
 /// \param method   which method, with which options
 /// \param key      seed, step and bucket: all that the random order of PCGrad and GradVac depends on
 /// \param k        objectives, 1 <= k <= kMaxObjectives
-/// \param gramian  [k, k], G_ij = <g_i, g_j>; read only
+/// \param gramian  [k, k], G_ij = <g_i, g_j>; read only. May lie in the scratch, at gramian_in_scratch()
 /// \param weights  [k], out: the update is Σ_k weights[k] g_k. Visible to all lanes on return
-/// \param scratch  [solve_scratch_size(k)], contents irrelevant
+/// \param scratch  [solve_scratch_size(method.id, k)], contents irrelevant
 /// \param state    [state_size(method, k)], in and out, of this bucket; all zeros when fresh. By objective, so that it
 ///                 stays valid when objectives come and go; a step without a finite Gramian leaves it alone. nullptr:
 ///                 every step is a first step

@@ -76,6 +76,7 @@ BUCKET_MOO_HD void solve_adasum(Lanes lanes, const Problem& problem, double* wei
 
 struct AdasumMethod : MethodTraits<MethodId::adasum> {
   static constexpr const char* kName = "Adasum";
+  static constexpr int kScratchMatrices = 1;
 
   template <class Lanes>
   BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method&, const Problem& problem, double*, double* weights,

@@ -110,6 +110,7 @@ BUCKET_MOO_HD Solution solve_aligned_mtl(Lanes lanes, const AlignedMtlOptions& o
 
 struct AlignedMtlMethod : MethodTraits<MethodId::aligned_mtl> {
   static constexpr const char* kName = "AlignedMTL";
+  static constexpr int kScratchMatrices = 3;
 
   template <class Visitor>
   static void visit_options(Visitor& visit, Method& method) {

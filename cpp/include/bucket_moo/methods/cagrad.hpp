@@ -162,6 +162,7 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
 
 struct CagradMethod : MethodTraits<MethodId::cagrad> {
   static constexpr const char* kName = "CAGrad";
+  static constexpr int kScratchMatrices = 1;
 
   template <class Visitor>
   static void visit_options(Visitor& visit, Method& method) {

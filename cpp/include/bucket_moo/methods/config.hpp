@@ -60,6 +60,7 @@ BUCKET_MOO_HD Solution solve_config(Lanes lanes, const ConfigOptions& options, c
 
 struct ConfigMethod : MethodTraits<MethodId::config> {
   static constexpr const char* kName = "ConFIG";
+  static constexpr int kScratchMatrices = 3;
 
   template <class Visitor>
   static void visit_options(Visitor& visit, Method& method) {

@@ -61,6 +61,7 @@ BUCKET_MOO_HD Solution solve_imtlg(Lanes lanes, const ImtlgOptions&, const Probl
 
 struct ImtlgMethod : MethodTraits<MethodId::imtlg> {
   static constexpr const char* kName = "IMTLG";
+  static constexpr int kScratchMatrices = 3;
 
   template <class Lanes>
   BUCKET_MOO_HD static Solution solve(Lanes lanes, const Method& method, const Problem& problem, double*,

@@ -70,6 +70,7 @@ BUCKET_MOO_HD Solution solve_krum(Lanes lanes, const KrumOptions& options, const
 
 struct KrumMethod : MethodTraits<MethodId::krum> {
   static constexpr const char* kName = "Krum";
+  static constexpr int kScratchMatrices = 1;
 
   template <class Visitor>
   static void visit_options(Visitor& visit, Method& method) {

@@ -28,6 +28,7 @@ BUCKET_MOO_HD void solve_mean(Lanes lanes, const MeanOptions& options, int k, do
 
 struct MeanMethod : MethodTraits<MethodId::mean> {
   static constexpr const char* kName = "Mean";
+  static constexpr int kScratchMatrices = 1;
 
   template <class Visitor>
   static void visit_options(Visitor& visit, Method& method) {

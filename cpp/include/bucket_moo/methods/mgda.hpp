@@ -72,6 +72,7 @@ BUCKET_MOO_HD Solution solve_mgda(Lanes lanes, const MgdaOptions& options, int k
 
 struct MgdaMethod : MethodTraits<MethodId::mgda> {
   static constexpr const char* kName = "MGDA";
+  static constexpr int kScratchMatrices = 1;
 
   template <class Visitor>
   static void visit_options(Visitor& visit, Method& method) {
