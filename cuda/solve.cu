@@ -48,10 +48,17 @@ __device__ Problem place_problem(const Method& method, int k, const RandomKey& k
 }
 
 __device__ void copy(std::size_t count, const double* from, double* to) {
+  BUCKET_MOO_UNROLL(1)
   for (std::size_t i = WarpLanes::lane(); i < count; i += WarpLanes::count()) to[i] = from[i];
 }
 
-/// A problem of a batch. Without a state it has a fresh one, which is the same.
+/// A fresh state, which is the same as none.
+__device__ void clear_state(const Method& method, const Problem& problem) {
+  const std::size_t state = state_size(method, problem.k);
+  BUCKET_MOO_UNROLL(1)
+  for (std::size_t i = WarpLanes::lane(); i < state; i += WarpLanes::count()) problem.state[i] = 0.0;
+}
+
 __device__ Problem load(const Method& method, const SolveBatch& batch) {
   const std::size_t at = blockIdx.x;
   const std::size_t entries = static_cast<std::size_t>(batch.k) * static_cast<std::size_t>(batch.k);
@@ -61,7 +68,7 @@ __device__ Problem load(const Method& method, const SolveBatch& batch) {
   if (batch.states != nullptr) {
     copy(state, batch.states + at * state, problem.state);
   } else {
-    for (std::size_t i = WarpLanes::lane(); i < state; i += WarpLanes::count()) problem.state[i] = 0.0;
+    clear_state(method, problem);
   }
   return problem;
 }
@@ -87,19 +94,23 @@ __device__ Problem load(const Method& method, const SolveStep& step) {
   if (step.slot != nullptr) {
     const StateView<double> kept = kept_state(step);
     copy_state(WarpLanes{}, method, header.k, {kept.values, kept.size, kept.place}, {problem.state, header.k, nullptr});
+  } else {
+    clear_state(method, problem);
   }
   return problem;
 }
 
 /// What a bucket's step keeps of its solve, and the coefficients of its combination.
 __device__ void store(const Method& method, const SolveStep& step, const Problem& problem, const Solution& solution) {
-  constexpr WarpLanes lanes;
+  const WarpLanes lanes;
   if (step.slot != nullptr) {
     copy_state(lanes, method, problem.k, {problem.state, problem.k, nullptr}, kept_state(step));
     double* const met = step.state + state_size(method, step.capacity);
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < problem.k; i += lanes.count()) met[step.slot[i]] = 1.0;
   }
   copy(static_cast<std::size_t>(problem.k), problem.weights, step.result.weights);
+  BUCKET_MOO_UNROLL(1)
   for (int r = lanes.lane(); r < step.world; r += lanes.count()) {
     step.coefficients[r] = problem.weights[step.table.objective[r]] * step.table.share[r];
   }
@@ -113,6 +124,7 @@ __device__ void store(const Method& method, const SolveStep& step, const Problem
 /// After an error the combination becomes NaN, so that nobody trains on without noticing. The host reports the error
 /// later.
 __device__ void refuse(const SolveStep& step) {
+  BUCKET_MOO_UNROLL(1)
   for (int r = WarpLanes::lane(); r < step.world; r += WarpLanes::count()) {
     step.coefficients[r] = nan("");
   }
@@ -143,8 +155,8 @@ __global__ void __launch_bounds__(kWarp, 1) solve_kernel(const Arguments argumen
   method.id = M::kId;  // as it is; now the compiler knows
   const Problem problem = arguments.in_step ? load(method, step) : load(method, batch);
   WarpLanes::sync();
-  const Solution solution = solve_one<M>(WarpLanes{}, method, problem.key, problem.k, problem.gramian, problem.weights,
-                                         problem.scratch, problem.state);
+  const Solution solution = solve_one<M>(WarpLanes(problem.k), method, problem.key, problem.k, problem.gramian,
+                                         problem.weights, problem.scratch, problem.state);
   if (arguments.in_step) {
     store(method, step, problem, solution);
   } else {

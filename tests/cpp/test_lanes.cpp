@@ -24,31 +24,43 @@ struct Group {
 };
 
 /// A lane policy of threads.
-class ThreadLanes {
+class ThreadLanes : public bucket_moo::SingleReductions<ThreadLanes> {
  public:
+  static constexpr bool kSerial = false;
+
   ThreadLanes(Group& group, int lane) : group_(&group), lane_(lane) {}
   int lane() const { return lane_; }
   int count() const { return group_->lanes; }
   void sync() const { group_->meet.arrive_and_wait(); }
-  double sum(double x) const {
-    return reduce({x, 0}, [](Located a, Located b) { return Located{a.value + b.value, 0}; }).value;
+  bool any(bool x) const { return max(x ? 1.0 : 0.0) > 0.0; }
+  template <class... Reductions>
+  void reduce(Reductions... reductions) const {
+    (reduce_one(reductions), ...);
   }
-  double min(double x) const { return argmin({x, 0}).value; }
-  double max(double x) const { return -min(-x); }
-  Located argmin(Located x) const {
-    return reduce(x, [](Located a, Located b) { return bucket_moo::comes_before(b, a) ? b : a; });
+  template <class T>
+  static T* near(T* pointer) {
+    return pointer;
   }
+  static double divisor(double x) { return 1.0 / x; }
+  static double divide(double x, double divisor) { return x * divisor; }
 
  private:
-  template <class Combine>
-  Located reduce(Located mine, Combine combine) const {
-    group_->values[static_cast<std::size_t>(lane_)] = mine;
+  template <class Reduction>
+  void reduce_one(Reduction reduction) const {
+    put(group_->values[static_cast<std::size_t>(lane_)], reduction.value);
     sync();
-    Located result = group_->values[0];
-    for (int i = 1; i < count(); ++i) result = combine(result, group_->values[static_cast<std::size_t>(i)]);
+    get(group_->values[0], reduction.value);
+    for (int i = 1; i < count(); ++i) {
+      auto other = reduction.value;
+      get(group_->values[static_cast<std::size_t>(i)], other);
+      reduction.join(other);
+    }
     sync();
-    return result;
   }
+  static void put(Located& at, double value) { at.value = value; }
+  static void put(Located& at, Located value) { at = value; }
+  static void get(const Located& at, double& value) { value = at.value; }
+  static void get(const Located& at, Located& value) { value = at; }
 
   Group* group_;
   int lane_;

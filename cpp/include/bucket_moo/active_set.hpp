@@ -44,7 +44,20 @@ class ActiveSet {
   BUCKET_MOO_HD void clear() {
     factor_.clear();
     size_ = 0;
+    any_barred_ = false;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) flags_[i] = 0;
+    lanes_.sync();
+  }
+
+  /// Leaves one variable inside, without a row, and nothing barred.
+  BUCKET_MOO_HD void start(int variable) {
+    factor_.clear();
+    size_ = 1;
+    any_barred_ = false;
+    BUCKET_MOO_UNROLL(1)
+    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) flags_[i] = i == variable ? kInside : 0;
+    if (lanes_.lane() == 0) members_[0] = variable;
     lanes_.sync();
   }
 
@@ -58,12 +71,11 @@ class ActiveSet {
     lanes_.sync();
   }
 
-  /// Appends a variable and its row, unless that is dependent; column() then holds L⁻¹ times it.
+  /// Appends a variable and its row, unless that is dependent.
   /// \param diagonal, floor  as Cholesky::append(), whose column is column()
   BUCKET_MOO_HD bool append(int variable, double diagonal, double floor) {
     const bool independent = factor_.append(column_, diagonal, floor);
-    lanes_.sync();
-    if (independent) append(variable);
+    if (independent) append(variable);  // which syncs
     return independent;
   }
 
@@ -82,6 +94,7 @@ class ActiveSet {
     if (lanes_.lane() == 0) {
       x[variable] = bound(lower, variable);
       flags_[variable] &= ~kInside;
+      BUCKET_MOO_UNROLL(1)
       for (int s = place + 1; s < size_; ++s) members_[s - 1] = members_[s];
     }
     --size_;
@@ -102,7 +115,7 @@ class ActiveSet {
   /// To be called before the first judge() of a minimisation.
   BUCKET_MOO_HD void forget_progress() {
     best_ = kInfinity;
-    unbar();
+    if (any_barred_) unbar();
   }
 
   /// Takes the value of the objective after `entering` came in; negative: nothing did. A variable that brought nothing
@@ -123,32 +136,32 @@ class ActiveSet {
 
   BUCKET_MOO_HD bool may_enter(int variable) const { return flags_[variable] == 0; }
 
-  /// The variable with the steepest descent of those that may enter.
+  /// What a programme says of the variables at a point.
+  struct Survey {
+    Located steepest;  ///< the variable with the steepest descent of those that may enter
+    double imbalance;  ///< how far the slopes of the members are from the zero they have at the minimiser over them
+  };
+
   /// \param programme  has slope(i) of the objective along variable i
   template <class Programme>
-  BUCKET_MOO_HD Located steepest(const Programme& programme) const {
-    Located steepest{kInfinity, k_};
+  BUCKET_MOO_HD Survey survey(const Programme& programme) const {
+    Survey survey{{kInfinity, k_}, 0.0};
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
-      const Located candidate{programme.slope(i), i};
-      if (may_enter(i) && comes_before(candidate, steepest)) steepest = candidate;
+      const double slope = programme.slope(i);
+      const Located candidate{slope, i};
+      if (may_enter(i) && comes_before(candidate, survey.steepest)) survey.steepest = candidate;
+      const double size = (flags_[i] & kInside) != 0 ? std::fabs(slope) : 0.0;
+      survey.imbalance = size > survey.imbalance ? size : survey.imbalance;
     }
-    return lanes_.argmin(steepest);
-  }
-
-  /// How far the slopes of the members are from the zero they have at the minimiser over the support.
-  template <class Programme>
-  BUCKET_MOO_HD double imbalance(const Programme& programme) const {
-    double largest = 0.0;
-    for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
-      const double size = std::fabs(programme.slope(members_[s]));
-      largest = size > largest ? size : largest;
-    }
-    return lanes_.max(largest);
+    lanes_.reduce(First{survey.steepest}, Max{survey.imbalance});
+    return survey;
   }
 
   /// step() := minus the combination of the rows that equals column(), after an append() that returned false.
   BUCKET_MOO_HD void load_dependency() {
-    factor_.backward(column_);
+    factor_.solve_refused(column_);
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < factor_.size(); s += lanes_.count()) step_[kBase + s] = -column_[s];
     lanes_.sync();
   }
@@ -163,6 +176,7 @@ class ActiveSet {
     const bool whole = entering < 0 && blocking.value >= 1.0;
     if (entering >= 0 && blocking.value == kInfinity) return -1;
     const double length = whole ? 1.0 : blocking.value;
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
       const int i = members_[s];
       const double moved = x[i] + length * step_[s];
@@ -181,6 +195,7 @@ class ActiveSet {
   BUCKET_MOO_HD static double bound(const double* lower, int i) { return lower == nullptr ? 0.0 : lower[i]; }
 
   BUCKET_MOO_HD void unbar() {
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) flags_[i] &= ~kBarred;
     any_barred_ = false;
     lanes_.sync();
@@ -189,6 +204,7 @@ class ActiveSet {
   /// How far along step_ the first member reaches its bound, and its place.
   BUCKET_MOO_HD Located ratio_test(const double* lower, const double* x) const {
     Located first{kInfinity, k_};
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < size_; s += lanes_.count()) {
       if (step_[s] < 0.0) {
         const int i = members_[s];

@@ -4,6 +4,7 @@
 
 #include <bucket_moo/cholesky.hpp>
 #include <bucket_moo/config.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -36,18 +37,22 @@ BUCKET_MOO_HD CosineSolution solve_cosine_system(Lanes lanes, int k, const doubl
   // v += correction(target - Cv), and the certificate
   const auto judge = [&]() {
     multiply(lanes, k, cosine, v, image);
-    result.square = dot(lanes, k, v, image);
+    double square = 0.0;
     double largest = 0.0;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) {
+      square += v[i] * image[i];
       rest[i] = target[i] - image[i];
       const double size = std::fabs(rest[i]);
       largest = size > largest ? size : largest;
     }
-    largest = lanes.max(largest);
+    lanes.reduce(Sum{square}, Max{largest});
     lanes.sync();
+    result.square = square;
     result.residual = result.square > 0.0 ? largest / std::sqrt(result.square) : kInfinity;
   };
   const auto correct = [&]() {
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) v[i] += rest[i];
     lanes.sync();
   };
@@ -62,9 +67,9 @@ BUCKET_MOO_HD CosineSolution solve_cosine_system(Lanes lanes, int k, const doubl
       for (int j = lanes.lane(); j < i; j += lanes.count()) column[j] = cosine[i * k + j];
       lanes.sync();
       definite = factor.append(column, 1.0, floor);
-      lanes.sync();
     }
     if (definite) {
+      BUCKET_MOO_UNROLL(1)
       for (int i = lanes.lane(); i < k; i += lanes.count()) v[i] = target[i];
       lanes.sync();
       factor.solve(v);
@@ -83,6 +88,7 @@ BUCKET_MOO_HD CosineSolution solve_cosine_system(Lanes lanes, int k, const doubl
   lanes.sync();
   SymmetricEigen<Lanes> eigen(lanes, k, matrix, scratch);
   eigen.factorise();
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) v[i] = target[i];
   lanes.sync();
   apply_pseudo_inverse(lanes, k, eigen, v);

@@ -15,13 +15,16 @@ namespace bucket_moo {
 /// \param inverse [k], out: 1 / |g_i|
 template <class Lanes>
 BUCKET_MOO_HD void load_cosines(Lanes lanes, int k, const double* gram, double* cosine, double* inverse) {
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     const double square = gram[i * k + i];
     inverse[i] = square > 0.0 ? 1.0 / std::sqrt(square) : 0.0;
   }
   lanes.sync();
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     const double own = inverse[i];
+    BUCKET_MOO_UNROLL(2)
     for (int j = 0; j < k; ++j) {
       // The longer of the two divides first: nothing overflows on the way.
       const double other = inverse[j];

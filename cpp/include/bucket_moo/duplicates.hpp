@@ -24,15 +24,18 @@ BUCKET_MOO_HD void share_between_duplicates(Lanes lanes, int k, const double* gr
   double* const shared = scratch.doubles(k);
   int* const representative = scratch.ints(k);  // the lowest index that is identical
 
-  double found = 0.0;
+  bool found = false;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     const double square = gram[i * k + i];
     int same = 0;
+    BUCKET_MOO_UNROLL(1)
     for (; same < i; ++same) {
       const double other = gram[same * k + same];
       if (std::fabs(gram[i * k + same] - square) > kRoundings * square) continue;
       if (std::fabs(other - square) > kRoundings * square) continue;
       bool equal = true;
+      BUCKET_MOO_UNROLL(2)
       for (int l = 0; l < k && equal; ++l) {
         const double difference = gram[i * k + l] - gram[same * k + l];
         equal = std::fabs(difference) <= kRoundings * std::sqrt(square * gram[l * k + l]);
@@ -40,15 +43,17 @@ BUCKET_MOO_HD void share_between_duplicates(Lanes lanes, int k, const double* gr
       if (equal) break;
     }
     representative[i] = same;
-    if (same < i) found = 1.0;
+    found = found || same < i;
   }
-  found = lanes.max(found);
+  found = lanes.any(found);  // the same in all lanes
   lanes.sync();
-  if (found == 0.0) return;  // the same in all lanes
+  if (!found) return;
 
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     double total = 0.0;
     int members = 0;
+    BUCKET_MOO_UNROLL(2)
     for (int l = 0; l < k; ++l) {
       if (representative[l] == representative[i]) {
         total += weights[l];
@@ -58,6 +63,7 @@ BUCKET_MOO_HD void share_between_duplicates(Lanes lanes, int k, const double* gr
     shared[i] = total / members;
   }
   lanes.sync();
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = shared[i];
   lanes.sync();
 }

@@ -12,6 +12,7 @@
 
 #include <bucket_moo/cholesky.hpp>
 #include <bucket_moo/config.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/scratch.hpp>
@@ -61,6 +62,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
   Cholesky<Lanes> factor(lanes, scratch.doubles(Cholesky<Lanes>::scratch_size(k)), k);
 
   // Scaled so that b = 1 solves the problem of orthogonal gradients.
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     const double norm = std::sqrt(gram[i * k + i]);
     const bool seen = norm > 0.0;  // else it has underflowed
@@ -69,7 +71,9 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
     b[i] = 1.0;
   }
   lanes.sync();
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    BUCKET_MOO_UNROLL(2)
     for (int j = 0; j < k; ++j) h[i * k + j] = gram[i * k + j] * scale[i] * scale[j];
     h[i * k + i] = level[i];
   }
@@ -86,6 +90,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
     double length = 0.0;
     double wanted = 0.0;
     double residual = 0.0;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) {
       product[i] = b[i] * moved[i];
       target[i] = level[i] * power(b[i], own);
@@ -95,15 +100,13 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       length += b[i] * std::sqrt(h[i * k + i]);
       wanted += target[i];
     }
-    residual = lanes.max(residual);
-    energy = lanes.sum(energy);
-    length = lanes.sum(length);
-    wanted = lanes.sum(wanted);
+    lanes.reduce(Max{residual}, Sum{energy}, Sum{length}, Sum{wanted});
     lanes.sync();
     exists = energy > (k + 8) * kEpsilon * length * length;
     if (!exists) break;
     if (iteration == 0) {  // the best multiple of the start
       const double multiple = power(wanted / energy, 1.0 / (1.0 + 1.0 / alpha));
+      BUCKET_MOO_UNROLL(1)
       for (int i = lanes.lane(); i < k; i += lanes.count()) b[i] = multiple;
       lanes.sync();
       continue;
@@ -112,6 +115,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
     if (residual < solution.residual) {
       stalled = residual > 0.5 * solution.residual && settled ? stalled + 1 : 0;
       solution.residual = residual;
+      BUCKET_MOO_UNROLL(1)
       for (int i = lanes.lane(); i < k; i += lanes.count()) best[i] = b[i];
       lanes.sync();
     } else if (settled) {
@@ -124,19 +128,21 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       for (int j = lanes.lane(); j < i; j += lanes.count()) column[j] = b[i] * h[i * k + j] * b[j];
       lanes.sync();
       exists = factor.append(column, b[i] * h[i * k + i] * b[i] + target[i] / alpha, 0.0);
-      lanes.sync();
     }
     if (!exists) break;  // rounding has made G indefinite: only noise keeps w from growing
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) step[i] = target[i] - product[i];
     lanes.sync();
     factor.solve(step);
 
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) column[i] = b[i] * step[i];
     lanes.sync();
     multiply(lanes, k, h, column, moved);
     double slope = 0.0;
     double largest = 0.0;
     double most_negative = 0.0;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) {
       moved[i] *= b[i];
       slope += step[i] * (product[i] - target[i]);
@@ -144,15 +150,14 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       largest = size > largest ? size : largest;
       most_negative = step[i] < most_negative ? step[i] : most_negative;
     }
-    slope = lanes.sum(slope);
-    largest = lanes.max(largest);
-    most_negative = lanes.min(most_negative);
+    lanes.reduce(Sum{slope}, Max{largest}, Min{most_negative});
     lanes.sync();
     double t = most_negative < -kBoundary ? -kBoundary / most_negative : 1.0;
     // The objective is convex along the step, which may pass its minimum: to where it climbs at most half as steeply as
     // it descends at the start.
     for (int halving = 0; largest > kQuadratic && halving < kMaxHalvings; ++halving) {
       double there = 0.0;
+      BUCKET_MOO_UNROLL(1)
       for (int i = lanes.lane(); i < k; i += lanes.count()) {
         there += step[i] * (product[i] + t * moved[i] - target[i] * power(1.0 + t * step[i], -1.0 / alpha));
       }
@@ -160,6 +165,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       t *= 0.5;
     }
     settled = largest < kShort;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) b[i] *= 1.0 + t * step[i];
     lanes.sync();
   }
@@ -168,6 +174,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
     solution.status = Status::fallback;
     return solution;
   }
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = best[i] * scale[i];
   lanes.sync();
   return solution;

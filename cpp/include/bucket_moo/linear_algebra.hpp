@@ -9,15 +9,41 @@
 
 namespace bucket_moo {
 
-/// y := A x, for a symmetric A [k, k]. y may not alias x. Cost: k² multiply-adds.
-template <class Lanes>
-BUCKET_MOO_HD void multiply(Lanes lanes, int k, const double* a, const double* x, double* y) {
-  for (int i = lanes.lane(); i < k; i += lanes.count()) y[i] = 0.0;
-  for (int j = 0; j < k; ++j) {  // row j serves as column j: contiguous across i
-    const double xj = x[j];
-    for (int i = lanes.lane(); i < k; i += lanes.count()) y[i] += xj * a[j * k + i];
+/// y := start + Σ_t factor(t) row(t), for t < terms, the same bits in whichever order of the loops. Cost: k terms
+/// multiply-adds.
+/// \param start  start(i) is an entry
+/// \param factor factor(t) is a number
+/// \param row    row(t) is [k], contiguous
+/// \param y      [k], out; read by neither
+template <class Lanes, class Start, class Factor, class Row>
+BUCKET_MOO_HD void add_rows(Lanes lanes, int k, int terms, Start start, Factor factor, Row row, double* y) {
+  if constexpr (Lanes::kSerial) {  // along rows: vector instructions
+    for (int i = 0; i < k; ++i) y[i] = start(i);
+    for (int t = 0; t < terms; ++t) {
+      const double f = factor(t);
+      if (f == 0.0) continue;
+      const double* const r = row(t);
+      for (int i = 0; i < k; ++i) y[i] += f * r[i];
+    }
+  } else {  // along t: sums stay in registers, loads are under way side by side
+    BUCKET_MOO_UNROLL(1)
+    for (int i = lanes.lane(); i < k; i += lanes.count()) {
+      double sum = start(i);
+      BUCKET_MOO_UNROLL(4)
+      for (int t = 0; t < terms; ++t) sum += factor(t) * row(t)[i];
+      y[i] = sum;
+    }
   }
   lanes.sync();
+}
+
+/// y := A x, for a symmetric A [k, k]. y may not alias x.
+template <class Lanes>
+BUCKET_MOO_HD void multiply(Lanes lanes, int k, const double* a, const double* x, double* y) {
+  add_rows(
+      lanes, k, k, [](int) { return 0.0; }, [&](int j) { return x[j]; },
+      [&](int j) { return a + j * k; },  // row j serves as column j
+      y);
 }
 
 /// Σ x_i y_i, for x and y [k].
@@ -72,8 +98,10 @@ class PreciseSum {
 template <class Lanes>
 BUCKET_MOO_HD double precise_quadratic_form(Lanes lanes, int k, const double* a, const double* x, double* high,
                                             double* low) {
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     PreciseSum row;
+    BUCKET_MOO_UNROLL(1)
     for (int j = 0; j < k; ++j) {
       if (x[j] != 0.0) row.add_product(a[j * k + i], x[j]);
     }
@@ -82,6 +110,7 @@ BUCKET_MOO_HD double precise_quadratic_form(Lanes lanes, int k, const double* a,
   }
   lanes.sync();
   PreciseSum total;  // by every lane alike: a reduction would round
+  BUCKET_MOO_UNROLL(1)
   for (int i = 0; i < k; ++i) {
     if (x[i] == 0.0) continue;
     total.add_product(x[i], high[i]);

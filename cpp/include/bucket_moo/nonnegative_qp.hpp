@@ -13,6 +13,7 @@
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
+#include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/scratch.hpp>
 #include <cmath>
 
@@ -34,12 +35,13 @@ class NonnegativeQp {
       : lanes_(lanes), k_(k), cosine_(cosine), support_(lanes, k, scratch), gradient_(scratch.doubles(k)) {}
 
   /// Minimises, until no variable violates optimality by more than rounding noise.
-  /// \param lower [k] q >= 0
+  /// \param lower [k] q >= 0; a lane may have just written what is its own
   /// \param y     [k], out: the minimiser
   /// \return changes of the support made. Cost: O(k²) each. Stops after a fixed number in any case.
   BUCKET_MOO_HD int minimise(const double* lower, double* y) {
     lower_ = lower;
     y_ = y;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) y_[i] = lower_[i];
     support_.clear();
     support_.forget_progress();
@@ -51,14 +53,15 @@ class NonnegativeQp {
     for (; iteration < cap; ++iteration) {
       update_gradient();
       support_.judge(value_, entering);
-      if (corrections < 2 && support_.size() > 0 && support_.imbalance(*this) > noise_) {
+      const auto survey = support_.survey(*this);
+      if (corrections < 2 && survey.imbalance > noise_) {
         ++corrections;
         entering = -1;
-      } else {
-        const Located steepest = support_.steepest(*this);
-        if (!(steepest.value < -noise_)) break;
+      } else if (survey.steepest.value < -noise_) {
         corrections = 0;
-        entering = steepest.index;
+        entering = survey.steepest.index;
+      } else {
+        break;
       }
       descend(entering, !support_.any_barred());
     }
@@ -71,14 +74,14 @@ class NonnegativeQp {
     double lowest = 0.0;
     double product = 0.0;
     double total = 0.0;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
       lowest = gradient_[i] < lowest ? gradient_[i] : lowest;
       product += (y_[i] - lower_[i]) * gradient_[i];
       total += lower_[i];
     }
-    lowest = lanes_.min(lowest);
-    product = std::fabs(lanes_.sum(product));
-    total = lanes_.sum(total);
+    lanes_.reduce(Min{lowest}, Sum{product}, Sum{total});
+    product = std::fabs(product);
     if (!(total > 0.0)) return 0.0;
     const double violated = -lowest / total;
     const double complementary = product / total / total;
@@ -93,19 +96,16 @@ class NonnegativeQp {
 
   /// gradient := Cy, its noise, and the value yᵀCy.
   BUCKET_MOO_HD void update_gradient() {
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) gradient_[i] = 0.0;
+    multiply(lanes_, k_, cosine_, y_, gradient_);
     double length = 0.0;
-    for (int j = 0; j < k_; ++j) {
-      const double yj = y_[j];
-      if (yj == 0.0) continue;
-      length += yj;
-      const double* const row = cosine_ + j * k_;
-      for (int i = lanes_.lane(); i < k_; i += lanes_.count()) gradient_[i] += yj * row[i];
-    }
-    lanes_.sync();
     double value = 0.0;
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) value += y_[i] * gradient_[i];
-    value_ = lanes_.sum(value);
+    BUCKET_MOO_UNROLL(1)
+    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
+      length += y_[i];
+      value += y_[i] * gradient_[i];
+    }
+    lanes_.reduce(Sum{length}, Sum{value});
+    value_ = value;
     noise_ = (k_ + 8) * kEpsilon * length;
   }
 
@@ -132,6 +132,7 @@ class NonnegativeQp {
 
   /// Lets variable i into the support; false if it is dependent.
   BUCKET_MOO_HD bool admit(int i) {
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) support_.column()[s] = cosine(i, support_[s]);
     lanes_.sync();
     return support_.append(i, 1.0, 4.0 * (support_.size() + 2) * kEpsilon);
@@ -147,6 +148,7 @@ class NonnegativeQp {
   /// step := the way to the minimiser over the support.
   BUCKET_MOO_HD void load_newton_step() {
     double* const step = support_.step();
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) step[s] = -gradient_[support_[s]];
     lanes_.sync();
     support_.factor().solve(step);

@@ -3,6 +3,7 @@
 #define BUCKET_MOO_OUT_OF_PROPORTION_HPP
 
 #include <bucket_moo/config.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <cmath>
 
@@ -24,13 +25,13 @@ BUCKET_MOO_HD bool out_of_proportion(Lanes lanes, double residual, int k, const 
   constexpr double kLongest = 1e4;
   double length = 0.0;
   double reference = 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     const double norm = std::sqrt(gram[i * k + i]);
     length += std::fabs(weights[i]) * norm;
     reference += start[i] * norm;
   }
-  length = lanes.sum(length);
-  reference = lanes.sum(reference);
+  lanes.reduce(Sum{length}, Sum{reference});
   return !(residual <= kCertificateTolerance) && !(length <= kLongest * reference);
 }
 

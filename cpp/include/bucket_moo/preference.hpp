@@ -15,18 +15,20 @@ namespace bucket_moo {
 /// \param out       [k]
 template <class Lanes>
 BUCKET_MOO_HD void load_preference(Lanes lanes, const double* given, int k, const int* objective, double* out) {
+  bool usable = false;
   double total = 0.0;
-  double bad = given == nullptr ? 1.0 : 0.0;
   if (given != nullptr) {
+    bool bad = false;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) {
       const double value = given[objective[i]];
       total += value;
-      if (!(value >= 0.0)) bad = 1.0;
+      bad = bad || !(value >= 0.0);
     }
+    total = lanes.sum(total);
+    usable = !lanes.any(bad) && total > 0.0 && total <= kLargest;
   }
-  total = lanes.sum(total);
-  bad = lanes.max(bad);
-  const bool usable = bad == 0.0 && total > 0.0 && total <= kLargest;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) out[i] = usable ? given[objective[i]] / total : 1.0 / k;
   lanes.sync();
 }

@@ -15,6 +15,7 @@
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
+#include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/scratch.hpp>
 #include <cmath>
 
@@ -52,24 +53,24 @@ class SimplexQp {
   BUCKET_MOO_HD void start(double mass) {
     mass_ = mass;
     Located best{kInfinity, k_};
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) {
       const double square = gram(i, i);
       const Located candidate{0.5 * mass * square + linear(i), i};
       best = comes_before(candidate, best) ? candidate : best;
       norm_[i] = std::sqrt(square > 0.0 ? square : 0.0);
-      x_[i] = 0.0;
     }
     const int first = lanes_.argmin(best).index;
-    support_.clear();
-    support_.append(first);
-    if (lanes_.lane() == 0) x_[first] = mass;
-    lanes_.sync();
+    BUCKET_MOO_UNROLL(1)
+    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) x_[i] = i == first ? mass : 0.0;
+    support_.start(first);  // which syncs
   }
 
   /// Scales the point to another mass > 0; the support and its factor stay.
   BUCKET_MOO_HD void set_mass(double mass) {
     const double ratio = mass / mass_;
     mass_ = mass;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) x_[i] *= ratio;
     lanes_.sync();
   }
@@ -83,21 +84,21 @@ class SimplexQp {
     int corrections = 0;
     int iteration = 0;
     for (; iteration < cap; ++iteration) {
-      rescale_to_mass();
-      update_gradient();
-      support_.judge(objective(), entering);
-      const Located steepest = support_.steepest(*this);
-      if (corrections < 2 && support_.imbalance(*this) > noise_) {
+      update_gradient(mass_ / summed());
+      support_.judge(value_, entering);
+      const auto survey = support_.survey(*this);
+      if (corrections < 2 && survey.imbalance > noise_) {
         ++corrections;
         entering = -1;
-      } else if (steepest.value < -noise_) {
+      } else if (survey.steepest.value < -noise_) {
         corrections = 0;
-        entering = steepest.index;
+        entering = survey.steepest.index;
       } else {
         break;
       }
       descend(entering);
     }
+    lanes_.sync();  // x
     return iteration;
   }
 
@@ -107,13 +108,16 @@ class SimplexQp {
   BUCKET_MOO_HD void minimise_affine(double* q) {
     const int base = support_[0];
     double* const step = support_.step();
+    BUCKET_MOO_UNROLL(1)
     for (int s = 1 + lanes_.lane(); s < support_.size(); s += lanes_.count()) {
       step[s] = gram(base, base) - gram(support_[s], base);
     }
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) q[i] = 0.0;
     lanes_.sync();
     support_.factor().solve(step + 1);
     balance_step(1.0);
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) q[support_[s]] = step[s];
     lanes_.sync();
   }
@@ -145,45 +149,35 @@ class SimplexQp {
     return 4.0 * (support_.size() + 2) * kEpsilon * (gram(i, i) + gram(base, base));
   }
 
-  BUCKET_MOO_HD void rescale_to_mass() {
+  /// Σ x
+  BUCKET_MOO_HD double summed() const {
     double total = 0.0;
-    for (int i = lanes_.lane(); i < support_.size(); i += lanes_.count()) total += x_[support_[i]];
-    const double ratio = mass_ / lanes_.sum(total);
-    for (int i = lanes_.lane(); i < support_.size(); i += lanes_.count()) x_[support_[i]] *= ratio;
-    lanes_.sync();
+    BUCKET_MOO_UNROLL(1)
+    for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) total += x_[support_[s]];
+    return lanes_.sum(total);
   }
 
-  /// gradient := Gx + b, and the quantities that optimality is judged by.
-  BUCKET_MOO_HD void update_gradient() {
-    for (int i = lanes_.lane(); i < k_; i += lanes_.count()) gradient_[i] = linear(i);
-    for (int s = 0; s < support_.size(); ++s) {
-      const int j = support_[s];
-      const double xj = x_[j];
-      const double* const row = gram_ + j * k_;
-      for (int i = lanes_.lane(); i < k_; i += lanes_.count()) gradient_[i] += xj * row[i];
-    }
-    lanes_.sync();
+  /// x := ratio x; gradient := Gx + b, the objective's value, and the quantities that optimality is judged by.
+  BUCKET_MOO_HD void update_gradient(double ratio) {
+    add_rows(
+        lanes_, k_, support_.size(), [&](int i) { return linear(i); }, [&](int s) { return ratio * x_[support_[s]]; },
+        [&](int s) { return gram_ + support_[s] * k_; }, gradient_);
     double length = 0.0;
     double product = 0.0;
+    double value = 0.0;
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) {
       const int j = support_[s];
+      x_[j] *= ratio;  // read by this lane alone until the next sync()
       length += x_[j] * norm_[j];
       product += x_[j] * gradient_[j];
-    }
-    length = lanes_.sum(length);
-    level_ = lanes_.sum(product) / mass_;
-    radius_ = length / mass_;
-    noise_ = (k_ + 8) * kEpsilon * (length + offset_);
-  }
-
-  /// ½ xᵀGx + bᵀx
-  BUCKET_MOO_HD double objective() const {
-    double value = 0.0;
-    for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) {
-      const int j = support_[s];
       value += 0.5 * x_[j] * (gradient_[j] + linear(j));
     }
-    return lanes_.sum(value);
+    lanes_.reduce(Sum{length}, Sum{product}, Sum{value});
+    value_ = value;
+    level_ = product / mass_;
+    radius_ = length / mass_;
+    noise_ = (k_ + 8) * kEpsilon * (length + offset_);
   }
 
   /// Lets `entering` (or, if negative, nothing) into the support and minimises over it, dropping the vertices that hit
@@ -208,7 +202,7 @@ class SimplexQp {
   /// The gradient with x on the support and, while one is pending, on the entering vertex.
   BUCKET_MOO_HD void update_gradient_with(int entering) {
     if (entering >= 0) support_.append(entering);  // there is room: a vertex was dropped just before
-    update_gradient();
+    update_gradient(1.0);
     if (entering >= 0) support_.pop();
   }
 
@@ -224,26 +218,28 @@ class SimplexQp {
 
   BUCKET_MOO_HD void load_column(int i) {
     double* const column = support_.column();
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < support_.factor().size(); s += lanes_.count()) {
       column[s] = edge(support_[s + 1], i);
     }
     lanes_.sync();
   }
 
-  /// step[0] := what makes the sum of the step `total`.
+  /// step[0] := what makes the sum of the step `total`. Lane 0 alone reads it, so that no sync() is needed.
   BUCKET_MOO_HD void balance_step(double total) {
     double* const step = support_.step();
     double others = 0.0;
+    BUCKET_MOO_UNROLL(1)
     for (int s = 1 + lanes_.lane(); s < support_.size(); s += lanes_.count()) others += step[s];
     others = lanes_.sum(others);
     if (lanes_.lane() == 0) step[0] = total - others;
-    lanes_.sync();
   }
 
   /// step := the way to the minimiser over the affine hull of the support.
   BUCKET_MOO_HD void load_newton_step() {
     double* const step = support_.step();
     const double at_base = gradient_[support_[0]];
+    BUCKET_MOO_UNROLL(1)
     for (int s = 1 + lanes_.lane(); s < support_.size(); s += lanes_.count()) {
       step[s] = at_base - gradient_[support_[s]];
     }
@@ -262,6 +258,7 @@ class SimplexQp {
   /// Chooses the shortest member as the base, which keeps cancellation in the edges small, and factorises anew.
   BUCKET_MOO_HD void rebase() {
     Located shortest{kInfinity, k_};
+    BUCKET_MOO_UNROLL(1)
     for (int s = lanes_.lane(); s < support_.size(); s += lanes_.count()) {
       const Located candidate{norm_[support_[s]], s};
       shortest = comes_before(candidate, shortest) ? candidate : shortest;
@@ -274,6 +271,7 @@ class SimplexQp {
       load_column(vertex);
       factor.append_independent(support_.column(), edge(vertex, vertex), dependence_floor(vertex));
     }
+    lanes_.sync();
   }
 
   Lanes lanes_;
@@ -286,6 +284,7 @@ class SimplexQp {
   double* gradient_;
   double* norm_;
   double mass_ = 1.0;
+  double value_ = 0.0;   // ½ xᵀGx + bᵀx
   double level_ = 0.0;   // the mean of the gradient under x: its value everywhere on an optimal support
   double radius_ = 0.0;  // bound on the norm of Σ x_k g_k / mass
   double noise_ = 0.0;   // rounding noise of a slope

@@ -28,6 +28,7 @@ BUCKET_MOO_HD constexpr bool smooths(const SmoothingOptions& options) {
 template <class Lanes>
 BUCKET_MOO_HD void smooth_weights(Lanes lanes, const SmoothingOptions& options, int k, const int* slot, double* weights,
                                   double* past) {
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     if (slot[i] < 0) continue;
     const bool known = past[k + i] == 1.0 && std::fabs(past[i]) <= kLargest;

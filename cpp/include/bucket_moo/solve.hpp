@@ -43,11 +43,10 @@ BUCKET_MOO_HD constexpr std::size_t gramian_in_scratch(MethodId id, int k) {
 /// Whether every entry of a [k, k] matrix is finite.
 template <class Lanes>
 BUCKET_MOO_HD bool all_finite(Lanes lanes, int k, const double* matrix) {
-  double bad = 0.0;
-  for (int i = lanes.lane(); i < k * k; i += lanes.count()) {
-    if (!(std::fabs(matrix[i]) <= kLargest)) bad = 1.0;
-  }
-  return lanes.max(bad) == 0.0;
+  bool bad = false;
+  BUCKET_MOO_UNROLL(1)
+  for (int i = lanes.lane(); i < k * k; i += lanes.count()) bad = bad || !(std::fabs(matrix[i]) <= kLargest);
+  return !lanes.any(bad);
 }
 
 /// The power of two that brings the mean diagonal of the active objectives into [1/2, 1), for any scale that occurs. A
@@ -56,6 +55,7 @@ template <class Lanes>
 BUCKET_MOO_HD double scale_factor(Lanes lanes, int k, const double* gramian, int active, const int* objective) {
   constexpr int kLargestExponent = 1000;  // the factor itself must neither overflow nor underflow
   double mean = 0.0;                      // divided before it is summed, so that it cannot overflow either
+  BUCKET_MOO_UNROLL(1)
   for (int a = lanes.lane(); a < active; a += lanes.count()) mean += gramian[objective[a] * (k + 1)] / active;
   mean = lanes.sum(mean);
   int exponent = 0;
@@ -119,6 +119,7 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
   int* const objective = memory.ints(k);     // active place -> objective
   int* const slot = memory.ints(k);          // objective -> active place, or -1
   int active = 0;                            // counted alike by all lanes
+  BUCKET_MOO_UNROLL(4)
   for (int i = 0; i < k; ++i) {
     const bool on = gramian[i * k + i] > 0.0;
     if (lanes.lane() == 0) {
@@ -137,6 +138,7 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
     return solution;
   }
   if (active == 0) {
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = 0.0;
     lanes.sync();
     solution.status = Status::inactive;
@@ -144,7 +146,9 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
   }
 
   const double unit = scale_factor(lanes, k, gramian, active, objective);
+  BUCKET_MOO_UNROLL(1)
   for (int a = lanes.lane(); a < active; a += lanes.count()) {
+    BUCKET_MOO_UNROLL(4)
     for (int b = 0; b < active; ++b) {
       const int i = objective[a];
       const int j = objective[b];
@@ -157,15 +161,15 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
   solution = run(lanes, method, problem, state, solved, memory);
 
   solution.active = active;
-  double bad = 0.0;
-  for (int i = lanes.lane(); i < active; i += lanes.count()) {
-    if (!(std::fabs(solved[i]) <= kLargest)) bad = 1.0;
-  }
-  const bool broken = lanes.max(bad) > 0.0;  // only what is not a Gramian at all gets here
+  bool bad = false;
+  BUCKET_MOO_UNROLL(1)
+  for (int i = lanes.lane(); i < active; i += lanes.count()) bad = bad || !(std::fabs(solved[i]) <= kLargest);
+  const bool broken = lanes.any(bad);  // only what is not a Gramian at all gets here
   if (broken || !(solution.residual >= 0.0)) solution.residual = kInfinity;
   if (broken || (solution.status == Status::ok && !(solution.residual <= Methods::tolerance(method.id)))) {
     solution.status = Status::not_converged;
   }
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     const double value = broken ? 1.0 / active : (slot[i] >= 0 ? solved[slot[i]] : 0.0);
     weights[i] = slot[i] >= 0 ? value : 0.0;

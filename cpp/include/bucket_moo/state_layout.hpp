@@ -40,6 +40,7 @@ BUCKET_MOO_HD void copy_state(Lanes lanes, const Method& method, int count, Stat
   const std::size_t from_at = pair_state_size(method.id, from.size);
   const std::size_t to_at = pair_state_size(method.id, to.size);
   if (Methods::remembers_pairs(method.id)) {
+    BUCKET_MOO_UNROLL(1)
     for (int entry = lanes.lane(); entry < count * count; entry += lanes.count()) {
       const int i = entry / count;
       const int j = entry % count;
@@ -47,6 +48,7 @@ BUCKET_MOO_HD void copy_state(Lanes lanes, const Method& method, int count, Stat
     }
   }
   if (smooths(method.smoothing)) {
+    BUCKET_MOO_UNROLL(1)
     for (int entry = lanes.lane(); entry < 2 * count; entry += lanes.count()) {
       const int part = entry / count;
       const int i = entry % count;

@@ -136,6 +136,8 @@ inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
   for (int l = 0; l < 32; ++l) result |= static_cast<unsigned>(all[l]);
   return result;
 }
+inline std::size_t __cvta_generic_to_shared(const void* pointer) { return reinterpret_cast<std::size_t>(pointer); }
+inline void* __cvta_shared_to_generic(std::size_t address) { return reinterpret_cast<void*>(address); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   const std::uint64_t both = static_cast<std::uint64_t>(high) << 32 | low;

@@ -7,6 +7,7 @@
 #define BUCKET_MOO_METHODS_ALIGNED_MTL_HPP
 
 #include <bucket_moo/config.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
@@ -26,19 +27,19 @@ BUCKET_MOO_HD double alignment_scale(Lanes lanes, ScaleMode mode, int k, const d
   double lowest = kInfinity;
   double total = 0.0;
   double kept = 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     if (!(values[i] > floor)) continue;
     lowest = values[i] < lowest ? values[i] : lowest;
     total += values[i];
     kept += 1.0;
   }
-  lowest = lanes.min(lowest);
-  total = lanes.sum(total);
-  kept = lanes.sum(kept);
+  lanes.reduce(Min{lowest}, Sum{total}, Sum{kept});
   if (mode == ScaleMode::mean) return total / kept;
   if (mode != ScaleMode::median) return lowest;
   const int wanted = (static_cast<int>(kept) - 1) / 2;
   double median = kInfinity;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     if (!(values[i] > floor)) continue;
     int smaller = 0;
@@ -73,11 +74,13 @@ BUCKET_MOO_HD Solution solve_aligned_mtl(Lanes lanes, const AlignedMtlOptions& o
   Solution solution;
 
   double heaviest = 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) heaviest = weights[i] > heaviest ? weights[i] : heaviest;
   heaviest = lanes.max(heaviest);
   const bool complete = eigen.factorise(weights);
   const double* const values = eigen.values();
   double largest = 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) largest = values[i] > largest ? values[i] : largest;
   largest = lanes.max(largest);
   if (!(largest > 0.0)) {  // not a Gramian: it has a positive trace
@@ -88,16 +91,19 @@ BUCKET_MOO_HD Solution solve_aligned_mtl(Lanes lanes, const AlignedMtlOptions& o
   const double floor = k * kFloatEpsilon * largest;
   const double scale = alignment_scale(lanes, options.scale_mode, k, values, floor);
 
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     weights[i] = values[i] > floor ? weights[i] * std::sqrt(scale / values[i]) : 0.0;
   }
   lanes.sync();
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) expected[i] = weights[i];
   lanes.sync();
   eigen.from_eigenbasis(weights);
   multiply(lanes, k, problem.gram, weights, image);
   eigen.to_eigenbasis(image);
   double error = 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     if (!(values[i] > floor)) continue;
     // Both sides of BGw = scale Pp, times √(λ / scale)

@@ -6,6 +6,7 @@
 
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/duplicates.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
@@ -50,10 +51,12 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   double* const v = scratch.doubles(k);
   double* const rate = scratch.doubles(k);  // dv / dμ
   double* const image = scratch.doubles(k);
+  double* const rate_image = scratch.doubles(k);
   double* const spare = scratch.doubles(k);
 
   const double u = 1.0 / k;
   double length = 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     length += u * std::sqrt(gram[i * k + i]);
     weights[i] = u;
@@ -75,6 +78,7 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   SimplexQp<Lanes> qp(lanes, k, gram, product, length, v, scratch);
   // Where the path starts, at mass 0, the mass sits on the vertex with the smallest b.
   Located start{kInfinity, k};
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     const Located candidate{product[i], i};
     start = comes_before(candidate, start) ? candidate : start;
@@ -89,12 +93,16 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   for (int step = 0; step < kMaxSteps; ++step) {
     solution.iterations += qp.minimise();
     const double mass = qp.mass();
-    double summed = 0.0;
-    for (int i = lanes.lane(); i < k; i += lanes.count()) summed += v[i] * std::sqrt(gram[i * k + i]);
-    summed = lanes.sum(summed);
-    const double largest_mass = mass * (radius / (kShortest * summed));
     multiply(lanes, k, gram, v, image);
-    v_square = dot(lanes, k, v, image);
+    double summed = 0.0;
+    v_square = 0.0;
+    BUCKET_MOO_UNROLL(1)
+    for (int i = lanes.lane(); i < k; i += lanes.count()) {
+      summed += v[i] * std::sqrt(gram[i * k + i]);
+      v_square += v[i] * image[i];
+    }
+    lanes.reduce(Sum{summed}, Sum{v_square});
+    const double largest_mass = mass * (radius / (kShortest * summed));
     if (summed * summed > kCancels * square) {
       v_square = precise_quadratic_form(lanes, k, gram, v, rate, spare);
     }
@@ -109,20 +117,22 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
 
     // |g_v + t g_q|² = s² along this piece: curvature t² + 2 half_slope t + (v_square - square) = 0.
     qp.minimise_affine(rate);
-    const double half_slope = dot(lanes, k, rate, image);
-    multiply(lanes, k, gram, rate, image);
-    const double curvature = dot(lanes, k, rate, image);
+    multiply(lanes, k, gram, rate, rate_image);
+    double half_slope = 0.0;
+    double curvature = 0.0;
     double spread = 0.0;
     double end = kInfinity;  // where the piece ends
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) {
+      half_slope += rate[i] * image[i];
+      curvature += rate[i] * rate_image[i];
       spread += std::fabs(rate[i]) * std::sqrt(gram[i * k + i]);
       if (rate[i] < 0.0) {
         const double at = -v[i] / rate[i];
         end = at < end ? at : end;
       }
     }
-    spread = lanes.sum(spread);
-    end = lanes.min(end);
+    lanes.reduce(Sum{half_slope}, Sum{curvature}, Sum{spread}, Min{end});
     const double excess = v_square - square;
     const double discriminant = half_slope * half_slope - curvature * excess;
     const bool flat = !(curvature > (k + 8) * kEpsilon * spread * spread);
@@ -145,6 +155,7 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   // The ball is a bound that callers rely on: on its boundary at a root, never outside.
   const bool bounded = root || v_square > square;
   const double onto = bounded && v_square > 0.0 ? radius / std::sqrt(v_square) : 1.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = u + onto * v[i];
   lanes.sync();
 
@@ -155,6 +166,7 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   solution.residual = gap > 0.0 ? gap : 0.0;
 
   const double divisor = options.rescale ? 1.0 + options.c : 1.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] /= divisor;
   lanes.sync();
   return solution;

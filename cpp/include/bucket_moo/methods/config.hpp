@@ -8,6 +8,7 @@
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/cosine_system.hpp>
 #include <bucket_moo/cosines.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
 #include <bucket_moo/method_traits.hpp>
@@ -44,15 +45,16 @@ BUCKET_MOO_HD Solution solve_config(Lanes lanes, const ConfigOptions& options, c
   if (!found.exact) solution.status = Status::fallback;
   double product = 0.0;  // <Σ g_k, Σ v_k g_k / |g_k|>
   double length = 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     if (inverse[i] > 0.0) product += image[i] / inverse[i];
     length += std::fabs(weights[i]);
   }
-  product = lanes.sum(product);
-  length = lanes.sum(length);
+  lanes.reduce(Sum{product}, Sum{length});
   const bool vanishes = !(found.square > (k + 8) * kEpsilon * length * length);
   if (vanishes && !found.exact) product = 0.0;
   const double factor = product != 0.0 ? product / found.square : 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] *= factor * inverse[i];
   lanes.sync();
   return solution;

@@ -37,6 +37,7 @@ BUCKET_MOO_HD Solution solve_dualproj(Lanes lanes, const DualprojOptions& option
   double* const point = scratch.doubles(k);
   load_cosines(lanes, k, problem.gram, cosine, inverse);
   load_preference(lanes, options.preference, k, problem.objective, preference);
+  BUCKET_MOO_UNROLL(1)
   for (int l = lanes.lane(); l < k; l += lanes.count()) lower[l] = inverse[l] > 0.0 ? preference[l] / inverse[l] : 0.0;
   lanes.sync();
 
@@ -44,9 +45,11 @@ BUCKET_MOO_HD Solution solve_dualproj(Lanes lanes, const DualprojOptions& option
   Solution solution;
   solution.iterations = qp.minimise(lower, point);
   solution.residual = qp.residual();
+  BUCKET_MOO_UNROLL(1)
   for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] = (point[l] - lower[l]) * inverse[l];
   lanes.sync();
   share_between_duplicates(lanes, k, problem.gram, weights, scratch);
+  BUCKET_MOO_UNROLL(1)
   for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] += preference[l];
   lanes.sync();
   if (out_of_proportion(lanes, solution.residual, k, problem.gram, weights, preference)) {

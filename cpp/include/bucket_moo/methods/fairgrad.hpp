@@ -40,6 +40,7 @@ BUCKET_MOO_HD Solution solve_fairgrad(Lanes lanes, const FairgradOptions& option
   }
   share_between_duplicates(lanes, k, problem.gram, weights, scratch);
   const double scale = alpha == 1.0 ? std::sqrt(problem.unit) : std::pow(problem.unit, 1.0 / (1.0 + 1.0 / alpha));
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] *= scale;
   lanes.sync();
   return solution;

@@ -7,6 +7,7 @@
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/cosine_system.hpp>
 #include <bucket_moo/cosines.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
 #include <bucket_moo/method_traits.hpp>
@@ -36,6 +37,7 @@ BUCKET_MOO_HD Solution solve_imtlg(Lanes lanes, const ImtlgOptions&, const Probl
   double* const target = scratch.doubles(k);
   double* const image = scratch.doubles(k);
   load_cosines(lanes, k, problem.gram, cosine, inverse);
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) target[i] = 1.0;
   lanes.sync();
   const CosineSolution found = solve_cosine_system(lanes, k, cosine, target, weights, image, scratch);
@@ -45,15 +47,16 @@ BUCKET_MOO_HD Solution solve_imtlg(Lanes lanes, const ImtlgOptions&, const Probl
   if (!found.exact) solution.status = Status::fallback;
   double total = 0.0;
   double size = 0.0;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     weights[i] *= inverse[i];
     total += weights[i];
     size += std::fabs(weights[i]);
   }
-  total = lanes.sum(total);
-  size = lanes.sum(size);
+  lanes.reduce(Sum{total}, Sum{size});
   const bool vanishes = !(std::fabs(total) > kSmallestSum * size);
   if (vanishes) solution.status = Status::fallback;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = vanishes ? 1.0 / k : weights[i] / total;
   lanes.sync();
   return solution;

@@ -18,10 +18,12 @@ BUCKET_MOO_HD void solve_mean(Lanes lanes, const MeanOptions& options, int k, do
   const double* const given = options.weights;
   double total = 0.0;
   if (given != nullptr) {
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) total += given[i];
     total = lanes.sum(total);
   }
   const bool weighted = total > 0.0 && total <= kLargest;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = weighted ? given[i] / total : 1.0 / k;
   lanes.sync();
 }

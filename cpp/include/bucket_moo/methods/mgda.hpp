@@ -7,6 +7,7 @@
 
 #include <bucket_moo/config.hpp>
 #include <bucket_moo/duplicates.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/linear_algebra.hpp>
 #include <bucket_moo/method.hpp>
 #include <bucket_moo/method_traits.hpp>
@@ -18,7 +19,25 @@
 
 namespace bucket_moo {
 
-/// w = argmin over the simplex of wᵀGw.
+/// MGDA of two gradients: the point of the segment between them that is nearest to the origin.
+template <class Lanes>
+BUCKET_MOO_HD void load_shortest_of_segment(Lanes lanes, const double* gram, double* weights) {
+  const double first = gram[0] - gram[1];  // > 0: the second one shortens it
+  const double second = gram[3] - gram[1];
+  double share = second / (first + second);
+  double other = first / (first + second);
+  if (!(first > 0.0) || !(second > 0.0)) {
+    share = gram[0] <= gram[3] ? 1.0 : 0.0;
+    other = 1.0 - share;
+  }
+  if (lanes.lane() == 0) {
+    weights[0] = share;
+    weights[1] = other;
+  }
+  lanes.sync();
+}
+
+/// w = argmin over the simplex of wᵀGw. With two gradients by a formula, in no iteration.
 ///
 /// Where several w attain the minimum (more objectives than dimensions, say), the combination Σ w_k g_k is unique and
 /// one w is returned; identical objectives share their weight equally.
@@ -39,31 +58,50 @@ BUCKET_MOO_HD Solution solve_mgda(Lanes lanes, const MgdaOptions& options, int k
   double* const product = scratch.doubles(k);
   const bool unit = options.normalize == Normalize::l2;
   if (unit) {
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) length[i] = std::sqrt(gram[i * k + i]);
     lanes.sync();
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) {
+      BUCKET_MOO_UNROLL(2)
       for (int j = 0; j < k; ++j) gram[i * k + j] = i == j ? 1.0 : gram[i * k + j] / length[i] / length[j];
     }
     lanes.sync();
   }
 
-  SimplexQp<Lanes> qp(lanes, k, gram, nullptr, 0.0, weights, scratch);
-  qp.start(1.0);
   Solution solution;
-  solution.iterations = qp.minimise();
+  if (k == 2) {
+    load_shortest_of_segment(lanes, gram, weights);
+  } else {
+    SimplexQp<Lanes> qp(lanes, k, gram, nullptr, 0.0, weights, scratch);
+    qp.start(1.0);
+    solution.iterations = qp.minimise();
+  }
   share_between_duplicates(lanes, k, gram, weights, scratch);
 
   multiply(lanes, k, gram, weights, product);
-  const double gap = dot(lanes, k, weights, product) - smallest(lanes, k, product);
-  solution.residual = gap > 0.0 ? gap / mean_diagonal(lanes, k, gram) : 0.0;
+  double square = 0.0;
+  double lowest = product[0];
+  double trace = 0.0;
+  BUCKET_MOO_UNROLL(1)
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    square += weights[i] * product[i];
+    lowest = product[i] < lowest ? product[i] : lowest;
+    trace += gram[i * k + i];
+  }
+  lanes.reduce(Sum{square}, Min{lowest}, Sum{trace});
+  const double gap = square - lowest;
+  solution.residual = gap > 0.0 ? gap / (trace / k) : 0.0;
 
   if (unit) {
     double total = 0.0;
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) {
       weights[i] /= length[i];
       total += weights[i];
     }
     total = lanes.sum(total);
+    BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] /= total;
     lanes.sync();
   }

@@ -50,6 +50,7 @@ BUCKET_MOO_HD Solution solve_nash_mtl(Lanes lanes, const NashMtlOptions& options
   const double square = dot(lanes, k, weights, product);
   const double norm = std::sqrt(square > 0.0 ? square : 0.0) * (scale / std::sqrt(problem.unit));
   if (options.max_norm > 0.0 && norm > options.max_norm) scale *= options.max_norm / norm;
+  BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] *= scale;
   lanes.sync();
   return solution;

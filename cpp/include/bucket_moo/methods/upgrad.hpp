@@ -40,29 +40,26 @@ BUCKET_MOO_HD Solution solve_upgrad(Lanes lanes, const UpgradOptions& options, c
   double* const point = scratch.doubles(k);
   load_cosines(lanes, k, gram, cosine, inverse);
   load_preference(lanes, options.preference, k, problem.objective, preference);
-  for (int l = lanes.lane(); l < k; l += lanes.count()) {
-    weights[l] = 0.0;
-    lower[l] = 0.0;
-  }
-  lanes.sync();
+  BUCKET_MOO_UNROLL(1)
+  for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] = 0.0;
 
   NonnegativeQp<Lanes> qp(lanes, k, cosine, scratch);
   Solution solution;
   for (int i = 0; i < k; ++i) {
     const double size = inverse[i] > 0.0 ? preference[i] / inverse[i] : 0.0;  // |p_i g_i|
     if (size == 0.0) continue;
-    if (lanes.lane() == 0) lower[i] = 1.0;
-    lanes.sync();
+    BUCKET_MOO_UNROLL(1)
+    for (int l = lanes.lane(); l < k; l += lanes.count()) lower[l] = l == i ? 1.0 : 0.0;  // minimise() syncs
     solution.iterations += qp.minimise(lower, point);
     const double residual = qp.residual();
     solution.residual = residual > solution.residual ? residual : solution.residual;
+    BUCKET_MOO_UNROLL(1)
     for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] += size * (point[l] - lower[l]) * inverse[l];
-    lanes.sync();
-    if (lanes.lane() == 0) lower[i] = 0.0;
-    lanes.sync();
   }
+  lanes.sync();
 
   share_between_duplicates(lanes, k, gram, weights, scratch);
+  BUCKET_MOO_UNROLL(1)
   for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] += preference[l];
   lanes.sync();
   if (out_of_proportion(lanes, solution.residual, k, gram, weights, preference)) {
