@@ -9,6 +9,7 @@
 #include "cuda_runtime.h"
 #include "emulation.hpp"
 #include "fibre.hpp"
+#include "operations.hpp"
 
 uint3 threadIdx;
 uint3 blockIdx;
@@ -69,7 +70,6 @@ struct Device {
   std::map<const void*, std::size_t> shared_limit;
   int multiprocessors = initial_multiprocessors();
   bool reverse = false;
-  long launches = 0;
 
   std::vector<std::unique_ptr<Thread>> threads;  ///< kept from launch to launch, with their stacks
   std::vector<Warp> warps = std::vector<Warp>(kMaxThreads / kWarp);
@@ -204,7 +204,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const
       return cudaErrorInvalidValue;
     }
   }
-  ++d.launches;
+  count(&Operations::kernels);
   d.count = static_cast<int>(block.x);
   d.body = &body;
   blockDim = block;
@@ -258,11 +258,7 @@ void set_reverse_order(bool reverse) {
   d.reverse = reverse;
 }
 
-long launches() {
-  Device& d = device();
-  const std::lock_guard lock(d.mutex);
-  return d.launches;
-}
+long launches() { return operations().kernels; }
 
 }  // namespace bucket_moo::emulation
 
