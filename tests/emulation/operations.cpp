@@ -17,7 +17,7 @@ Operations operations() {
 
 void count(long Operations::* kind) {
   const std::lock_guard lock(mutex);
-  ++(counted.*kind);
+  if (kind != nullptr) ++(counted.*kind);
 }
 
 }  // namespace bucket_moo::emulation

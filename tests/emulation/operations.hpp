@@ -13,6 +13,7 @@ struct Operations {
   long event_records = 0;
   long event_waits = 0;  ///< of streams
   long graph_launches = 0;
+  long on_legacy_stream = 0;  ///< work for it: it waits for every blocking stream, and they for it
   long synchronisations = 0;  ///< calls in which the host waits for the device
   long allocations = 0;       ///< and releases: calls that a GPU may synchronise for
 };
@@ -20,7 +21,7 @@ struct Operations {
 /// So far, in this process.
 Operations operations();
 
-/// Counts one more. \param kind a member of Operations
+/// Counts one more. \param kind a member of Operations; nullptr: none
 void count(long Operations::* kind);
 
 }  // namespace bucket_moo::emulation

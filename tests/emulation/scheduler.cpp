@@ -9,7 +9,9 @@
 #include "cuda_runtime.h"
 #include "emulation.hpp"
 #include "fibre.hpp"
+#include "memory.hpp"
 #include "operations.hpp"
+#include "streams.hpp"
 
 uint3 threadIdx;
 uint3 blockIdx;
@@ -20,7 +22,8 @@ namespace bucket_moo::emulation {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 1024;
+constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kMaxGrid = 0x7fffffff;
 constexpr std::size_t kStack = 256 * 1024;
 constexpr std::size_t kMaxShared = 227 * 1024;  // of a block, as on an sm_90
 constexpr std::size_t kSharedWithoutOptIn = 48 * 1024;
@@ -70,6 +73,7 @@ struct Device {
   std::map<const void*, std::size_t> shared_limit;
   int multiprocessors = initial_multiprocessors();
   bool reverse = false;
+  std::function<void()> fence;
 
   std::vector<std::unique_ptr<Thread>> threads;  ///< kept from launch to launch, with their stacks
   std::vector<Warp> warps = std::vector<Warp>(kMaxThreads / kWarp);
@@ -190,21 +194,13 @@ int block_barrier(Wait wait, int mine) {
   return d.block_or;
 }
 
-cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body) {
+namespace {
+
+void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& body) {
   Device& d = device();
   const std::lock_guard lock(d.mutex);
   const dim3 block = config.blockDim;
   const dim3 grid = config.gridDim;
-  if (block.x == 0 || block.x > kMaxThreads || block.y != 1 || block.z != 1) return cudaErrorInvalidConfiguration;
-  if (grid.x == 0 || grid.y != 1 || grid.z != 1) return cudaErrorInvalidConfiguration;
-  {
-    const std::lock_guard settings(d.settings_mutex);
-    const auto limit = d.shared_limit.find(kernel);
-    if (config.dynamicSmemBytes > (limit == d.shared_limit.end() ? kSharedWithoutOptIn : limit->second)) {
-      return cudaErrorInvalidValue;
-    }
-  }
-  count(&Operations::kernels);
   d.count = static_cast<int>(block.x);
   d.body = &body;
   blockDim = block;
@@ -221,7 +217,42 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const
     }
   }
   d.body = nullptr;
-  return cudaSuccess;
+}
+
+/// What a GPU would refuse. Kernels with several dimensions are not emulated.
+cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel) {
+  const dim3 block = config.blockDim;
+  const dim3 grid = config.gridDim;
+  if (block.x == 0 || block.x > kMaxThreads || block.y != 1 || block.z != 1) return cudaErrorInvalidConfiguration;
+  if (grid.x == 0 || grid.x > kMaxGrid || grid.y != 1 || grid.z != 1) return cudaErrorInvalidConfiguration;
+  Device& d = device();
+  const std::lock_guard lock(d.settings_mutex);
+  const auto limit = d.shared_limit.find(kernel);
+  const bool fits = config.dynamicSmemBytes <= (limit == d.shared_limit.end() ? kSharedWithoutOptIn : limit->second);
+  return fits ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t launch_grid(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body) {
+  const cudaError_t status = check_launch(config, kernel);
+  if (status != cudaSuccess) return status;
+  return enqueue(config.stream,
+                 {.name = "kernel", .kind = &Operations::kernels, .run = [config, body = std::move(body)] {
+                    run_grid(config, body);
+                    return cudaSuccess;
+                  }});
+}
+
+void threadfence_system() {
+  system_fence();
+  if (device().fence) device().fence();
+}
+
+void on_system_fence(std::function<void()> look) {
+  Device& d = device();
+  const std::lock_guard lock(d.mutex);
+  d.fence = std::move(look);
 }
 
 cudaError_t set_shared_limit(const void* kernel, int bytes) {
@@ -233,7 +264,7 @@ cudaError_t set_shared_limit(const void* kernel, int bytes) {
 }
 
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, std::size_t shared) {
-  if (threads <= 0 || threads > kMaxThreads) return cudaErrorInvalidValue;
+  if (threads <= 0 || threads > static_cast<int>(kMaxThreads)) return cudaErrorInvalidValue;
   Device& d = device();
   const std::lock_guard lock(d.settings_mutex);
   const auto limit = d.shared_limit.find(kernel);

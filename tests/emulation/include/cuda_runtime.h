@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <tuple>
 #include <type_traits>
 
 #include "cuda_runtime_api.h"
@@ -44,8 +45,8 @@ struct cudaLaunchConfig_t {
 
 namespace bucket_moo::emulation {
 
-/// Runs all blocks; of several OS threads, one at a time. \param kernel identifies it
-cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body);
+/// Enqueues a grid. \param kernel identifies it; \param body runs a thread of it, and owns the arguments
+cudaError_t launch_grid(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body);
 
 cudaError_t set_shared_limit(const void* kernel, int bytes);
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, std::size_t shared);
@@ -61,6 +62,8 @@ const std::uint64_t* exchange(Wait wait, unsigned mask, std::uint64_t mine);
 /// \return the inclusive or of their `mine`
 int block_barrier(Wait wait, int mine);
 
+void threadfence_system();
+
 template <class Kernel>
 const void* identity(Kernel* kernel) {
   return reinterpret_cast<const void*>(kernel);
@@ -73,8 +76,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments&&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "the parameters of a kernel have room for 4 kB");
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "parameters are copied as bytes");
-  return bucket_moo::emulation::run_grid(*config, bucket_moo::emulation::identity(kernel),
-                                         [&] { kernel(static_cast<Parameters>(arguments)...); });
+  const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
+  return bucket_moo::emulation::launch_grid(*config, bucket_moo::emulation::identity(kernel),
+                                            [kernel, values] { std::apply(kernel, values); });
 }
 
 template <class Kernel>
@@ -99,6 +103,7 @@ inline void __syncthreads() { bucket_moo::emulation::block_barrier(bucket_moo::e
 inline int __syncthreads_or(int predicate) {
   return bucket_moo::emulation::block_barrier(bucket_moo::emulation::Wait::block_or, predicate != 0 ? 1 : 0);
 }
+inline void __threadfence_system() { bucket_moo::emulation::threadfence_system(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   bucket_moo::emulation::exchange(bucket_moo::emulation::Wait::warp_sync, mask, 0);
 }
