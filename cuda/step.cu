@@ -17,14 +17,27 @@ __global__ void write_record(const StepRecord own, std::int64_t* counter, StepRe
   slot->step = ++*counter;
 }
 
+/// For a host that looks at any time: `error` comes last, when the rest has arrived.
+__device__ void tell_host(const StepHeader& header, StepHeader* told) {
+  told->k = header.k;
+  told->one_to_one = header.one_to_one;
+  told->culprit = header.culprit;
+  told->step = header.step;
+  __threadfence_system();
+  *static_cast<volatile StepError*>(&told->error) = header.error;
+}
+
 __global__ void __launch_bounds__(kWarp)
     make_table(const StepRecord* __restrict__ records, const int world, const StepLimits limits,
                const ObjectiveTable table, const FirstObjectives first, const ObjectiveRegistry registry,
-               StepHeader* __restrict__ failed) {
+               StepHeader* __restrict__ failed, StepHeader* __restrict__ told) {
   make_objective_table(WarpLanes{}, records, world, limits, table);
   if (first.names != nullptr) require_same_objectives(WarpLanes{}, records, table, first);
   if (registry.names != nullptr) assign_slots(WarpLanes{}, records, table, registry);
-  if (threadIdx.x == 0 && failed->error == StepError::none) *failed = *table.header;
+  if (threadIdx.x == 0 && failed->error == StepError::none && table.header->error != StepError::none) {
+    *failed = *table.header;
+    tell_host(*failed, told);
+  }
 }
 
 /// A thread an entry of the lower triangle.
@@ -54,9 +67,10 @@ cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, St
 
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
-                              const ObjectiveRegistry& registry, StepHeader* failed, cudaStream_t stream) {
+                              const ObjectiveRegistry& registry, StepHeader* failed, StepHeader* told,
+                              cudaStream_t stream) {
   if (world < 1) return cudaErrorInvalidValue;
-  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, failed);
+  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, failed, told);
 }
 
 cudaError_t launch_sum_partials(const PartialGramians& partials, const StepHeader* header, double* gramian,

@@ -152,9 +152,13 @@ cuda::DeviceRows DeviceCollective::load_piece(const Bucket& bucket, std::int64_t
   at::Tensor input = bucket.shards;
   if (size < bucket.shard_size) {  // the pieces of the shards are apart, and c10d sends what lies side by side
     std::byte* const packed = outgoing_.reserve(total);
-    check_cuda(cudaMemcpy2DAsync(packed, bytes, bytes_of(bucket.shards) + begin * element, shard_bytes, bytes,
-                                 static_cast<std::size_t>(world_size()), cudaMemcpyDeviceToDevice, stream()),
-               "enqueueing the copy of a piece");
+    // A copy each: cudaMemcpy2DAsync() takes no pitch of 2 GiB, which the shard of a large model is.
+    for (int r = 0; r < world_size(); ++r) {
+      const std::byte* const shard = bytes_of(bucket.shards) + static_cast<std::size_t>(r) * shard_bytes;
+      check_cuda(cudaMemcpyAsync(packed + static_cast<std::size_t>(r) * bytes, shard + begin * element, bytes,
+                                 cudaMemcpyDeviceToDevice, stream()),
+                 "enqueueing the copy of a piece");
+    }
     input = outgoing_.tensor(total);
   }
   rows.base = tile_.reserve(total);

@@ -52,8 +52,6 @@ DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepR
     MemoryLayout registry_layout(registry_buffer_.reserve(needed_by_registry.used()));
     registry_ = lay_out_registry(registry_layout, exchange_.size());
   }
-  first_failure_ = at::zeros({static_cast<std::int64_t>(sizeof(StepHeader))},
-                             at::TensorOptions().dtype(at::kByte).pinned_memory(device.is_cuda()));
 }
 
 DeviceStep::Memory DeviceStep::lay_out(MemoryLayout& layout, int world) {
@@ -107,10 +105,8 @@ void DeviceStep::begin(const StepRecord& own) {
   check_cuda(
       cuda::launch_make_table(memory_.records, world, {.objectives = k_bound_, .expected = rules_.expected_objectives},
                               memory_.table, rules_.keeps_objectives ? memory_.first : FirstObjectives{}, registry_,
-                              memory_.failed, stream()),
+                              memory_.failed, first_failure_.on_device(), stream()),
       "enqueueing the step's table");
-  // By torch, which keeps the pinned memory from others until the copy is done.
-  first_failure_.copy_(step_buffer_.tensor_at(memory_.failed, sizeof(StepHeader)), /*non_blocking=*/true);
 }
 
 void DeviceStep::continue_from(std::int64_t step) { write(&memory_.counters->step, &step, 1, stream()); }
@@ -120,7 +116,7 @@ void DeviceStep::forget_objectives() {
   write(memory_.first.count, &none, 1, stream());
 }
 
-void DeviceStep::check_past_steps() const { check(*static_cast<const StepHeader*>(first_failure_.const_data_ptr())); }
+void DeviceStep::check_past_steps() const { check(first_failure_.look()); }
 
 void DeviceStep::check(const StepHeader& header) const { check_step(header, {}, k_bound_); }
 

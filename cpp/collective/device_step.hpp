@@ -1,7 +1,6 @@
 // What the ranks of a group know of a step on the device: who stands for which objective, and what is wrong with it.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
 #include <cstddef>
@@ -12,6 +11,7 @@
 #include "bucket_moo/objective_table.hpp"
 #include "collective/device_exchange.hpp"
 #include "collective/device_memory.hpp"
+#include "collective/failure_notice.hpp"
 #include "collective/memory_layout.hpp"
 #include "collective/objectives.hpp"
 #include "solve.cuh"
@@ -114,7 +114,7 @@ class DeviceStep {
   DeviceBuffer registry_buffer_;
   Memory memory_ = {};
   ObjectiveRegistry registry_ = {};
-  at::Tensor first_failure_;  // StepHeader in host memory that the device writes, pinned
+  FailureNotice first_failure_;
 };
 
 }  // namespace bucket_moo

@@ -22,6 +22,8 @@
 namespace bucket_moo {
 namespace {
 
+constexpr const char* kWarmUp = "bucket_moo_ext: run at least one backward pass before capturing a graph";
+
 /// Makes device and side stream current, for its scope.
 class OnSideStream {
  public:
@@ -31,6 +33,14 @@ class OnSideStream {
   KernelDeviceGuard device_;
   c10::StreamGuard stream_;
 };
+
+/// What a backend holds from its start must not be a graph's. Asked for before anything is allocated, which would
+/// spoil the capture.
+c10::Device outside_of_capture(c10::Device device) {
+  const KernelDeviceGuard guard(device);
+  TORCH_CHECK(!is_capturing(current_stream(device)), kWarmUp);
+  return device;
+}
 
 template <class T>
 at::Tensor upload(const std::vector<T>& values, c10::ScalarType type, c10::Device device) {
@@ -46,7 +56,7 @@ DeviceBackend::DeviceMethod::DeviceMethod(const MethodConfig& config, c10::Devic
                            permutation.defined() ? permutation.const_data_ptr<int>() : nullptr)) {}
 
 DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options)
-    : device_(device),
+    : device_(outside_of_capture(device)),
       options_(std::move(options)),
       side_(device),
       method_([&] {
@@ -128,7 +138,7 @@ void DeviceBackend::check_capture(const Reduction& reduction) {
   TORCH_CHECK(!options_.keeps_weights(), "bucket_moo_ext: a Sketch with refresh_every > 1 or lag=1 cannot be ",
               "captured in a graph: which steps solve is decided on the host, and a late solve goes on behind the ",
               "graph's end");
-  TORCH_CHECK(collective_.is_reserved(), "bucket_moo_ext: run at least one backward pass before capturing a graph");
+  TORCH_CHECK(collective_.is_reserved(), kWarmUp);
   const Book::Page* const page = reduction.output.is_sparse() ? nullptr : book_.find(reduction.bucket);
   TORCH_CHECK(page != nullptr && page->record && page->record->numel == reduction.gradient().numel() &&
                   page->record->dtype == reduction.dtype(),

@@ -103,8 +103,8 @@ void check_use(const Block& block, const void* address, Access access, const std
   if (page_of(block, address) + 1 == block.pages.size()) fault(who + verb + describe(block, address));
   const auto require = [&](const Use& earlier, const char* did) {
     if (clock.has(earlier.epoch)) return;
-    fault(who + verb + describe(block, address) + ", which a " + earlier.task + " on stream " +
-          std::to_string(earlier.epoch.stream) + did + ", and nobody waited for that");
+    fault(who + verb + describe(block, address) + ", which " + earlier.task + " on stream " +
+          std::to_string(earlier.epoch.stream) + did + " and nobody waited for");
   };
   require(page.written, " wrote");
   if (access == Access::write) {
@@ -115,7 +115,7 @@ void check_use(const Block& block, const void* address, Access access, const std
 /// By the task that runs.
 void use(Block& block, const void* address, Access access) {
   const Memory& m = memory();
-  check_use(block, address, access, std::string("a ") + m.task->name + " on stream " + std::to_string(m.stream->id),
+  check_use(block, address, access, std::string(m.task->name) + " on stream " + std::to_string(m.stream->id),
             m.stream->clock);
   Page& page = block.pages[page_of(block, address)];
   const Use now{m.epoch, m.task->name};
@@ -211,7 +211,7 @@ void* allocate(Place place, std::size_t bytes, const Stream* stream) {
   Block block{static_cast<std::byte*>(map), bytes, place};
   block.pages.resize(pages);
   if (stream != nullptr) {
-    for (Page& page : block.pages) page.written = {stream->clock.now(stream->id), "task before the allocation"};
+    for (Page& page : block.pages) page.written = {stream->clock.now(stream->id), "work before the allocation"};
   }
   std::byte* const end = block.map + pages * page_bytes;
   memory().blocks.emplace(end, std::move(block));
@@ -229,7 +229,7 @@ bool release(Place place, void* pointer, const Stream* owner) {
   const auto require = [&](const Use& last) {
     if (clock.has(last.epoch) || host_clock().has(last.epoch) || block->also_used_by.contains(last.epoch.stream))
       return;
-    fault(describe(*block, pointer) + " is freed while a " + last.task + " on stream " +
+    fault(describe(*block, pointer) + " is freed while " + last.task + " on stream " +
           std::to_string(last.epoch.stream) + " may still use it");
   };
   for (const Page& page : block->pages) {

@@ -1,9 +1,9 @@
 // Memory of the emulated device, and pinned memory of the host: who used which page last, on which stream, and whether
 // that was waited for.
 //
-// Pages are closed (PROT_NONE) while nothing runs that may use them. What a copy uses is known; what a kernel uses shows
-// by the page faults that it takes, and so does a host that touches what is not its own. A page is the smallest thing
-// that is told apart, an allocation shares none.
+// Pages are closed (PROT_NONE) while nothing runs that may use them. What a copy uses is known; what a kernel uses
+// shows by the page faults that it takes, and so does a host that touches what is not its own. A page is the smallest
+// thing that is told apart, an allocation shares none.
 #ifndef BUCKET_MOO_EMULATION_MEMORY_HPP
 #define BUCKET_MOO_EMULATION_MEMORY_HPP
 

@@ -4,7 +4,7 @@
 
 namespace bucket_moo::emulation {
 
-/// How often something was asked for. What is captured into a graph counts when it is captured, not when it is replayed.
+/// How often something was asked for. What is captured into a graph counts when it is captured, not at a replay.
 struct Operations {
   long kernels = 0;
   long copies = 0;
