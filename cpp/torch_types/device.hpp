@@ -17,10 +17,10 @@ inline void check_cuda(cudaError_t status, const char* what) {
   TORCH_CHECK(status == cudaSuccess, "bucket_moo_ext: ", what, " failed: ", cudaGetErrorString(status));
 }
 
-/// Whether the kernels of cuda/ reduce this device's tensors: CUDA's; in the emulation that tests use, the CPU's, which
-/// has neither streams nor a current device.
+/// Whether the kernels of cuda/ reduce this device's tensors: CUDA's; in the emulation that tests use, the CPU's too,
+/// which has neither streams nor a current device.
 inline bool is_kernel_device(c10::Device device) {
-  return BUCKET_MOO_EMULATED_CUDA ? device.is_cpu() : device.is_cuda();
+  return device.is_cuda() || (BUCKET_MOO_EMULATED_CUDA && device.is_cpu());
 }
 
 /// The current stream of the calling thread, as kernels are launched on it.

@@ -1,0 +1,238 @@
+"""Reductions on a device and its streams: who waits for whom, what lives how long, and what a graph holds.
+
+Runs on the emulated CUDA device, over a stand-in for NCCL: `make test-emulated`. Whatever is used before it was waited
+for ends a rank there, so that every test here is also one of all the streams, events and memory that it passes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import bucket_moo_ext as moo
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.support import emulated_cuda
+from tests.support.checks import ON_DEVICE, draw, raw
+from tests.support.ddp import CAP_MB, batch_of, loss_of, mlp
+
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(not ON_DEVICE, reason="needs the build with emulated CUDA kernels"),
+]
+
+Runner = Callable[..., list[Any]]
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+SIZES = (1, 5000, 40_003)
+SKETCHES = (moo.Sketch(64), moo.Sketch(64, refresh_every=2), moo.Sketch(64, lag=1))
+
+
+def results_of(rank: int, world: int, seed: int, device: str, gramian: Any, method: Any) -> list[bytes]:
+    """Some steps of buckets of all kinds."""
+    state = moo.BucketMOO(method, gramian=gramian)
+    results = []
+    for step in range(3):
+        for dtype in DTYPES:
+            for n in SIZES:
+                row = draw(seed, (step, rank, n), n, dtype).to(device)
+                moo.all_reduce(row, state)
+                results.append(raw(row.cpu()))
+        full = draw(seed, (step, rank), 3001 * world, torch.float32).to(device)
+        shard = torch.empty(3001, device=device)
+        moo.reduce_scatter(shard, full, state)
+        parts = [torch.empty_like(shard) for _ in range(world)]
+        dist.all_gather(parts, shard)
+        results += [raw(part.cpu()) for part in parts]
+        results.append(raw(state.report().buckets[0].gramian))
+    return results
+
+
+def rank_on_both(rank: int, world: int, seed: int, gramian: Any, method: Any) -> tuple[list[bytes], list[bytes]]:
+    with emulated_cuda.stream():
+        on_stream = results_of(rank, world, seed, "cuda", gramian, method)
+    return on_stream, results_of(rank, world, seed, "cpu", gramian, method)
+
+
+@pytest.mark.parametrize("method", ["mgda", moo.Smoothed("pcgrad", 0.5)], ids=str)
+def test_streams_change_no_bit(run_ranks: Runner, random_seed: int, method: Any) -> None:
+    """The same kernels without any stream are what every other test of the device path compares with its reference."""
+    ranks = run_ranks(3, rank_on_both, random_seed, "exact", method, backend=emulated_cuda.nccl)
+    for on_stream, in_order in ranks:
+        assert on_stream == in_order == ranks[0][0]
+
+
+@pytest.mark.parametrize("sketch", SKETCHES, ids=str)
+def test_sketches_on_streams(run_ranks: Runner, random_seed: int, sketch: moo.Sketch) -> None:
+    """The stand-in for NCCL multiplies float32 and float64 by itself: their results may differ in the last bit."""
+    for on_stream, in_order in run_ranks(3, rank_on_both, random_seed, sketch, "mgda", backend=emulated_cuda.nccl):
+        for place, (got, expected) in enumerate(zip(on_stream, in_order, strict=True)):
+            kind = place % (len(DTYPES) * len(SIZES) + 4)
+            dtype = DTYPES[kind // len(SIZES)] if kind < len(DTYPES) * len(SIZES) else torch.float32
+            dtype = torch.float64 if kind == len(DTYPES) * len(SIZES) + 3 else dtype
+            a, b = (torch.frombuffer(bytearray(bits), dtype=dtype) for bits in (got, expected))
+            torch.testing.assert_close(a, b)
+
+
+def rank_host_never_waits(rank: int, world: int, seed: int, gramian: Any) -> None:
+    state = moo.BucketMOO("mgda", gramian=gramian)
+    with emulated_cuda.stream():
+        rows = [draw(seed, (rank, n), n, torch.float32).to("cuda") for n in (40_003, 64)]
+        for step in range(6):
+            with emulated_cuda.counting() as counted:
+                for row in rows:
+                    moo.all_reduce(row, state)
+            assert "on_legacy_stream" not in counted
+            assert ("synchronisations" in counted) == (step == 0)
+            assert "kernels" in counted
+            if step > 2:
+                assert "allocations" not in counted
+
+
+@pytest.mark.parametrize("gramian", ["exact", *SKETCHES], ids=str)
+def test_the_host_waits_in_the_first_step_alone(run_ranks: Runner, random_seed: int, gramian: Any) -> None:
+    """And nothing is ever enqueued on the legacy stream, for which everybody waits."""
+    run_ranks(2, rank_host_never_waits, random_seed, gramian, backend=emulated_cuda.nccl)
+
+
+def rank_who_waits(rank: int, world: int) -> None:
+    state = moo.BucketMOO("mgda")
+    with emulated_cuda.stream():
+        row = torch.ones(5000).to("cuda")
+        moo.all_reduce(row, state)
+        future = moo.all_reduce(row, state, async_op=True)
+        with emulated_cuda.faults() as found:
+            row.zero_()
+        assert found, "the result was not waited for"
+        future.wait()
+        with emulated_cuda.faults() as found:
+            row.zero_()
+        assert not found
+    with emulated_cuda.stream(), emulated_cuda.faults() as found:
+        moo.all_reduce(row, state)  # on another stream than what made it
+    assert found, "the gradient was not waited for"
+
+
+def test_a_future_is_what_orders_streams(run_ranks: Runner) -> None:
+    run_ranks(2, rank_who_waits, backend=emulated_cuda.nccl)
+
+
+def rank_drops_its_tensors(rank: int, world: int, seed: int) -> None:
+    for gramian in ("exact", *SKETCHES):
+        state = moo.BucketMOO("mgda", gramian=gramian)
+        with emulated_cuda.stream():
+            for step in range(3):
+                row = draw(seed, (step, rank), 5000, torch.float32).to("cuda")
+                full = draw(seed, (step, rank), 5000 * world, torch.float32).to("cuda")
+                shard = torch.empty_like(row)
+                moo.all_reduce(row, state, async_op=True)
+                moo.reduce_scatter(shard, full, state, async_op=True)
+                del row, full, shard
+            state.report()
+
+
+def test_tensors_may_be_dropped_at_once(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, rank_drops_its_tensors, random_seed, backend=emulated_cuda.nccl)
+
+
+def rank_captures(rank: int, world: int, seed: int, gramian: Any) -> None:
+    state = moo.BucketMOO("mgda", gramian=gramian)
+    sizes = (5000, 64)
+    with emulated_cuda.stream():
+        rows = [draw(seed, (rank, n), n, torch.float32).to("cuda") for n in sizes]
+        work = [row.clone() for row in rows]
+        for _ in range(2):
+            for row in work:
+                moo.all_reduce(row, state)
+        assert state.step == 2 * len(sizes)
+        with emulated_cuda.counting() as counted, emulated_cuda.Graph() as graph:
+            for row in work:
+                moo.all_reduce(row, state)
+        assert not {"synchronisations", "allocations", "on_legacy_stream"} & counted.keys()
+        assert state.step == 2 * len(sizes), "what is captured is not done"
+        for replay in range(1, 4):
+            for row, start in zip(work, rows, strict=True):
+                row.copy_(start)
+            graph.replay()
+            assert state.step == (2 + replay) * len(sizes)
+            eager = moo.BucketMOO("mgda", gramian=gramian)
+            eager.load_state_dict({**state.state_dict(), "step": (1 + replay) * len(sizes)})
+            for row, start in zip(work, rows, strict=True):
+                again = start.clone()
+                moo.all_reduce(again, eager)
+                assert raw(again.cpu()) == raw(row.cpu())
+        assert state.report().buckets[0].solved_step == state.step
+        moo.all_reduce(torch.ones(7).to("cuda"), state)  # the state goes on beside its graph
+        for row, start in zip(work, rows, strict=True):
+            row.copy_(start)
+        graph.replay()
+        assert state.step == 6 * len(sizes) + 1
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("gramian", ["exact", moo.Sketch(64)], ids=str)
+def test_a_captured_all_reduce(run_ranks: Runner, random_seed: int, world: int, gramian: Any) -> None:
+    run_ranks(world, rank_captures, random_seed, gramian, backend=emulated_cuda.nccl)
+
+
+def rank_captures_too_early(rank: int, world: int) -> None:
+    with emulated_cuda.stream():
+        row = torch.ones(5000).to("cuda")
+        state = moo.BucketMOO("mgda")
+        with emulated_cuda.Graph(), pytest.raises(RuntimeError, match="run at least one backward pass before"):
+            moo.all_reduce(row, state)
+        moo.all_reduce(row, state)
+        other = torch.ones(5001).to("cuda")
+        with emulated_cuda.Graph(), pytest.raises(RuntimeError, match="one of 5001 elements is not known yet"):
+            moo.all_reduce(other, state)
+        for sketch in (moo.Sketch(64, refresh_every=2), moo.Sketch(64, lag=1)):
+            keeps = moo.BucketMOO("mgda", gramian=sketch)
+            moo.all_reduce(row, keeps)
+            with emulated_cuda.Graph(), pytest.raises(RuntimeError, match="cannot be captured in a graph"):
+                moo.all_reduce(row, keeps)
+
+
+def test_a_capture_that_is_refused_is_not_spoilt(run_ranks: Runner) -> None:
+    """The first use of a state under capture says what to do, before anything is allocated."""
+    run_ranks(1, rank_captures_too_early, backend=emulated_cuda.nccl)
+
+
+def rank_hears_of_an_error(rank: int, world: int) -> None:
+    state = moo.BucketMOO(moo.Mean(weights=(1.0, 3.0)), objective=f"o{rank}")
+    with emulated_cuda.stream():
+        row = torch.ones(5000).to("cuda")
+        moo.all_reduce(row, state)
+        state.objective = "one"
+        with emulated_cuda.counting() as counted:
+            moo.all_reduce(row, state)
+            for _ in range(2):
+                with pytest.raises(ValueError, match="another number of objectives than the 1 of step 2"):
+                    moo.all_reduce(row, state)
+        assert "synchronisations" not in counted
+        assert "copies" not in counted
+        assert bool(row.cpu().isnan().all())
+
+
+def test_the_host_hears_of_an_error_without_a_copy(run_ranks: Runner) -> None:
+    """That it need not wait to read what the kernel wrote shows that the kernel fenced."""
+    run_ranks(2, rank_hears_of_an_error, backend=emulated_cuda.nccl)
+
+
+def rank_first_iteration(rank: int, world: int, seed: int) -> list[bytes]:
+    """DDP's first bucket holds the whole model and goes through the tile in pieces, from shards far apart."""
+    emulated_cuda.set_max_pitch(4096)
+    with emulated_cuda.stream():
+        ddp = DistributedDataParallel(mlp(seed, torch.float32).to("cuda"), bucket_cap_mb=CAP_MB)
+        moo.register(ddp, "mgda")
+        results = []
+        for step in range(3):
+            ddp.zero_grad()
+            x, y = (part.to("cuda") for part in batch_of(seed, rank, step, torch.float32))
+            loss_of(ddp, (x, y)).backward()
+            results.append(b"".join(raw(p.grad.cpu()) for p in ddp.parameters() if p.grad is not None))
+    return results
+
+
+def test_the_first_iteration_of_a_model_above_the_largest_pitch(run_ranks: Runner, random_seed: int) -> None:
+    ranks = run_ranks(2, rank_first_iteration, random_seed, backend=emulated_cuda.nccl)
+    assert ranks[0] == ranks[1]
