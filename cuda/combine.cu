@@ -16,11 +16,25 @@ constexpr int kResident = 4;   // blocks a multiprocessor holds at least
 constexpr int kInFlight = 4;   // rows read before the first of them is used
 constexpr int kWindow = 1024;  // rows whose coefficients are at hand at a time
 
+/// The rows of a tail and where their sum goes.
+struct CombineTail {
+  const void* base = nullptr;
+  std::int64_t pitch = 0;
+  std::int64_t size = 0;
+  void* out = nullptr;
+
+  template <class T>
+  __device__ const T* row(int r) const {
+    return reinterpret_cast<const T*>(static_cast<const char*>(base) + r * pitch);
+  }
+};
+
 struct CombinePass {
   DeviceRows rows;
   const double* coefficient;
   void* out;
   bool aligned;  ///< the rows and `out` can be accessed 16 bytes at a time
+  CombineTail tail;
 };
 
 struct CombineShared {
@@ -56,9 +70,35 @@ class Combination {
       }
       if (at < size) store(at, whole, any, sum);
     }
+    run_tail();
   }
 
  private:
+  /// A thread an element, from the last block on, which has the fewest tiles. A loop of its own: the one above has no
+  /// registers to spare.
+  __device__ void run_tail() {
+    const CombineTail& tail = pass_.tail;
+    for (std::int64_t begin = static_cast<std::int64_t>(gridDim.x - 1 - blockIdx.x) * kThreads; begin < tail.size;
+         begin += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+      const std::int64_t at = begin + thread_;
+      T sum = static_cast<T>(-0.0);
+      bool any = false;
+      for (int first = 0; first < pass_.rows.count; first += kWindow) {
+        if (pass_.rows.count > kWindow) list_rows(first);
+        any = any || shared_.count > 0;
+        if (at >= tail.size) continue;
+#pragma unroll 4
+        for (int listed = 0; listed < shared_.count; ++listed) {
+          const T value = static_cast<T>(Element<D>::value(tail.row<Bits<D>>(shared_.row[listed])[at]));
+          sum = sum + static_cast<T>(shared_.coefficient[listed]) * value;
+        }
+      }
+      if (at < tail.size) {
+        static_cast<Bits<D>*>(tail.out)[at] = any ? Element<D>::rounded(static_cast<float>(sum)) : Bits<D>{};
+      }
+    }
+  }
+
   /// Puts the rows from `first` on whose coefficients are not 0 into shared memory, in their order.
   __device__ void list_rows(int first) {
     __syncthreads();  // the last list has been read
@@ -131,19 +171,23 @@ __global__ void __launch_bounds__(kThreads, kResident) combine_kernel(const __gr
   }
 }
 
-/// A thread an element.
+/// A thread an element, of the rows and then of the tail.
 __global__ void __launch_bounds__(kThreads) combine_float64(const __grid_constant__ CombinePass pass) {
-  for (std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; at < pass.rows.size;
-       at += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+  const std::int64_t size = pass.rows.size + pass.tail.size;
+  for (std::int64_t place = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; place < size;
+       place += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    const bool in_tail = place >= pass.rows.size;
+    const std::int64_t at = in_tail ? place - pass.rows.size : place;
     double sum = -0.0;
     bool any = false;
     for (int r = 0; r < pass.rows.count; ++r) {
       const double coefficient = pass.coefficient[r];
       if (coefficient == 0.0) continue;
       any = true;
-      sum = sum + coefficient * static_cast<const double*>(pass.rows.row(r))[at];
+      const double* const row = in_tail ? pass.tail.row<double>(r) : static_cast<const double*>(pass.rows.row(r));
+      sum = sum + coefficient * row[at];
     }
-    static_cast<double*>(pass.out)[at] = any ? sum : 0.0;
+    static_cast<double*>(in_tail ? pass.tail.out : pass.out)[at] = any ? sum : 0.0;
   }
 }
 
@@ -165,16 +209,24 @@ Kernel kernel_of(DType dtype) {
 }  // namespace
 
 cudaError_t launch_combine(const DeviceRows& rows, const double* coefficient, void* out, cudaStream_t stream) {
-  if (!valid(rows) || (rows.count > 0 && coefficient == nullptr)) return cudaErrorInvalidValue;
-  if (rows.size == 0) return cudaSuccess;
-  if (out == nullptr) return cudaErrorInvalidValue;
+  return launch_combine(rows, out, {}, nullptr, coefficient, stream);
+}
+
+cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& tail, void* tail_out,
+                           const double* coefficient, cudaStream_t stream) {
+  if (!valid(rows) || !valid(tail) || (rows.count > 0 && coefficient == nullptr)) return cudaErrorInvalidValue;
+  if (rows.size > 0 && out == nullptr) return cudaErrorInvalidValue;
+  const bool like_rows = tail.base != nullptr && tail.count == rows.count && tail.dtype == rows.dtype;
+  if (tail.size > 0 && (!like_rows || tail_out == nullptr)) return cudaErrorInvalidValue;
+  if (rows.size + tail.size == 0) return cudaSuccess;
   const bool aligned = vector_aligned(rows) && reinterpret_cast<std::uintptr_t>(out) % kVectorBytes == 0;
-  const CombinePass pass{rows, coefficient, out, aligned};
+  const CombinePass pass{rows, coefficient, out, aligned, {tail.base, tail.pitch, tail.size, tail_out}};
   const Kernel kernel = kernel_of(rows.dtype);
 
   const std::int64_t tile = kThreads * kVectorBytes / element_bytes(rows.dtype);
+  const std::int64_t tiles = (rows.size + tail.size + tile - 1) / tile;
   LaunchShape shape{0, kThreads, sizeof(CombineShared)};
-  const cudaError_t status = fill_device(kernel, (rows.size + tile - 1) / tile, &shape);
+  const cudaError_t status = fill_device(kernel, tiles, &shape);
   if (status != cudaSuccess) return status;
   return launch(kernel, shape, stream, pass);
 }

@@ -15,6 +15,13 @@ namespace bucket_moo::cuda {
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
 cudaError_t launch_combine(const DeviceRows& rows, const double* coefficient, void* out, cudaStream_t stream);
 
+/// Enqueues the same for two pieces of a bucket in one kernel: rows into `out`, and tail into `tail_out`.
+/// \param tail      rows in a block, on the device, as many as `rows` and of their dtype; or empty
+/// \param tail_out  must overlap neither `rows` nor `out`, as `out` must not overlap `tail`
+/// \return as above
+cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& tail, void* tail_out,
+                           const double* coefficient, cudaStream_t stream);
+
 }  // namespace bucket_moo::cuda
 
 #endif  // BUCKET_MOO_CUDA_COMBINE_CUH

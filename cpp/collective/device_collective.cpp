@@ -121,11 +121,7 @@ void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, 
   const cuda::DeviceRows tails = exchange_partials(bucket, result);
   solve(bucket.index, result, state, /*counted=*/true);
   const NvtxRange range("bucket_moo combine");
-  combine_shard(bucket);
-  if (bucket.tail_size > 0) {
-    check_cuda(cuda::launch_combine(tails, scratch_.coefficients, bucket.tail, stream()),
-               "enqueueing the combination of the tail");
-  }
+  combine(bucket, tails);
 }
 
 /// The tile holds the own block too: how much of `limit` is left for the others'.
@@ -252,17 +248,20 @@ void DeviceCollective::solve(std::int64_t index, const DeviceResult& result, con
   check_cuda(cuda::launch_solve(step, stream()), "enqueueing the solve");
 }
 
-void DeviceCollective::combine_shard(const Bucket& bucket) {
+void DeviceCollective::combine(const Bucket& bucket, const cuda::DeviceRows& tails) {
+  const double* const coefficients = scratch_.coefficients;
   if (bucket.shard_size == 0) {
+    check_cuda(cuda::launch_combine(tails, coefficients, bucket.tail, stream()), "enqueueing a combination");
     return;
   }
   const auto element = static_cast<std::int64_t>(element_size(bucket.dtype));
-  const double* const coefficients = scratch_.coefficients;
   // Backwards: the last piece is still in the tile, and only its successors need to be exchanged once more.
   const std::int64_t last = (bucket.shard_size - 1) / bucket.piece * bucket.piece;
   for (std::int64_t begin = last; begin >= 0; begin -= bucket.piece) {
-    const cuda::DeviceRows rows = begin == last ? last_piece_ : load_piece(bucket, begin);
-    check_cuda(cuda::launch_combine(rows, coefficients, bucket.shard_out + begin * element, stream()),
+    const bool is_last = begin == last;  // which takes the tail with it
+    const cuda::DeviceRows rows = is_last ? last_piece_ : load_piece(bucket, begin);
+    check_cuda(cuda::launch_combine(rows, bucket.shard_out + begin * element, is_last ? tails : cuda::DeviceRows{},
+                                    bucket.tail, coefficients, stream()),
                "enqueueing a combination");
   }
 }

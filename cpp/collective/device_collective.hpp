@@ -125,7 +125,7 @@ class DeviceCollective {
   void partial_gramian(const Bucket& bucket);
   cuda::DeviceRows exchange_partials(const Bucket& bucket, const DeviceResult& result);
   void solve(std::int64_t index, const DeviceResult& result, const DeviceSolverState* state, bool counted);
-  void combine_shard(const Bucket& bucket);
+  void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
   void gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed);
   cuda::ScaleArguments scaling(const at::Tensor& bucket) const;
   std::size_t packed_bytes() const;

@@ -142,6 +142,50 @@ void combine_in_place() {
   }
 }
 
+/// A tail in the same launch, as apart from it.
+void combine_with_a_tail() {
+  for (const DType d : kDTypes) {
+    for (const std::int64_t n : {0, 1, 1024, 6000}) {
+      for (const std::int64_t tail_size : {0, 1, 31, 700, 5000}) {
+        for (const int w : {1, 3, 8, 1025}) {
+          if (w > 8 && n > 1) continue;
+          Tile t(d, w, n);
+          Tile tail(d, w, tail_size, tail_size % 2 == 0 ? Layout::block : Layout::odd_pitch);
+          checks::context = std::string("with a tail ") + name_of(d) + " n=" + std::to_string(n) +
+                            " tail=" + std::to_string(tail_size) + " W=" + std::to_string(w);
+          std::vector<double> c = random_coefficients(w);
+          if (w == 3) {
+            c[1] = 0;
+            t.set_all(1, std::nan(""));
+            tail.set_all(1, std::nan(""));
+            c[2] = n == 1 ? 1e-300 : c[2];  // summed in float64
+          }
+          std::vector<char> out(t.row_bytes() + 1), tail_out(tail.row_bytes() + 1, char{0x5a});
+          std::vector<char> alone(t.row_bytes() + 1), tail_alone(tail.row_bytes() + 1, char{0x5a});
+          using bucket_moo::cuda::launch_combine;
+          CHECK(launch_combine(t.device(), c.data(), alone.data(), nullptr) == cudaSuccess);
+          CHECK(launch_combine(tail.device(), c.data(), tail_alone.data(), nullptr) == cudaSuccess);
+          CHECK(launch_combine(t.device(), out.data(), tail.device(), tail_out.data(), c.data(), nullptr) ==
+                cudaSuccess);
+          CHECK(out == alone && tail_out == tail_alone);
+        }
+      }
+    }
+  }
+  checks::context = "tails refused";
+  Tile t(DType::float32, 3, 10);
+  const Tile other(DType::bfloat16, 3, 10);
+  const Tile fewer(DType::float32, 2, 10);
+  const Tile apart(DType::float32, 3, 10, Layout::scattered);
+  const double c[] = {1, 2, 3};
+  float out[20];
+  for (const Tile* const wrong : {&other, &fewer, &apart}) {
+    CHECK(bucket_moo::cuda::launch_combine(t.device(), out, wrong->device(), out + 10, c, nullptr) ==
+          cudaErrorInvalidValue);
+  }
+  CHECK(bucket_moo::cuda::launch_combine(t.device(), out, t.device(), nullptr, c, nullptr) == cudaErrorInvalidValue);
+}
+
 /// An empty tensor has no address.
 void empty_rows_may_be_nowhere() {
   checks::context = "nowhere";
@@ -174,6 +218,7 @@ int main() {
   combine_of_all_sizes();
   combine_rounds_once();
   combine_in_place();
+  combine_with_a_tail();
   combine_refuses();
   empty_rows_may_be_nowhere();
   return checks::finish();
