@@ -1,32 +1,51 @@
-// Weights that serve for more than the step they were solved in, on the device. Torch-free; none of these functions
-// throws, synchronises or allocates, and all can be captured in a graph.
+// Weights that serve for more than the step they were solved in, on the device.
 #ifndef BUCKET_MOO_CUDA_KEPT_WEIGHTS_CUH
 #define BUCKET_MOO_CUDA_KEPT_WEIGHTS_CUH
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
+#include "reduction_counters.cuh"
+#include "scale.cuh"
 #include "solve.cuh"
 
 namespace bucket_moo::cuda {
 
-/// Enqueues kept = solved. What is kept stays as it is if the step had an error. It also stays if the gradients had a
-/// NaN or Inf, unless nothing is kept yet.
-/// \param solved, kept  all pointers on the device; kept.header all zero: nothing yet
-cudaError_t launch_keep_weights(const BucketResult& solved, const BucketResult& kept, cudaStream_t stream);
+/// to = from, which has no error, by `Threads` threads of one block.
+template <int Threads>
+__device__ void copy_result(const BucketResult& from, const BucketResult& to) {
+  const int k = from.header->k;
+  for (int i = static_cast<int>(threadIdx.x); i < k * k; i += Threads) to.gramian[i] = from.gramian[i];
+  for (int i = static_cast<int>(threadIdx.x); i < k; i += Threads) to.weights[i] = from.weights[i];
+  if (threadIdx.x == 0) {
+    *to.header = *from.header;
+    *to.solution = *from.solution;
+  }
+}
 
-/// A bucket of a step that takes the weights that are kept for it.
-struct KeptStep {
-  ObjectiveTable table = {};           ///< of the step, device
-  int world = 0;                       ///< W, ranks in the table
-  BucketResult kept = {};              ///< device
-  BucketResult used = {};              ///< device, out: as kept, the step of its header included
-  double* coefficients = nullptr;      ///< as in SolveStep
-  DeviceCounters* counters = nullptr;  ///< as in SolveStep
-};
+/// If the step that should have solved for it had an error, nothing is kept. The host raises that error later.
+__device__ inline bool usable(const KeptStep& step) {
+  const StepHeader& header = *step.table.header;
+  return header.error == StepError::none && step.kept.header->k == header.k;
+}
 
-/// Enqueues used = kept and the coefficients of the combination. After an error of the step the coefficients are NaN,
-/// and used.header holds the error.
-cudaError_t launch_use_kept(const KeptStep& step, cudaStream_t stream);
+/// The rank's coefficient of the combination; NaN where nothing is usable.
+__device__ inline double kept_coefficient(const KeptStep& step) {
+  if (!usable(step)) return nan("");
+  return step.kept.weights[step.table.objective[step.rank]] * step.table.share[step.rank];
+}
+
+/// used = kept, and counts it; by all `Threads` threads of one block.
+template <int Threads>
+__device__ void use_kept(const KeptStep& step) {
+  if (usable(step)) {
+    copy_result<Threads>(step.kept, step.used);
+    if (threadIdx.x == 0) count_reduction(*step.counters, *step.kept.solution);
+  } else if (threadIdx.x == 0) {
+    *step.used.header = *step.table.header;
+    step.used.header->k = 0;
+    *step.used.solution = Solution{.status = Status::nonfinite};
+  }
+}
 
 }  // namespace bucket_moo::cuda
 

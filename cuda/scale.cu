@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "elements.cuh"
+#include "kept_weights.cuh"
 #include "kernels/normal_float32.hpp"
 #include "launch.cuh"
 #include "scale.cuh"
@@ -23,11 +24,18 @@ struct ScalePass {
   const double* share;
   void* factor;  ///< where a factor for the reduction goes; nullptr: the reduction does not multiply
   bool aligned;  ///< both can be accessed 16 bytes at a time
+  KeptStep kept;
 };
 
+/// The coefficient; the first block sees to what goes with kept weights.
+__device__ double coefficient_of(const ScalePass& pass) {
+  if (pass.kept.kept.header == nullptr) return *pass.coefficient;
+  if (blockIdx.x == 0) use_kept<kThreads>(pass.kept);
+  return kept_coefficient(pass.kept);
+}
+
 /// Whether the rank is left out. After an error the coefficient is NaN and the share means nothing.
-__device__ bool left_out(const ScalePass& pass) {
-  const double coefficient = *pass.coefficient;
+__device__ bool left_out(const ScalePass& pass, double coefficient) {
   return coefficient == coefficient && *pass.share == 0.0;
 }
 
@@ -67,8 +75,8 @@ __device__ void replace(const ScalePass& pass, Change change) {
 
 /// Multiplied in T.
 template <DType D, class T>
-__device__ void multiply(const ScalePass& pass) {
-  const T coefficient = static_cast<T>(*pass.coefficient);
+__device__ void multiply(const ScalePass& pass, double factor) {
+  const T coefficient = static_cast<T>(factor);
   replace<D, true>(pass, [coefficient](const Vector& vector) {
     Vector product;
 #pragma unroll
@@ -82,8 +90,8 @@ __device__ void multiply(const ScalePass& pass) {
 
 template <DType D>
 __global__ void __launch_bounds__(kThreads, kResident) scale_kernel(const __grid_constant__ ScalePass pass) {
-  const double coefficient = *pass.coefficient;
-  const bool out = left_out(pass);
+  const double coefficient = coefficient_of(pass);
+  const bool out = left_out(pass, coefficient);
   const bool normal = normal_float32(coefficient);
   if (pass.factor != nullptr) {
     const bool as_factor = D == DType::float32 && normal && !out;
@@ -96,16 +104,16 @@ __global__ void __launch_bounds__(kThreads, kResident) scale_kernel(const __grid
   if (out) {
     replace<D, false>(pass, [](const Vector&) { return Vector{}; });
   } else if (normal) {
-    multiply<D, float>(pass);
+    multiply<D, float>(pass, coefficient);
   } else {
-    multiply<D, double>(pass);
+    multiply<D, double>(pass, coefficient);
   }
 }
 
 /// A thread an element.
 __global__ void __launch_bounds__(kThreads) scale_float64(const __grid_constant__ ScalePass pass) {
-  const double coefficient = *pass.coefficient;
-  const bool out = left_out(pass);
+  const double coefficient = coefficient_of(pass);
+  const bool out = left_out(pass, coefficient);
   if (pass.factor != nullptr) {
     if (is_first_thread()) *static_cast<double*>(pass.factor) = out ? 1.0 : coefficient;
     if (!out) return;
@@ -135,8 +143,8 @@ Kernel kernel_of(DType dtype) {
 
 bool valid(const ScaleArguments& arguments) {
   return element_bytes(arguments.dtype) != 0 && arguments.size >= 0 &&
-         (arguments.values != nullptr || arguments.size == 0) && arguments.coefficient != nullptr &&
-         arguments.share != nullptr;
+         (arguments.values != nullptr || arguments.size == 0) && arguments.share != nullptr &&
+         (arguments.coefficient != nullptr || arguments.kept.kept.header != nullptr);
 }
 
 cudaError_t launch_scale_kernel(const ScaleArguments& arguments, void* factor, cudaStream_t stream) {
@@ -148,7 +156,8 @@ cudaError_t launch_scale_kernel(const ScaleArguments& arguments, void* factor, c
                        arguments.coefficient,
                        arguments.share,
                        factor,
-                       aligned(arguments.values) && aligned(from)};
+                       aligned(arguments.values) && aligned(from),
+                       arguments.kept};
   const Kernel kernel = kernel_of(arguments.dtype);
   const std::int64_t tile = arguments.dtype == DType::float64
                                 ? kThreads
@@ -164,7 +173,7 @@ cudaError_t launch_scale_kernel(const ScaleArguments& arguments, void* factor, c
 
 cudaError_t launch_scale(const ScaleArguments& arguments, cudaStream_t stream) {
   if (!valid(arguments)) return cudaErrorInvalidValue;
-  if (arguments.size == 0) return cudaSuccess;
+  if (arguments.size == 0 && arguments.kept.kept.header == nullptr) return cudaSuccess;
   return launch_scale_kernel(arguments, nullptr, stream);
 }
 

@@ -8,8 +8,18 @@
 #include <cstdint>
 
 #include "kernels/rows.hpp"
+#include "solve.cuh"
 
 namespace bucket_moo::cuda {
+
+/// A bucket of a step that takes the weights that are kept for it.
+struct KeptStep {
+  ObjectiveTable table = {};           ///< of the step, device
+  int rank = 0;                        ///< in the table, whose bucket it is
+  BucketResult kept = {};              ///< device; nullptr header: no weights are kept
+  BucketResult used = {};              ///< device, out: as kept, the step of its header included
+  DeviceCounters* counters = nullptr;  ///< as in SolveStep
+};
 
 struct ScaleArguments {
   void* values = nullptr;      ///< [n], device, out; aligned to its element size
@@ -18,6 +28,9 @@ struct ScaleArguments {
   DType dtype = DType::float32;
   const double* coefficient = nullptr;  ///< [1], device: this rank's coefficient of the combination; NaN after an error
   const double* share = nullptr;        ///< [1], device: this rank's share; 0: left out. Anything after an error
+  /// With kept weights, from which the coefficient comes then: enqueues used = kept too. After an error of the step, or
+  /// where nothing is kept, the coefficient is NaN, and used.header holds the error.
+  KeptStep kept = {};
 };
 
 /// Enqueues values = coefficient * from, or coefficient * values in place.

@@ -4,9 +4,12 @@
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method_list.hpp>
+#include <bucket_moo/packed_triangle.hpp>
 #include <bucket_moo/solve.hpp>
 #include <bucket_moo/state_layout.hpp>
 
+#include "bucket_gramian.cuh"
+#include "kept_weights.cuh"
 #include "launch.cuh"
 #include "reduction_counters.cuh"
 #include "solve.cuh"
@@ -18,6 +21,23 @@ namespace {
 /// might as well be to global memory makes every access a slow one.
 __host__ __device__ constexpr std::size_t shared_size(const Method& method, int k) {
   return static_cast<std::size_t>(k) + state_size(method, k) + solve_scratch_size(method.id, k);
+}
+
+/// Threads of a block that solves for a step: all add up the Gramian, the first warp solves.
+constexpr int kStepThreads = 256;
+
+/// Elements of the longest tail that a solve of up to k objectives takes. A thread then forms at most 256 products,
+/// which takes less than a launch (an estimate: some 10 cycles each).
+constexpr int longest_tail(int k) {
+  constexpr int kMostProducts = 256;
+  return kMostProducts / ((packed_size(k) + kStepThreads - 1) / kStepThreads);
+}
+
+/// Doubles of shared memory that the solve of a step needs: first for the tail, then for the problem.
+constexpr std::size_t step_size(const Method& method, int k, int tail) {
+  const std::size_t problem = shared_size(method, k);
+  const std::size_t gradients = tail_gradients(tail, k);
+  return gradients > problem ? gradients : problem;
 }
 
 /// Whether every method has room for kMaxObjectives in 163 kB, which a block of an sm_80 may have.
@@ -85,12 +105,20 @@ __device__ void store(const Method& method, const SolveBatch& batch, const Probl
 /// The state of a bucket, which outlives the step, by objective.
 __device__ StateView<double> kept_state(const SolveStep& step) { return {step.state, step.capacity, step.slot}; }
 
-/// The problem of a bucket, with the state of this step's objectives.
+/// The problem of a bucket, with the state of this step's objectives. By all threads of the block.
 __device__ Problem load(const Method& method, const SolveStep& step) {
   const StepHeader header = *step.table.header;
   const Problem problem =
       place_problem(method, header.k, {step.seed, static_cast<std::uint64_t>(header.step), step.bucket});
-  copy(static_cast<std::size_t>(header.k) * static_cast<std::size_t>(header.k), step.result.gramian, problem.gramian);
+  const int k = header.k;
+  double* const gramian = step.result.gramian;
+  add_up_gramian<kStepThreads>(step.gramian, step.table, k, dynamic_shared<double>(), [=](int i, int j, double entry) {
+    gramian[i * k + j] = entry;
+    gramian[j * k + i] = entry;
+  });
+  __syncthreads();  // the tail's gradients are no longer needed where the problem will be
+  if (threadIdx.x >= kWarp) return problem;
+  copy(static_cast<std::size_t>(k) * static_cast<std::size_t>(k), gramian, problem.gramian);
   if (step.slot != nullptr) {
     const StateView<double> kept = kept_state(step);
     copy_state(WarpLanes{}, method, header.k, {kept.values, kept.size, kept.place}, {problem.state, header.k, nullptr});
@@ -119,6 +147,10 @@ __device__ void store(const Method& method, const SolveStep& step, const Problem
     *step.result.solution = solution;
     if (step.counters != nullptr) count_reduction(*step.counters, solution);
   }
+  if (step.kept.header == nullptr) return;
+  const bool is_first = step.kept.header->k == 0;
+  lanes.sync();  // the result is complete, and the header not yet another
+  if (is_first || solution.status != Status::nonfinite) copy_result<kWarp>(step.result, step.kept);
 }
 
 /// After an error the combination becomes NaN, so that nobody trains on without noticing. The host reports the error
@@ -140,20 +172,21 @@ struct Arguments {
   SolveStep step;
 };
 
-/// One block of one warp per problem, so that nothing waits at a barrier of the block. One kernel per method, so that
-/// each has registers for itself alone; the solver is in it once, for batches and steps, because it is what takes the
-/// compiler minutes.
+/// One warp solves a problem, so that nothing waits at a barrier of the block; other warps of a step's block have gone
+/// by then. One kernel per method, so that each has registers for itself alone; the solver is in it once, for batches
+/// and steps, because it is what takes the compiler minutes.
 template <class M>
-__global__ void __launch_bounds__(kWarp, 1) solve_kernel(const Arguments arguments) {
+__global__ void __launch_bounds__(kStepThreads, 1) solve_kernel(const Arguments arguments) {
   const SolveBatch& batch = arguments.batch;
   const SolveStep& step = arguments.step;
   if (arguments.in_step && step.table.header->error != StepError::none) {
-    refuse(step);
+    if (threadIdx.x < kWarp) refuse(step);
     return;
   }
   Method method = arguments.in_step ? step.method : batch.method;
   method.id = M::kId;  // as it is; now the compiler knows
   const Problem problem = arguments.in_step ? load(method, step) : load(method, batch);
+  if (threadIdx.x >= kWarp) return;
   WarpLanes::sync();
   const Solution solution = solve_one<M>(WarpLanes(problem.k), method, problem.key, problem.k, problem.gramian,
                                          problem.weights, problem.scratch, problem.state);
@@ -175,11 +208,9 @@ SolveKernel kernel_of(MethodList<Each...>, MethodId id) {
 
 bool in_range(int batch, int k) { return batch >= 0 && k >= 1 && k <= kMaxObjectives; }
 
-cudaError_t launch_kernel(const Arguments& arguments, const Method& method, int batch, int k, cudaStream_t stream) {
+cudaError_t launch_kernel(const Arguments& arguments, const Method& method, LaunchShape shape, cudaStream_t stream) {
   const SolveKernel kernel = kernel_of(Methods{}, method.id);
-  if (kernel == nullptr) return cudaErrorInvalidValue;
-  const std::size_t bytes = shared_size(method, k) * sizeof(double);
-  return launch(kernel, {static_cast<unsigned>(batch), kWarp, bytes}, stream, arguments);
+  return kernel == nullptr ? cudaErrorInvalidValue : launch(kernel, shape, stream, arguments);
 }
 
 }  // namespace
@@ -197,16 +228,23 @@ cudaError_t solve_limit(const Method& method, int* k) {
   return cudaSuccess;
 }
 
+bool solve_takes_tail(int k_bound, std::int64_t size) { return size <= longest_tail(k_bound); }
+
 cudaError_t launch_solve(const SolveBatch& batch, cudaStream_t stream) {
   if (!in_range(batch.batch, batch.k)) return cudaErrorInvalidValue;
   if (batch.batch == 0) return cudaSuccess;
   if (batch.gramians == nullptr || batch.weights == nullptr) return cudaErrorInvalidValue;
-  return launch_kernel({.in_step = false, .batch = batch, .step = {}}, batch.method, batch.batch, batch.k, stream);
+  const LaunchShape shape{static_cast<unsigned>(batch.batch), kWarp,
+                          shared_size(batch.method, batch.k) * sizeof(double)};
+  return launch_kernel({.in_step = false, .batch = batch, .step = {}}, batch.method, shape, stream);
 }
 
 cudaError_t launch_solve(const SolveStep& step, cudaStream_t stream) {
   if (!in_range(1, step.k_bound) || step.world < 1) return cudaErrorInvalidValue;
-  return launch_kernel({.in_step = true, .batch = {}, .step = step}, step.method, 1, step.k_bound, stream);
+  const int tail = step.gramian.tail.size;
+  if (!solve_takes_tail(step.k_bound, tail)) return cudaErrorInvalidValue;
+  const LaunchShape shape{1, kStepThreads, step_size(step.method, step.k_bound, tail) * sizeof(double)};
+  return launch_kernel({.in_step = true, .batch = {}, .step = step}, step.method, shape, stream);
 }
 
 }  // namespace bucket_moo::cuda

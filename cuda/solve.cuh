@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/rows.hpp"
+
 namespace bucket_moo::cuda {
 
 /// Problems that are solved side by side, independent of one another.
@@ -42,15 +44,37 @@ struct BucketResult {
   double* weights = nullptr;  ///< [K]
 };
 
+/// Rows of a few elements, side by side in device memory, one a rank.
+struct TailRows {
+  const void* base = nullptr;  ///< row 0, aligned to its element size
+  std::int64_t pitch = 0;      ///< bytes from one row to the next
+  int size = 0;                ///< elements of a row; 0: there are none
+  DType dtype = DType::float32;
+};
+
+/// What a bucket's Gramian is the sum of, in this order; each part may be missing. Packed: the lower triangle, entry
+/// (i, j), j <= i, at i (i + 1) / 2 + j.
+struct GramianParts {
+  TailRows tail = {};                   ///< the Gramian of the objectives' gradients in it; see solve_takes_tail()
+  const double* packed = nullptr;       ///< a packed Gramian, device
+  const std::byte* messages = nullptr;  ///< [world], device, each beginning with a packed Gramian; 8-byte aligned
+  std::int64_t pitch = 0;               ///< bytes from one message to the next, a multiple of 8
+  int world = 0;                        ///< messages, which are added in their order
+};
+
 /// The problem of one bucket of a step, whose objectives only the device knows.
 struct SolveStep {
-  Method method;                       ///< as in SolveBatch
-  std::uint64_t seed = 0;              ///< with the step of the table and `bucket` the key of random choices
-  std::uint64_t bucket = 0;            ///< index of the bucket in the step
-  ObjectiveTable table = {};           ///< of the step, device
-  int world = 0;                       ///< W, ranks in the table
-  int k_bound = 0;                     ///< K is at most this, and this solve_limit()
-  BucketResult result = {};            ///< its gramian is read, the rest written
+  Method method;              ///< as in SolveBatch
+  std::uint64_t seed = 0;     ///< with the step of the table and `bucket` the key of random choices
+  std::uint64_t bucket = 0;   ///< index of the bucket in the step
+  ObjectiveTable table = {};  ///< of the step, device
+  int world = 0;              ///< W, ranks in the table
+  int k_bound = 0;            ///< K is at most this, and this solve_limit()
+  GramianParts gramian = {};  ///< of the bucket
+  BucketResult result = {};   ///< device, out
+  /// What becomes a copy of the result, device; null pointers: nothing does. It stays as it is if the step has an error,
+  /// and if the Gramian has a NaN or Inf unless nothing is kept yet: then all of kept.header is zero.
+  BucketResult kept = {};
   double* coefficients = nullptr;      ///< [W] of the combination, device, out; NaN where the step has an error
   DeviceCounters* counters = nullptr;  ///< device, buckets and nonfinite are counted up; nullptr: they are not
   const int* slot = nullptr;           ///< [K] of the registry, device; nullptr for methods without a memory
@@ -67,8 +91,12 @@ cudaError_t solve_limit(const Method& method, int* k);
 /// \return cudaErrorInvalidValue for arguments out of range, else what the launch says. Can be captured in a graph.
 cudaError_t launch_solve(const SolveBatch& batch, cudaStream_t stream);
 
-/// Enqueues the solve of a bucket, and the coefficients of its combination: coefficient[r] = weight[objective of r] *
-/// share[r].
+/// Whether a solve of up to k_bound objectives can form the Gramian of a tail of `size` elements. For longer ones it
+/// would take more time, being one block, than a launch of their own.
+bool solve_takes_tail(int k_bound, std::int64_t size);
+
+/// Enqueues the sum of a bucket's Gramian, the same bits on every GPU, its solve, and the coefficients of its
+/// combination: coefficient[r] = weight[objective of r] * share[r].
 /// \return as launch_solve()
 cudaError_t launch_solve(const SolveStep& step, cudaStream_t stream);
 

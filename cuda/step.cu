@@ -1,15 +1,12 @@
 #include <cuda_runtime.h>
 
 #include <bucket_moo/lanes.hpp>
-#include <bucket_moo/packed_triangle.hpp>
 
 #include "launch.cuh"
 #include "step.cuh"
 
 namespace bucket_moo::cuda {
 namespace {
-
-constexpr int kThreads = 128;
 
 __global__ void write_record(const StepRecord own, std::int64_t* counter, StepRecord* slot) {
   if (threadIdx.x != 0) return;
@@ -40,25 +37,6 @@ __global__ void __launch_bounds__(kWarp)
   }
 }
 
-/// A thread an entry of the lower triangle.
-__global__ void __launch_bounds__(kThreads)
-    sum_partials(const PartialGramians partials, const StepHeader* __restrict__ header, double* __restrict__ gramian) {
-  const int k = header->k;
-  const int entries = packed_size(k);
-  for (int p = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); p < entries;
-       p += static_cast<int>(gridDim.x * blockDim.x)) {
-    double sum = partials.tail == nullptr ? 0.0 : partials.tail[p];
-    const std::byte* message = partials.messages;
-    for (int r = 0; r < partials.world; ++r, message += partials.pitch) {
-      sum += reinterpret_cast<const double*>(message)[p];
-    }
-    const int i = packed_row(p);
-    const int j = p - packed_size(i);
-    gramian[i * k + j] = sum;
-    gramian[j * k + i] = sum;
-  }
-}
-
 }  // namespace
 
 cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, StepRecord* slot, cudaStream_t stream) {
@@ -71,14 +49,6 @@ cudaError_t launch_make_table(const StepRecord* records, int world, const StepLi
                               cudaStream_t stream) {
   if (world < 1) return cudaErrorInvalidValue;
   return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, failed, told);
-}
-
-cudaError_t launch_sum_partials(const PartialGramians& partials, const StepHeader* header, double* gramian,
-                                cudaStream_t stream) {
-  const int bound = partials.world < kMaxObjectives ? partials.world : kMaxObjectives;  // K is known to the device only
-  const int entries = packed_size(bound);
-  return launch(sum_partials, {static_cast<unsigned>((entries + kThreads - 1) / kThreads), kThreads}, stream, partials,
-                header, gramian);
 }
 
 }  // namespace bucket_moo::cuda

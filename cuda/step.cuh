@@ -1,4 +1,4 @@
-// What a step of the collective does on the device beside Gramian, solve and combination. Torch-free; none of these
+// What the collective does on the device once a step. Torch-free; none of these
 // functions throws, synchronises or allocates, and all can be captured in a graph.
 #ifndef BUCKET_MOO_CUDA_STEP_CUH
 #define BUCKET_MOO_CUDA_STEP_CUH
@@ -6,7 +6,6 @@
 #include <cuda_runtime_api.h>
 
 #include <bucket_moo/objective_table.hpp>
-#include <cstddef>
 #include <cstdint>
 
 namespace bucket_moo::cuda {
@@ -28,20 +27,6 @@ cudaError_t launch_make_table(const StepRecord* records, int world, const StepLi
                               const ObjectiveTable& table, const FirstObjectives& first,
                               const ObjectiveRegistry& registry, StepHeader* failed, StepHeader* told,
                               cudaStream_t stream);
-
-/// Partial Gramians of a bucket, as the ranks sent them.
-struct PartialGramians {
-  const std::byte* messages;  ///< [world] messages, device, each starting with the packed lower triangle of a Gramian
-  std::int64_t pitch;         ///< bytes from one message to the next, a multiple of 8
-  int world;
-  const double* tail;  ///< one more packed Gramian, to be added first; nullptr: none
-};
-
-/// Enqueues gramian[i, j] = the sum of the partial Gramians in rank order, the same bits on every GPU.
-/// \param header  K, on the device; nothing is written where it has an error
-/// \param gramian [K, K] float64, device, out
-cudaError_t launch_sum_partials(const PartialGramians& partials, const StepHeader* header, double* gramian,
-                                cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda
 

@@ -11,7 +11,6 @@
 #include "collective/shard_layout.hpp"
 #include "combine.cuh"
 #include "gramian.cuh"
-#include "kept_weights.cuh"
 #include "kernels/sketch.hpp"
 #include "nvtx_range.cuh"
 #include "sketch.cuh"
@@ -87,9 +86,10 @@ void DeviceCollective::all_reduce(const at::Tensor& bucket, std::int64_t index, 
   const auto element = static_cast<std::int64_t>(element_size(dtype));
   const ShardLayout layout = shard_layout(bucket.numel(), world_size(), element_size(dtype));
   const std::int64_t shard_bytes = layout.shard * element;
-  const at::Tensor shards = as_bytes(bucket).narrow(0, 0, world_size() * shard_bytes);
+  const at::Tensor bytes = as_bytes(bucket);
+  const at::Tensor shards = bytes.narrow(0, 0, world_size() * shard_bytes);
   reduce({.shards = shards,
-          .tail = bytes_of(bucket) + world_size() * shard_bytes,
+          .tail = bytes.narrow(0, world_size() * shard_bytes, layout.tail * element),
           .shard_out = bytes_of(bucket) + rank() * shard_bytes,
           .shard_size = layout.shard,
           .tail_size = layout.tail,
@@ -106,7 +106,7 @@ void DeviceCollective::reduce_scatter(const at::Tensor& output, const at::Tensor
                                       const DeviceSolverState* state) {
   const DType dtype = dtype_of(output.scalar_type(), "output");
   reduce({.shards = as_bytes(input),
-          .tail = nullptr,
+          .tail = as_bytes(output).narrow(0, 0, 0),
           .shard_out = bytes_of(output),
           .shard_size = output.numel(),
           .tail_size = 0,
@@ -118,8 +118,8 @@ void DeviceCollective::reduce_scatter(const at::Tensor& output, const at::Tensor
 
 void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, const DeviceSolverState* state) {
   partial_gramian(bucket);
-  const cuda::DeviceRows tails = exchange_partials(bucket, result);
-  solve(bucket.index, result, state, /*counted=*/true);
+  const cuda::DeviceRows tails = exchange_messages(bucket);
+  solve(gramian_parts(bucket, tails), bucket.index, result, state, /*counted=*/true, /*kept=*/nullptr);
   const NvtxRange range("bucket_moo combine");
   combine(bucket, tails);
 }
@@ -176,16 +176,23 @@ void DeviceCollective::gramian(const cuda::DeviceRows& rows, bool fixed_grid, bo
   check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing a Gramian");
 }
 
+/// Where in a message the tail begins.
+std::size_t DeviceCollective::gramian_bytes(const Bucket& bucket) const {
+  return bucket.shard_size > 0 ? packed_bytes() : 0;
+}
+
+/// Of what each rank sends to all: the partial Gramian of its shard, and the tail. A bucket that is all tail is its own
+/// message, as it lies there.
+std::size_t DeviceCollective::message_bytes(const Bucket& bucket) const {
+  const std::size_t tail = static_cast<std::size_t>(bucket.tail_size) * element_size(bucket.dtype);
+  return bucket.shard_size > 0 ? packed_bytes() + round_up(tail, kKernelAlignment) : tail;
+}
+
 /// Into this rank's message.
 void DeviceCollective::partial_gramian(const Bucket& bucket) {
-  const std::size_t message =
-      packed_bytes() +
-      round_up(static_cast<std::size_t>(bucket.tail_size) * element_size(bucket.dtype), kKernelAlignment);
+  const std::size_t message = message_bytes(bucket);
   std::byte* const messages = messages_.reserve(static_cast<std::size_t>(world_size()) * message);
   auto* const packed = reinterpret_cast<double*>(messages + static_cast<std::size_t>(rank()) * message);
-  if (bucket.shard_size == 0) {
-    check_cuda(cudaMemsetAsync(packed, 0, packed_bytes(), stream()), "enqueueing an empty Gramian");
-  }
   if (bucket.piece >= bucket.shard_size) {
     outgoing_.release();  // DDP's first iteration is over
   }
@@ -196,39 +203,53 @@ void DeviceCollective::partial_gramian(const Bucket& bucket) {
   }
 }
 
-/// The Gramian of the whole bucket goes to `result`; returns the rows of the tail.
-cuda::DeviceRows DeviceCollective::exchange_partials(const Bucket& bucket, const DeviceResult& result) {
+/// Returns the rows of the tail.
+cuda::DeviceRows DeviceCollective::exchange_messages(const Bucket& bucket) {
   const NvtxRange range("bucket_moo exchange");
-  const std::size_t tail_bytes = static_cast<std::size_t>(bucket.tail_size) * element_size(bucket.dtype);
-  const std::size_t message = packed_bytes() + round_up(tail_bytes, kKernelAlignment);
-  std::byte* const messages = messages_.data();
-  if (tail_bytes > 0) {
-    check_cuda(cudaMemcpyAsync(messages + static_cast<std::size_t>(rank()) * message + packed_bytes(), bucket.tail,
-                               tail_bytes, cudaMemcpyDeviceToDevice, stream()),
-               "enqueueing the copy of the tail");
+  const std::size_t message = message_bytes(bucket);
+  const std::size_t total = static_cast<std::size_t>(world_size()) * message;
+  std::byte* const tails = messages_.data() + gramian_bytes(bucket);
+  if (bucket.shard_size == 0) {
+    if (bucket.tail_size > 0) {
+      exchange_.all_gather(messages_.tensor(total), bucket.tail);
+    }
+  } else {
+    if (bucket.tail_size > 0) {
+      check_cuda(cudaMemcpyAsync(tails + static_cast<std::size_t>(rank()) * message, bytes_of(bucket.tail),
+                                 bucket.tail.nbytes(), cudaMemcpyDeviceToDevice, stream()),
+                 "enqueueing the copy of the tail");
+    }
+    exchange_.all_gather(messages_.tensor(total));
   }
-  exchange_.all_gather(messages_.tensor(static_cast<std::size_t>(world_size()) * message));
-
-  cuda::DeviceRows tails;
-  tails.base = messages + packed_bytes();
-  tails.pitch = static_cast<std::int64_t>(message);
-  tails.count = world_size();
-  tails.size = bucket.tail_size;
-  tails.dtype = bucket.dtype;
-  if (bucket.tail_size > 0) {
-    gramian(tails, /*fixed_grid=*/true, /*add=*/false, scratch_.packed_gramian);
-  }
-  check_cuda(cuda::launch_sum_partials({.messages = messages,
-                                        .pitch = static_cast<std::int64_t>(message),
-                                        .world = world_size(),
-                                        .tail = bucket.tail_size > 0 ? scratch_.packed_gramian : nullptr},
-                                       step_.table().header, result.pointers().gramian, stream()),
-             "enqueueing the sum of partial Gramians");
-  return tails;
+  cuda::DeviceRows rows;
+  rows.base = tails;
+  rows.pitch = static_cast<std::int64_t>(message);
+  rows.count = world_size();
+  rows.size = bucket.tail_size;
+  rows.dtype = bucket.dtype;
+  return rows;
 }
 
-void DeviceCollective::solve(std::int64_t index, const DeviceResult& result, const DeviceSolverState* state,
-                             bool counted) {
+/// What the Gramian of the whole bucket is the sum of.
+cuda::GramianParts DeviceCollective::gramian_parts(const Bucket& bucket, const cuda::DeviceRows& tails) {
+  cuda::GramianParts parts;
+  if (bucket.shard_size > 0) {
+    parts.messages = messages_.data();
+    parts.pitch = tails.pitch;
+    parts.world = world_size();
+  }
+  if (cuda::solve_takes_tail(step_.k_bound(), tails.size)) {
+    parts.tail = {.base = tails.base, .pitch = tails.pitch, .size = static_cast<int>(tails.size), .dtype = tails.dtype};
+  } else {
+    const NvtxRange range("bucket_moo gramian");
+    gramian(tails, /*fixed_grid=*/true, /*add=*/false, scratch_.packed_gramian);
+    parts.packed = scratch_.packed_gramian;
+  }
+  return parts;
+}
+
+void DeviceCollective::solve(const cuda::GramianParts& gramian, std::int64_t index, const DeviceResult& result,
+                             const DeviceSolverState* state, bool counted, const DeviceResult* kept) {
   const NvtxRange range("bucket_moo solve");
   cuda::SolveStep step;
   step.method = method_;
@@ -237,7 +258,9 @@ void DeviceCollective::solve(std::int64_t index, const DeviceResult& result, con
   step.table = step_.table();
   step.world = world_size();
   step.k_bound = step_.k_bound();
+  step.gramian = gramian;
   step.result = result.pointers();
+  step.kept = kept == nullptr ? cuda::BucketResult{} : kept->pointers();
   step.coefficients = scratch_.coefficients;
   step.counters = counted ? step_.counters() : nullptr;
   if (state != nullptr) {
@@ -251,7 +274,7 @@ void DeviceCollective::solve(std::int64_t index, const DeviceResult& result, con
 void DeviceCollective::combine(const Bucket& bucket, const cuda::DeviceRows& tails) {
   const double* const coefficients = scratch_.coefficients;
   if (bucket.shard_size == 0) {
-    check_cuda(cuda::launch_combine(tails, coefficients, bucket.tail, stream()), "enqueueing a combination");
+    check_cuda(cuda::launch_combine(tails, coefficients, bytes_of(bucket.tail), stream()), "enqueueing a combination");
     return;
   }
   const auto element = static_cast<std::int64_t>(element_size(bucket.dtype));
@@ -261,7 +284,7 @@ void DeviceCollective::combine(const Bucket& bucket, const cuda::DeviceRows& tai
     const bool is_last = begin == last;  // which takes the tail with it
     const cuda::DeviceRows rows = is_last ? last_piece_ : load_piece(bucket, begin);
     check_cuda(cuda::launch_combine(rows, bucket.shard_out + begin * element, is_last ? tails : cuda::DeviceRows{},
-                                    bucket.tail, coefficients, stream()),
+                                    bytes_of(bucket.tail), coefficients, stream()),
                "enqueueing a combination");
   }
 }
@@ -299,7 +322,7 @@ void DeviceCollective::start_sketch(const at::Tensor& bucket, std::int64_t index
 }
 
 void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceResult& result,
-                                      const DeviceSolverState* state, bool counted) {
+                                      const DeviceSolverState* state, bool counted, const DeviceResult* kept) {
   {
     const NvtxRange range("bucket_moo exchange");
     exchange_.all_reduce(sketches.tensor());
@@ -311,43 +334,32 @@ void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64
   arguments.packed = scratch_.packed_gramian;
   arguments.workspace = workspace_.data();
   check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing the Gramian of sketches");
-  check_cuda(cuda::launch_sum_partials({.messages = reinterpret_cast<const std::byte*>(scratch_.packed_gramian),
-                                        .pitch = 0,
-                                        .world = 1,
-                                        .tail = nullptr},
-                                       step_.table().header, result.pointers().gramian, stream()),
-             "enqueueing the Gramian's unpacking");
-  solve(index, result, state, counted);
-}
-
-void DeviceCollective::keep_weights(const DeviceResult& solved, const DeviceResult& kept) const {
-  check_cuda(cuda::launch_keep_weights(solved.pointers(), kept.pointers(), stream()),
-             "enqueueing the keeping of weights");
-}
-
-void DeviceCollective::use_kept_weights(const DeviceResult& kept, const DeviceResult& used) const {
-  check_cuda(cuda::launch_use_kept({.table = step_.table(),
-                                    .world = world_size(),
-                                    .kept = kept.pointers(),
-                                    .used = used.pointers(),
-                                    .coefficients = scratch_.coefficients,
-                                    .counters = step_.counters()},
-                                   stream()),
-             "enqueueing the use of kept weights");
+  cuda::GramianParts parts;
+  parts.packed = scratch_.packed_gramian;
+  solve(parts, index, result, state, counted, kept);
 }
 
 /// A bucket times this rank's coefficient, in place.
-cuda::ScaleArguments DeviceCollective::scaling(const at::Tensor& bucket) const {
-  return {.values = bucket.mutable_data_ptr(),
-          .size = bucket.numel(),
-          .dtype = dtype_of(bucket.scalar_type(), "a bucket"),
-          .coefficient = scratch_.coefficients + rank(),
-          .share = step_.table().share + rank()};
+cuda::ScaleArguments DeviceCollective::scaling(const at::Tensor& bucket, const KeptWeights* kept) const {
+  cuda::ScaleArguments arguments;
+  arguments.values = bucket.mutable_data_ptr();
+  arguments.size = bucket.numel();
+  arguments.dtype = dtype_of(bucket.scalar_type(), "a bucket");
+  arguments.coefficient = scratch_.coefficients + rank();
+  arguments.share = step_.table().share + rank();
+  if (kept != nullptr) {
+    arguments.kept = {.table = step_.table(),
+                      .rank = rank(),
+                      .kept = kept->kept.pointers(),
+                      .used = kept->used.pointers(),
+                      .counters = step_.counters()};
+  }
+  return arguments;
 }
 
-void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket) {
+void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket, const KeptWeights* kept) {
   const NvtxRange range("bucket_moo all_reduce");
-  const cuda::ScaleArguments arguments = scaling(bucket);
+  const cuda::ScaleArguments arguments = scaling(bucket, kept);
   if (exchange_.multiplies(bucket.scalar_type())) {
     check_cuda(cuda::launch_prepare_premultiplied(arguments, scratch_.factor, stream()), "enqueueing a factor");
     const auto bytes = static_cast<std::size_t>(bucket.element_size());
@@ -359,11 +371,12 @@ void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket) {
   }
 }
 
-void DeviceCollective::weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input) {
+void DeviceCollective::weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input,
+                                               const KeptWeights* kept) {
   const NvtxRange range("bucket_moo reduce_scatter");
   scaled_.reserve(input.nbytes());
   const at::Tensor scaled = scaled_.tensor(input.nbytes()).view(input.scalar_type());
-  cuda::ScaleArguments arguments = scaling(scaled);
+  cuda::ScaleArguments arguments = scaling(scaled, kept);
   arguments.from = input.const_data_ptr();
   check_cuda(cuda::launch_scale(arguments, stream()), "enqueueing the scaling of a bucket");
   exchange_.reduce_scatter(output.as_strided({output.numel()}, {1}), scaled);

@@ -31,17 +31,24 @@ struct DeviceSketches {
   at::Tensor tensor() const;
 };
 
-/// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes, and a tile that holds the
-/// own block too. Everything is enqueued on the current stream of the calling thread; nothing waits for the device, and
-/// nothing is allocated once the buffers have the size they need. Hence K, objectives and weights stay on the device,
-/// see DeviceStep; a step that has an error makes its reductions' results NaN.
+/// Weights of an earlier solve that serve for a bucket. Only in collectives that keep the objectives.
+struct KeptWeights {
+  const DeviceResult& kept;
+  const DeviceResult& used;  // becomes a copy
+};
+
+/// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes (less where a bucket is all
+/// tail, which has no partial Gramian to send), and a tile that holds the own block too. Everything is enqueued on the
+/// current stream of the calling thread; nothing waits for the device, and nothing is allocated once the buffers have
+/// the size they need. Hence K, objectives and weights stay on the device, see DeviceStep; a step that has an error
+/// makes its reductions' results NaN.
 ///
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceCollective {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank. `method`: its pointers, if any, are
   /// device pointers. `option_count`: the K that its options are for, 0: any. `keeps_objectives`: whether
-  /// every step must have the objectives of the first one, which use_kept_weights() relies on.
+  /// every step must have the objectives of the first one, which KeptWeights rely on.
   DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, const Method& method,
                    int option_count, std::uint64_t seed, const SketchOptions& sketch, bool keeps_objectives);
 
@@ -72,22 +79,17 @@ class DeviceCollective {
   void start_sketch(const at::Tensor& bucket, std::int64_t index, std::int64_t width, DeviceSketches& sketches);
 
   /// Enqueues the exchange of the sketches and the solve, whose weights are those of the next weighted sum. Before the
-  /// next step. `counted`: whether these weights serve in this step.
+  /// next step. `counted`: whether these weights serve in this step. `kept`: becomes the result if that is usable, see
+  /// cuda::SolveStep; nullptr: nothing is kept.
   void solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceResult& result,
-                      const DeviceSolverState* state, bool counted);
-
-  /// Enqueues kept = solved, if that is usable, see cuda/kept_weights.cuh.
-  void keep_weights(const DeviceResult& solved, const DeviceResult& kept) const;
-
-  /// Enqueues used = kept, whose weights are those of the next weighted sum. Needs `keeps_objectives`.
-  void use_kept_weights(const DeviceResult& kept, const DeviceResult& used) const;
+                      const DeviceSolverState* state, bool counted, const DeviceResult* kept);
 
   /// Enqueues bucket = the weighted sum of the ranks' buckets, in place, by one all-reduce, which multiplies by itself
-  /// where it can.
-  void weighted_all_reduce(const at::Tensor& bucket);
+  /// where it can. `kept`: with these weights; nullptr: with those of the last solve.
+  void weighted_all_reduce(const at::Tensor& bucket, const KeptWeights* kept);
 
   /// The same, of which this rank gets a shard. Holds a scaled copy of `input`, which is only read.
-  void weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input);
+  void weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input, const KeptWeights* kept);
 
   /// From now on no device memory is let go: a graph has been captured that uses it.
   void keep_memory();
@@ -102,7 +104,7 @@ class DeviceCollective {
   /// A bucket as one call sees it.
   struct Bucket {
     at::Tensor shards;     // bytes: world_size() shards, one after another
-    std::byte* tail;       // tail_size elements, in and out
+    at::Tensor tail;       // bytes of tail_size elements, in and out
     std::byte* shard_out;  // where this rank's shard of the result goes
     std::int64_t shard_size;
     std::int64_t tail_size;
@@ -122,12 +124,16 @@ class DeviceCollective {
   cudaStream_t stream() const { return current_stream(device_); }
   void reduce(const Bucket& bucket, const DeviceResult& result, const DeviceSolverState* state);
   cuda::DeviceRows load_piece(const Bucket& bucket, std::int64_t begin);
+  std::size_t gramian_bytes(const Bucket& bucket) const;
+  std::size_t message_bytes(const Bucket& bucket) const;
   void partial_gramian(const Bucket& bucket);
-  cuda::DeviceRows exchange_partials(const Bucket& bucket, const DeviceResult& result);
-  void solve(std::int64_t index, const DeviceResult& result, const DeviceSolverState* state, bool counted);
+  cuda::DeviceRows exchange_messages(const Bucket& bucket);
+  cuda::GramianParts gramian_parts(const Bucket& bucket, const cuda::DeviceRows& tails);
+  void solve(const cuda::GramianParts& gramian, std::int64_t index, const DeviceResult& result,
+             const DeviceSolverState* state, bool counted, const DeviceResult* kept);
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
   void gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed);
-  cuda::ScaleArguments scaling(const at::Tensor& bucket) const;
+  cuda::ScaleArguments scaling(const at::Tensor& bucket, const KeptWeights* kept) const;
   std::size_t packed_bytes() const;
   std::int64_t limit_of_others(std::int64_t limit) const;
 
@@ -143,7 +149,7 @@ class DeviceCollective {
   Scratch scratch_ = {};
   DeviceBuffer tile_;      // every rank's block of our shard
   DeviceBuffer outgoing_;  // blocks of the shards of others that are not side by side
-  DeviceBuffer messages_;  // [W] of partial Gramian and tail
+  DeviceBuffer messages_;  // [W] of partial Gramian and tail, see message_bytes()
   DeviceBuffer scaled_;    // of a reduce-scatter's input
   DeviceBuffer workspace_;
 };

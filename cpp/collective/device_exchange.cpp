@@ -47,13 +47,16 @@ void DeviceExchange::all_to_all(at::Tensor output, at::Tensor input) const {
 }
 
 void DeviceExchange::all_gather(at::Tensor blocks) const {
+  const std::int64_t block = blocks.numel() / size_;
+  all_gather(blocks, blocks.narrow(0, rank_ * block, block));
+}
+
+void DeviceExchange::all_gather(at::Tensor blocks, at::Tensor own) const {
   if (!group_ || blocks.numel() == 0) {
     return;
   }
   c10d::AllgatherOptions options;
   options.asyncOp = false;
-  const std::int64_t block = blocks.numel() / size_;
-  at::Tensor own = blocks.narrow(0, rank_ * block, block);
   finish(group_->_allgather_base(blocks, own, options));
 }
 

@@ -25,6 +25,9 @@ class DeviceExchange {
   /// Fills block r of `blocks` (contiguous bytes, size() equal blocks) with rank r's, of which the own one is there.
   void all_gather(at::Tensor blocks) const;
 
+  /// The same, where the own block is `own`, apart from `blocks`.
+  void all_gather(at::Tensor blocks, at::Tensor own) const;
+
   /// Whether all_reduce() takes a factor for such tensors. The 16-bit types would round it.
   bool multiplies(at::ScalarType type) const;
 

@@ -203,21 +203,21 @@ void DeviceBackend::reduce_sketched(const PlacedReduction& call, Book::Page& pag
     collective_.start_sketch(gradient, call.index, page.record->width,
                              plan.uses_kept ? page.kept->sketches : sketches_);
   }
+  std::optional<KeptWeights> weights;
   if (plan.uses_kept) {
-    collective_.use_kept_weights(page.kept->result, result);
+    weights.emplace(KeptWeights{page.kept->result, result});
     if (plan.solves) {
       late_.push_back({call.bucket, call.index, call.step});
     }
   } else {
-    collective_.solve_sketched(sketches_, call.index, result, memory_of(page), /*counted=*/true);
-    if (options_.keeps_weights()) {
-      keep(page, call.step, result);
-    }
+    const DeviceResult* const kept = options_.keeps_weights() ? &keep(page, call.step) : nullptr;
+    collective_.solve_sketched(sketches_, call.index, result, memory_of(page), /*counted=*/true, kept);
   }
+  const KeptWeights* const kept = weights ? &*weights : nullptr;
   if (call.operation == Operation::reduce_scatter) {
-    collective_.weighted_reduce_scatter(call.output, call.input);
+    collective_.weighted_reduce_scatter(call.output, call.input, kept);
   } else {
-    collective_.weighted_all_reduce(call.output);
+    collective_.weighted_all_reduce(call.output, kept);
   }
 }
 
@@ -228,18 +228,20 @@ void DeviceBackend::solve_late() {
   }
   for (const LateSolve& late : late_) {
     Book::Page& page = book_.open(late.bucket);
-    collective_.solve_sketched(page.kept->sketches, late.index, *late_result_, memory_of(page), /*counted=*/false);
-    keep(page, late.step, *late_result_);
+    const DeviceResult& kept = keep(page, late.step);
+    collective_.solve_sketched(page.kept->sketches, late.index, *late_result_, memory_of(page), /*counted=*/false,
+                               &kept);
   }
   late_.clear();
 }
 
-void DeviceBackend::keep(Book::Page& page, std::int64_t step, const DeviceResult& solved) {
+/// Where the weights that the solve of `step` gives are kept.
+const DeviceResult& DeviceBackend::keep(Book::Page& page, std::int64_t step) {
   if (!page.kept) {
     page.kept.emplace(DeviceKept{collective_.make_result(), {DeviceBuffer(device_)}});
   }
   page.kept->step = step;
-  collective_.keep_weights(solved, page.kept->result);
+  return page.kept->result;
 }
 
 void DeviceBackend::reduce_sparse(const PlacedReduction& call) {

@@ -91,7 +91,7 @@ class DeviceBackend final : public Backend {
   void reduce_dense(const PlacedReduction& call);
   void reduce_sketched(const PlacedReduction& call, Book::Page& page);
   void solve_late();
-  void keep(Book::Page& page, std::int64_t step, const DeviceResult& solved);
+  const DeviceResult& keep(Book::Page& page, std::int64_t step);
   void reduce_sparse(const PlacedReduction& call);
   FuturePtr complete(PlacedReduction& call) const;
   const DeviceSolverState* memory_of(Book::Page& page);
