@@ -1,0 +1,266 @@
+"""What a bucket asks of the device, counted over the emulated kernels and held to cuda/operations.json.
+
+A launch costs some two microseconds, as much as a small kernel takes. `make test-emulated` runs these tests.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bucket_moo_ext as moo
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.support import emulated_cuda
+from tests.support.checks import ON_DEVICE, draw
+from tests.support.ddp import CAP_MB, SIZES, batch_of, loss_of, mlp
+
+pytestmark = pytest.mark.device
+counts_on_device = pytest.mark.skipif(not ON_DEVICE, reason="needs the build with emulated CUDA kernels")
+
+Runner = Callable[..., list[Any]]
+Counts = dict[str, int]
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET: dict[str, Counts] = json.loads((ROOT / "cuda" / "operations.json").read_text())
+KINDS = ("kernels", "collectives", "memory", "events")
+OF_EVENTS = ("event_records", "event_waits")
+OF_MEMORY = ("copies", "memsets")
+
+LAYOUT = {"shards": 40_000, "shards and a tail": 40_003, "all tail": 2000, "a short tail": 60}
+"""Elements by how a bucket of them is cut, of any dtype and over two to four ranks."""
+
+
+def by_kind(counted: Counts) -> Counts:
+    """Of what was asked for; nothing else may have been, as a synchronisation or an allocation."""
+    summed = {
+        "kernels": counted.get("kernels", 0),
+        "collectives": counted.get("collectives", 0),
+        "memory": sum(counted.get(kind, 0) for kind in OF_MEMORY),
+        "events": sum(counted.get(kind, 0) for kind in OF_EVENTS),
+    }
+    others = counted.keys() - {"kernels", "collectives", *OF_MEMORY, *OF_EVENTS}
+    assert not others, f"asked for {others}: {counted}"
+    return summed
+
+
+def together(*what: str, times: int = 1) -> Counts:
+    """The budgets of some things that come `times` times."""
+    return {kind: times * sum(BUDGET[one][kind] for one in what) for kind in KINDS}
+
+
+def call(*what: str) -> Counts:
+    """The same of a direct call, which is a step and waits."""
+    return together("a step", *what, "a wait for a result")
+
+
+def plus(*counts: Counts) -> Counts:
+    return {kind: sum(count[kind] for count in counts) for kind in KINDS}
+
+
+def check(counted: Counts, budget: Counts, what: str) -> None:
+    """Neither more nor less: what is saved is taken from the budget, so that it does not come back unseen."""
+    assert counted == budget, f"{what}: {counted}, and cuda/operations.json grants {budget}"
+
+
+def rank_calls(
+    rank: int, world: int, seed: int, n: int, dtype: torch.dtype, scatter: bool, gramian: Any
+) -> list[Counts]:
+    """What calls ask for, each a step of its own, once memory has been allocated."""
+    state = moo.BucketMOO("mgda", gramian=gramian)
+    counts = []
+    with emulated_cuda.stream():
+        for step in range(9):
+            row = draw(seed, (step, rank), n, dtype).to("cuda")
+            output = torch.empty(n // world, dtype=dtype, device="cuda") if scatter else row
+            with emulated_cuda.counting() as counted:
+                if scatter:
+                    moo.reduce_scatter(output, row, state)
+                else:
+                    moo.all_reduce(row, state)
+            assert bool(output.cpu().isfinite().all())
+            if step >= 3:
+                counts.append(by_kind(counted))
+    return counts
+
+
+@counts_on_device
+@pytest.mark.parametrize("layout", LAYOUT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_all_reduce(run_ranks: Runner, random_seed: int, world: int, dtype: torch.dtype, layout: str) -> None:
+    n = LAYOUT[layout]
+    if layout == "shards":
+        n -= n % (world * 8)
+    for counts in run_ranks(world, rank_calls, random_seed, n, dtype, False, "exact", backend=emulated_cuda.nccl):
+        for counted in counts:
+            check(counted, call(f"all-reduce, {layout}"), f"{n} elements over {world}")
+
+
+@counts_on_device
+@pytest.mark.parametrize("layout", LAYOUT)
+def test_all_reduce_alone(run_ranks: Runner, random_seed: int, layout: str) -> None:
+    """A single rank asks nobody: its bucket is one shard, whatever its size."""
+    (counts,) = run_ranks(
+        1, rank_calls, random_seed, LAYOUT[layout], torch.float32, False, "exact", backend=emulated_cuda.nccl
+    )
+    for counted in counts:
+        check(counted, together("a step, one rank", "all-reduce, one rank", "a wait for a result"), layout)
+
+
+@counts_on_device
+@pytest.mark.parametrize("world", [2, 4])
+def test_reduce_scatter(run_ranks: Runner, random_seed: int, world: int) -> None:
+    for counts in run_ranks(
+        world, rank_calls, random_seed, 10_007 * world, torch.float32, True, "exact", backend=emulated_cuda.nccl
+    ):
+        for counted in counts:
+            check(counted, call("reduce-scatter"), f"over {world}")
+
+
+@counts_on_device
+@pytest.mark.parametrize("scatter", [False, True])
+@pytest.mark.parametrize("world", [2, 4])
+def test_sketch(run_ranks: Runner, random_seed: int, world: int, scatter: bool) -> None:
+    for counts in run_ranks(
+        world, rank_calls, random_seed, 20_000, torch.float32, scatter, moo.Sketch(64), backend=emulated_cuda.nccl
+    ):
+        for counted in counts:
+            check(counted, call("sketch"), f"over {world}")
+
+
+@counts_on_device
+def test_sketch_with_lag(run_ranks: Runner, random_seed: int) -> None:
+    """The step's end is in the call."""
+    for counts in run_ranks(
+        2, rank_calls, random_seed, 20_000, torch.float32, False, moo.Sketch(64, lag=1), backend=emulated_cuda.nccl
+    ):
+        for counted in counts:
+            check(counted, call("sketch, lag=1", "sketch, lag=1, behind the step"), "with lag")
+
+
+@counts_on_device
+def test_sketch_whose_weights_are_kept(run_ranks: Runner, random_seed: int) -> None:
+    for counts in run_ranks(
+        2, rank_calls, random_seed, 20_000, torch.float32, False, moo.Sketch(64, refresh_every=3),
+        backend=emulated_cuda.nccl,
+    ):  # fmt: skip
+        solved = call("sketch")
+        kept = call("sketch, kept weights")
+        assert sorted(map(str, counts)) == sorted(map(str, 2 * [solved] + 4 * [kept]))
+
+
+def rank_ddp(
+    rank: int, world: int, seed: int, sizes: tuple[int, ...], cap_mb: float, state_cap_mb: float
+) -> list[list[tuple[int, Counts]]]:
+    """Of some backward passes every bucket's elements and operations, as DDP's hook asks for them."""
+    passes: list[list[tuple[int, Counts]]] = []
+
+    def hook(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        n = bucket.buffer().numel()
+        with emulated_cuda.counting() as counted:
+            done = moo.bucket_moo_hook(state, bucket)
+        passes[-1].append((n, counted))
+        return done
+
+    with emulated_cuda.stream():
+        ddp = DistributedDataParallel(mlp(seed, torch.float32, sizes).to("cuda"), bucket_cap_mb=cap_mb)
+        state = moo.BucketMOO("mgda", bucket_cap_mb=state_cap_mb)
+        ddp.register_comm_hook(state, hook)
+        for step in range(5):
+            passes.append([])
+            ddp.zero_grad()
+            x, y = (part.to("cuda") for part in batch_of(seed, rank, step, torch.float32, sizes))
+            loss_of(ddp, (x, y)).backward()
+    return passes[3:]
+
+
+@counts_on_device
+@pytest.mark.parametrize("world", [2, 3])
+def test_ddp(run_ranks: Runner, random_seed: int, world: int) -> None:
+    """The first bucket of a step sees to the step."""
+    for passes in run_ranks(world, rank_ddp, random_seed, SIZES, CAP_MB, CAP_MB, backend=emulated_cuda.nccl):
+        for buckets in passes:
+            assert len(buckets) == 3
+            for index, (n, counted) in enumerate(buckets):
+                whole = 4 * n <= 16 * 1024
+                layout = "all tail" if whole else "shards" if n % (4 * world) == 0 else "shards and a tail"
+                step = ["a step"] if index == 0 else []
+                check(by_kind(counted), together(*step, f"all-reduce, {layout}"), f"bucket {index}, {n} elements")
+
+
+@counts_on_device
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_bucket_in_pieces(run_ranks: Runner, random_seed: int, world: int) -> None:
+    """As DDP's first iteration has it, here in every one: the cap is below what DDP was given."""
+    sizes = (40, 60, 60, 60, 60, 5)
+    for passes in run_ranks(world, rank_ddp, random_seed, sizes, 25.0, 0.0, backend=emulated_cuda.nccl):
+        for ((n, counted),) in passes:
+            exact = together("a step", "all-reduce, shards and a tail")
+            pieces = 1 + (counted["collectives"] - exact["collectives"]) // BUDGET["a piece more"]["collectives"]
+            assert pieces > 2
+            # Every exchange of a piece is packed first, by a copy a rank; all but the last piece are exchanged twice.
+            packing = {**together(), "memory": (2 * pieces - 1) * world}
+            budget = plus(exact, together("a piece more", times=pieces - 1), packing)
+            check(by_kind(counted), budget, f"{n} elements in {pieces} pieces")
+
+
+def rank_one_more(rank: int, world: int, seed: int) -> tuple[Counts, ...]:
+    """Counts of a bucket, and of one with an operation more of each kind."""
+    state = moo.BucketMOO("mgda")
+    row = draw(seed, (rank,), LAYOUT["shards"], torch.float32)
+    counts = []
+    with emulated_cuda.stream():
+        row = row.to("cuda")
+        more = {
+            "nothing": lambda: None,
+            "kernels": lambda: row.fill_(1.0),
+            "collectives": lambda: dist.all_reduce(row),
+            "memory": lambda: row.zero_(),
+            "events": lambda: torch.Event("cuda").record(),
+        }
+        for _ in range(3):
+            moo.all_reduce(row, state)
+        for ask in more.values():
+            with emulated_cuda.counting() as counted:
+                moo.all_reduce(row, state)
+                ask()
+            counts.append(counted)
+    return tuple(counts)
+
+
+@counts_on_device
+def test_an_operation_more_is_found(run_ranks: Runner, random_seed: int) -> None:
+    """Of the check itself."""
+    budget = together("a step", "all-reduce, shards", "a wait for a result")
+    for bucket, *with_more in run_ranks(2, rank_one_more, random_seed, backend=emulated_cuda.nccl):
+        check(by_kind(bucket), budget, "the bucket alone")
+        for counted in with_more:
+            with pytest.raises(AssertionError):
+                check(by_kind(counted), budget, "with an operation more")
+
+
+# What the whole is to stay below, whatever else is moved between the kinds.
+CEILINGS = {"all-reduce, shards and a tail": 9, "sketch": 8, "sketch, lag=1": 8, "sketch, kept weights": 7}
+
+
+@pytest.mark.parametrize("what", CEILINGS)
+def test_ceilings(what: str) -> None:
+    """Kernels, collectives and memory operations, those behind the step included."""
+    parts = [name for name in BUDGET if name == what or name == f"{what}, behind the step"]
+    counts = together(*parts)
+    assert counts["kernels"] + counts["collectives"] + counts["memory"] <= CEILINGS[what]
+
+
+def test_the_documented_operations_are_the_budget() -> None:
+    rows = re.findall(
+        r"^\| ([a-z][^|]*?) +\| (\d+) +\| (\d+) +\| (\d+) +\| (\d+) +\|",
+        (ROOT / "docs" / "gpu.md").read_text(),
+        re.MULTILINE,
+    )
+    documented = {name: dict(zip(KINDS, map(int, counts), strict=True)) for name, *counts in rows}
+    assert documented == BUDGET
