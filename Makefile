@@ -95,7 +95,7 @@ $(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
 	@$(BIN)/python -m venv --without-pip $(EMULATED)
 	@$(BIN)/python $(PURELIB) > "$$($(EMULATED)/bin/python $(PURELIB))/shared.pth"
 	@$(call install,--python $(EMULATED)/bin/python install --ignore-installed) \
-	  -C build.targets=_C_emulated -C install.components=emulated && touch $@
+	  -C build.targets=_C_emulated -C install.components=emulated -C install.strip=false && touch $@
 
 test-emulated: $(STAMP)/emulated ## Run the tests whose path differs on a device, over emulated CUDA kernels
 	@echo "== Python tests of the device path, over emulated CUDA kernels"

@@ -45,6 +45,9 @@ struct cudaLaunchConfig_t {
 
 namespace bucket_moo::emulation {
 
+/// Counts a launch of the kernel at this address, for bucket_moo_emulated_launches().
+void count_launch(const void* kernel);
+
 /// Enqueues a grid. \param kernel identifies it; \param body runs a thread of it, and owns the arguments
 cudaError_t launch_grid(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body);
 
@@ -77,6 +80,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "the parameters of a kernel have room for 4 kB");
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "parameters are copied as bytes");
   const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
+  bucket_moo::emulation::count_launch(bucket_moo::emulation::identity(kernel));
   return bucket_moo::emulation::launch_grid(*config, bucket_moo::emulation::identity(kernel),
                                             [kernel, values] { std::apply(kernel, values); });
 }
