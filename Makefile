@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo extension-for-demo test test-quick test-all test-cpp test-emulated test-torch soak lint format bench bench-solve gpu-check peer-test clean
+.PHONY: help setup demo extension-for-demo test test-quick test-all test-cpp test-emulated test-torch soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -161,9 +161,15 @@ bench-solve: $(STAMP)/extension $(STAMP)/peer ## Time the solvers beside TorchJD
 	  || { tail -20 build/solve_latency.log; exit 1; }
 	@$(BIN)/python bench/render_latency.py build/solve_latency.json bench/results/solve_latency
 
-gpu-check: ## On a machine with a GPU: build, tests, compute-sanitizer, benchmarks into bench/results; PYTHON's own packages
+gpu-check: ## On a machine with a GPU: build, tests and benchmarks, results into bench/results; PYTHON's own packages
+gpu-check-sanitizers: ## The same, with every kernel under compute-sanitizer in place of tests and benchmarks
+gpu-check-sanitizers: GPU_CHECK := --sanitizers
+gpu-check gpu-check-sanitizers:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.13 found on the PATH; run make gpu-check PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) bench/gpu_check.py $(ARGS)
+	@$(PYTHON) bench/gpu_check.py $(GPU_CHECK) $(ARGS)
+
+gpu-check-dry: $(STAMP)/emulated ## Run all that gpu-check and gpu-check-sanitizers do over emulated CUDA kernels, and keep no result
+	@$(EMULATED)/bin/python bench/gpu_check.py --dry-run
 
 peer-test: $(STAMP)/extension $(STAMP)/peer ## Compare with TorchJD; TORCHJD=/path/to/its/checkout runs its own tests too
 	@echo "== our tests against TorchJD"

@@ -1,7 +1,9 @@
-"""Everything that only a GPU can show, in one run: build, tests, compute-sanitizer, benchmarks.
+"""Everything that only a GPU can show: build, tests and benchmarks in one run, compute-sanitizer in another.
 
-`make gpu-check` runs this with the Python and the torch that are installed; no network, no virtual environment. Results
-go to bench/results as JSON and Markdown, with device, versions and commit. Needs the standard library only.
+`make gpu-check` and `make gpu-check-sanitizers` run this with the Python and the torch that are installed; no network,
+no virtual environment. Results go to bench/results as JSON and Markdown, with device, versions and commit. With
+--dry-run (`make gpu-check-dry`) all of it is run over the emulated kernels, and what comes out is thrown away. Needs
+the standard library only.
 """
 
 import argparse
@@ -20,40 +22,23 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from gpu_report import SANITIZERS, Outcome, kernel_targets, markdown, sanitizer_targets, with_notes
+
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "build" / "gpu" / "site"
-DEADLINE = 8.5 * 60  # seconds for all phases together; the whole is to end in under nine minutes
-
-# What the figures are held to: share of the copy bandwidth at K <= 8 from 25 MB on, and microseconds.
-BANDWIDTH_SHARE = 0.9
-SOLVE_MICROSECONDS = 15.0
+NOT_EXECUTED = ROOT / "tests" / "gpu" / "not_executed.json"  # in a dry run
+TIME = 540  # seconds that the phases of one check may take together: a machine may be lent for ten minutes a command
 
 
 @dataclass
 class Phase:
-    """One step of the check."""
+    """One step of a check."""
 
     name: str
     command: Sequence[str]
     seconds: float  # it may take at most
     needs: Sequence[str] = ()  # phases without whose success it is pointless
     environment: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Outcome:
-    """What became of a phase: passed, failed, timed out or not run."""
-
-    name: str
-    status: str
-    seconds: float = 0.0
-    why: str = ""
-    output: str = ""  # its end
-
-    @property
-    def passed(self) -> bool:
-        """Whether it ran and succeeded."""
-        return self.status == "passed"
 
 
 def run_phase(phase: Phase, seconds: float, log: Path) -> Outcome:
@@ -82,38 +67,27 @@ def run_phase(phase: Phase, seconds: float, log: Path) -> Outcome:
 def run_phases(
     phases: Sequence[Phase],
     logs: Path,
-    deadline: float,
     say: Callable[[str], None] = print,
     run: Callable[[Phase, float, Path], Outcome] = run_phase,
 ) -> list[Outcome]:
-    """Runs the phases one after another; none after the deadline (seconds from now), or without what it needs."""
+    """Runs the phases one after another, none without what it needs."""
     logs.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + deadline
     outcomes: dict[str, Outcome] = {}
     for phase in phases:
-        left = end - time.monotonic()
-        lacking = [name for name in phase.needs if name not in outcomes or not outcomes[name].passed]
+        lacking = [name for name in phase.needs if not outcomes[name].passed]
         if lacking:
             outcome = Outcome(phase.name, "not run", why=f"needs {', '.join(lacking)}")
-        elif left <= 1:
-            outcome = Outcome(phase.name, "not run", why="the time was over")
         else:
-            say(f"== {phase.name} (at most {min(phase.seconds, left):.0f} s)")
-            outcome = run(phase, min(phase.seconds, left), logs / f"{phase.name.replace(' ', '_')}.log")
-            say(f"   {outcome.status} in {outcome.seconds:.0f} s {outcome.why}")
-            if outcome.output:
-                say(outcome.output)
+            say(f"== {phase.name} (at most {phase.seconds:.0f} s)")
+            outcome = run(phase, phase.seconds, logs / f"{phase.name.replace(' ', '_')}.log")
+        say(f"   {phase.name}: {outcome.status} in {outcome.seconds:.0f} s {outcome.why}")
+        if outcome.output:
+            say(outcome.output)
         outcomes[phase.name] = outcome
     return list(outcomes.values())
 
 
 # --- what there is to do ---
-
-
-def build_environment() -> dict[str, str]:
-    """The extension that was built here comes first."""
-    path = [str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
 
 
 def sanitizer() -> str | None:
@@ -124,38 +98,86 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=os.pathsep.join(places))
 
 
-def all_phases(python: str, figures: Path, notes: Path) -> list[Phase]:
-    """Build, tests, sanitizers and benchmarks, with their shares of the time."""
-    environment = {**build_environment(), "GPU_CHECK_NOTES": str(notes)}
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "tests/gpu/pytest.ini", "tests/gpu"]
-    tool = sanitizer() or "compute-sanitizer"
-    phases = [
-        Phase(
-            "build",
-            [
-                python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade",
-                "--quiet", "--target", str(SITE), "-C", "build-dir=build/gpu/tree",
-                "-C", "cmake.define.BUCKET_MOO_CUDA=ON", "-C", "cmake.define.CMAKE_CUDA_ARCHITECTURES=native", ".",
-            ],
-            240,
-        ),
-        Phase("tests", [*pytest, "-m", "not ranks"], 110, ["build"], environment),
-        Phase("tests of several ranks", [*pytest, "-m", "ranks"], 90, ["build"], environment),
-        Phase("benchmarks", [python, "bench/gpu_kernels.py", "--json", str(figures)], 80, ["build"], environment),
-    ]  # fmt: skip
-    for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
-        command = [tool, "--tool", check, "--error-exitcode", "9", "--target-processes", "all"]
-        # torch's allocator hands out parts of large blocks: without it the tools see the edges of every tensor.
-        phases.append(
-            Phase(
-                check,
-                [*command, python, "tests/gpu/sanitized.py"],
-                60,
-                ["build"],
-                {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            )
-        )
-    return phases
+@dataclass
+class Run:
+    """Where the phases of a run find things, and where they leave them."""
+
+    python: str
+    dry: bool
+    logs: Path
+
+    @property
+    def figures(self) -> Path:
+        """What the benchmarks write."""
+        return self.logs / "figures.json"
+
+    @property
+    def notes(self) -> Path:
+        """What tests and benchmarks note."""
+        return self.logs / "notes.jsonl"
+
+    def environment(self) -> dict[str, str]:
+        """The extension that was built here comes first; in a dry run it is the interpreter's."""
+        path = [*([] if self.dry else [str(SITE)]), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        common = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "GPU_CHECK_NOTES": str(self.notes)}
+        if self.dry:
+            return {**common, "GPU_CHECK_DRY": "1"}
+        # torch asks NVML whether there is a GPU: once CUDA is asked, no process that is forked later can use it.
+        return {**common, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+
+
+def build_phase(run: Run) -> Phase:
+    """For the GPU that is there. In a dry run: whether the interpreter's extension is the emulated one."""
+    if run.dry:
+        code = "import torch; from bucket_moo_ext import _C; exit(not _C.reduces_on_device(torch.device('cpu')))"
+        return Phase("build", [run.python, "-c", code], 60)
+    return Phase(
+        "build",
+        [
+            run.python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade",
+            "--quiet", "--target", str(SITE), "-C", "build-dir=build/gpu/tree",
+            "-C", "cmake.define.BUCKET_MOO_CUDA=ON", "-C", "cmake.define.CMAKE_CUDA_ARCHITECTURES=native", ".",
+        ],
+        150,
+    )  # fmt: skip
+
+
+def kernel_phases(run: Run) -> list[Phase]:
+    """Tests and benchmarks. What one rank does alone comes before what several do, which may hang."""
+
+    def pytest(*files: str) -> list[str]:
+        paths = [f"tests/gpu/{file}" for file in files]
+        return [run.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "tests/gpu/pytest.ini", *paths]
+
+    environment = run.environment()
+    ranks = pytest("test_one_rank.py", "test_collectives.py", "test_ddp.py")
+    benchmarks = [run.python, "bench/gpu_kernels.py", "--json", str(run.figures)]
+    return [
+        Phase("tests", pytest("test_functions.py", "test_large.py"), 75, ["build"], environment),
+        Phase("tests of ranks", ranks, 240, ["build"], environment),
+        Phase("benchmarks", benchmarks, 75, ["build"], environment),
+    ]
+
+
+def sanitizer_phases(run: Run) -> list[Phase]:
+    """Every kernel under each tool of compute-sanitizer; in a dry run once, under none."""
+    program = [run.python, "-m", "tests.gpu.sanitized"]
+    if run.dry:
+        return [Phase("every kernel", program, 95, ["build"], run.environment())]
+    # torch's allocator hands out parts of large blocks: without it the tools see the edges of every tensor.
+    environment = {**run.environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    own = ["--kernel-name", "kns=bucket_moo"]
+    options = {
+        "memcheck": ["--report-api-errors", "no"],  # torch tries calls that may fail; those of our own raise
+        "racecheck": own,
+        "initcheck": ["--check-api-memory-access", "no"],  # what is sent may have room that nobody reads
+        "synccheck": own,
+    }
+    common = [sanitizer() or "compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"]
+    return [
+        Phase(tool, [*common, "--tool", tool, *options[tool], *program], 95, ["build"], environment)
+        for tool in SANITIZERS
+    ]
 
 
 def _output(*command: str) -> str:
@@ -193,124 +215,83 @@ def machine(python: str) -> dict[str, Any]:
     return facts
 
 
-# --- what is said of it ---
+# --- what comes of it ---
 
 
-def targets(figures: dict[str, Any], outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """The figures against what they are held to: met, missed or not measured."""
-    rows = [
-        row
-        for row in figures.get("bandwidth", [])
-        if row["k"] <= 8 and row["megabytes"] >= 25 and row["dtype"] == "float32"
+def left_out(figures: dict[str, Any], listed: dict[str, str]) -> list[str]:
+    """Of a dry run: what was not executed and is not listed, and what is listed and was executed."""
+    found = set(figures["not executed"])
+    return [f"{what}: not executed, and not in {NOT_EXECUTED.name}" for what in sorted(found - listed.keys())] + [
+        f"{what}: in {NOT_EXECUTED.name}, but nothing was left out for it" for what in sorted(listed.keys() - found)
     ]
-    judged = []
-    for kernel in ("gramian", "combine"):
-        shares = [row[kernel] / row["copy"] for row in rows]
-        value = f"{min(shares):.2f}" if shares else "not measured"
-        status = "not measured" if not shares else "met" if min(shares) >= BANDWIDTH_SHARE else "missed"
-        judged.append(
-            {
-                "target": f"{kernel}: lowest share of the copy bandwidth at K <= 8 from 25 MB on, "
-                f"at least {BANDWIDTH_SHARE}",
-                "value": value,
-                "status": status,
-            }
-        )
-    solves = [r["device_us"] for r in figures.get("solve", []) if r["method"] == "mgda" and r["k"] == 8]
-    judged.append(
-        {
-            "target": f"solve of MGDA, K = 8, on the device: at most {SOLVE_MICROSECONDS} us",
-            "value": f"{solves[0]:.1f} us" if solves else "not measured",
-            "status": "not measured" if not solves else "met" if solves[0] <= SOLVE_MICROSECONDS else "missed",
-        }
-    )
-    for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
-        outcome = next((o for o in outcomes if o.name == check), Outcome(check, "not run"))
-        status = {"passed": "met", "failed": "missed"}.get(outcome.status, "not measured")
-        judged.append({"target": f"compute-sanitizer {check}: no finding", "value": outcome.status, "status": status})
-    return judged
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+def dry_result(result: dict[str, Any], listed: dict[str, str]) -> dict[str, Any]:
+    """Without the figures, which mean nothing, and with what was not executed."""
+    nothing = [{**target, "value": "dry run", "status": "not measured"} for target in result["targets"]]
+    notes = [f"Not executed in a dry run: {what}: {why}." for what, why in sorted(listed.items())]
+    return {**result, "targets": nothing, "figures": {"notes": notes}, "measures": []}
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The result as a page."""
-    figures = result["figures"]
-    lines = [f"# GPU check: {result['machine']['device']}", ""]
-    lines += _table(["", ""], [[key, str(value)] for key, value in result["machine"].items()])
-    lines += ["", "## Phases", ""]
-    lines += _table(
-        ["phase", "", "s", ""], [[o["name"], o["status"], f"{o['seconds']:.0f}", o["why"]] for o in result["phases"]]
-    )
-    lines += ["", "## Targets", ""]
-    lines += _table(["target", "measured", ""], [[t["target"], t["value"], t["status"]] for t in result["targets"]])
-    for title, key in (
-        ("Bandwidth in GB/s", "bandwidth"),
-        ("Solve, microseconds", "solve"),
-        ("Beside other libraries, milliseconds", "others"),
-        ("Memory of the hook, megabytes", "memory"),
-    ):
-        rows = figures.get(key, [])
-        lines += ["", f"## {title}", ""]
-        if rows:
-            head = list(rows[0])
-            lines += _table(head, [[_shown(row[name]) for name in head] for row in rows])
-        else:
-            lines += ["Not measured."]
-    for note in figures.get("notes", []):
-        lines += ["", f"- {note}"]
-    return "\n".join(lines) + "\n"
-
-
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def with_notes(figures: dict[str, Any], notes: Path) -> dict[str, Any]:
-    """The figures with what the tests noted, one JSON object a line."""
-    lines = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
-    return {
-        **figures,
-        "notes": figures.get("notes", []) + [line["note"] for line in lines if "note" in line],
-        "memory": [line["memory"] for line in lines if "memory" in line],
-    }
+def write(result: dict[str, Any], out: Path, name: str) -> None:
+    """The result as JSON and as a page, which is printed too."""
+    name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / f"{name}.md").write_text(markdown(result))
+    print(markdown(result))
+    print(f"written to {out / name}.json and .md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the check; 0 if every phase passed."""
+    """Runs a check; 0 if every phase passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     out = os.environ.get("GPU_CHECK_OUT") or str(ROOT / "bench" / "results")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the results (or GPU_CHECK_OUT)")
-    parser.add_argument("--deadline", type=float, default=DEADLINE, help="seconds for everything")
+    parser.add_argument("--sanitizers", action="store_true", help="compute-sanitizer, in place of tests and benchmarks")
+    parser.add_argument("--dry-run", action="store_true", help="all of it over emulated kernels; results go to build")
     options = parser.parse_args(arguments)
     facts = machine(sys.executable)
-    if not facts["device"]:
+    if options.dry_run:
+        facts["device"] = "none (dry run)"
+        options.out = ROOT / "build" / "gpu" / "dry_run"
+    elif not facts["device"]:
         print(f"error: no GPU: torch {facts['torch']} of {sys.executable} finds no CUDA device", file=sys.stderr)
         return 2
-    logs = ROOT / "build" / "gpu" / "logs"
-    figures_file = logs / "figures.json"
-    notes_file = logs / "notes.jsonl"
-    for file in (figures_file, notes_file):
+    run = Run(sys.executable, options.dry_run, ROOT / "build" / "gpu" / ("dry_run" if options.dry_run else "logs"))
+    for file in (run.figures, run.notes):
         file.unlink(missing_ok=True)
-    outcomes = run_phases(all_phases(sys.executable, figures_file, notes_file), logs, options.deadline)
-    measured = json.loads(figures_file.read_text()) if figures_file.exists() else {}
-    figures = with_notes(measured, notes_file)
-    result = {
+    # A dry run does both, over one build.
+    with_kernels, with_sanitizers = options.dry_run or not options.sanitizers, options.dry_run or options.sanitizers
+    build, kernels, sanitizers = build_phase(run), kernel_phases(run), sanitizer_phases(run)
+    outcomes = run_phases(
+        [build, *(kernels if with_kernels else []), *(sanitizers if with_sanitizers else [])], run.logs
+    )
+    figures = with_notes(json.loads(run.figures.read_text()) if run.figures.exists() else {}, run.notes)
+    what = "sanitizers" if options.sanitizers else "kernels"
+    result: dict[str, Any] = {
+        "title": f"GPU check, {what}: {facts['device']}",
         "machine": facts,
         "phases": [asdict(outcome) for outcome in outcomes],
-        "targets": targets(figures, outcomes),
+        "targets": [
+            *(kernel_targets(figures) if with_kernels else []),
+            *(sanitizer_targets(outcomes) if with_sanitizers else []),
+        ],
         "figures": figures,
+        "measures": ["bandwidth", "solve", "others", "memory"] if with_kernels else [],
     }
-    name = re.sub(r"[^a-z0-9]+", "_", f"gpu_{facts['device']}_{facts['date'][:10]}".lower()).strip("_")
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / f"{name}.md").write_text(markdown(result))
-    print(markdown(result))
-    print(f"written to {options.out / name}.json and .md")
-    return 0 if all(outcome.passed for outcome in outcomes) else 1
+    passed = all(outcome.passed for outcome in outcomes)
+    if options.dry_run:
+        markdown(result)  # with the figures, to see that it can be made
+        listed = json.loads(NOT_EXECUTED.read_text())
+        figures["not executed"] += ["build", "compute-sanitizer"]
+        wrong = left_out(figures, listed)
+        write(dry_result(result, listed), options.out, "gpu_dry_run")
+        for line in wrong:
+            print(f"error: {line}", file=sys.stderr)
+        return 0 if passed and not wrong else 1
+    write(result, options.out, f"gpu_{what}_{facts['device']}_{facts['date'][:10]}")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -4,68 +4,83 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import bucket_moo_ext as moo
 import torch
 
-MEGABYTES = (1, 25, 100, 1000)
-OBJECTIVES = (2, 4, 8, 16, 32)
-BEYOND_CACHE = 400e6  # bytes that are gone through before a buffer comes round again: more than any L2
+from tests.gpu.device import DEVICE
+
+MEGABYTE = DEVICE.pick(2**20, dry=2**12)
+MEGABYTES = DEVICE.pick((25, 1, 100, 1000), dry=(25, 50))  # first the bucket that DDP makes
+OBJECTIVES = DEVICE.pick((2, 4, 8, 16, 32), dry=(2, 17))
+# Elements of a row beyond a multiple of 1024, which is what kernels like best: a shard is any multiple of 16 bytes, and
+# the rows of a Jacobian may be of any length, so that only the first of them is aligned.
+REMAINDERS = {"round": 0, "shard": 296, "odd": 297}
+SOLVED = DEVICE.pick((8, 2, 4, 16, 32, 64), dry=(8, 2))
+BEYOND_CACHE = DEVICE.pick(
+    400e6, dry=1.0
+)  # bytes that are gone through before a buffer comes round again: more than any L2
 
 
-def kernel_microseconds(calls: list[Callable[[], Any]], names: tuple[str, ...]) -> float:
-    """Device time per call of the kernels whose names contain one of `names`, as the profiler saw it."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+Calls = list[Callable[[], Any]]
+
+
+def kernel_microseconds(measured: dict[tuple[str, ...], Calls]) -> list[float]:
+    """Device time per call, of each entry: calls, and parts of the names of those of their kernels that count.
+
+    One profile for all: starting the profiler takes longer than what is measured. What unpacks results does not count.
+    """
+    for calls in measured.values():
         for call in calls:
             call()
-        torch.cuda.synchronize()
-    total = 0.0
-    for event in profile.key_averages():
-        if any(name in event.key for name in names):
-            total += float(getattr(event, "device_time_total", 0.0) or getattr(event, "cuda_time_total", 0.0))
-    if total == 0.0:
-        raise RuntimeError(f"the profiler saw no kernel named {' or '.join(names)}")
-    return total / len(calls)
+    times = DEVICE.kernel_microseconds(lambda: [call() for calls in measured.values() for call in calls])
+    results = []
+    for names, calls in measured.items():
+        seen = [kernel for kernel in times if "unpack_" not in kernel and any(name in kernel for name in names)]
+        if not seen:
+            raise RuntimeError(f"no kernel named {' or '.join(names)} was seen, but {sorted(times)}")
+        results.append(sum(times[kernel] for kernel in seen) / len(calls))
+    return results
 
 
-def call_milliseconds(call: Callable[[], Any], repeat: int = 30) -> float:
+def call_milliseconds(call: Callable[[], Any], repeat: int = DEVICE.pick(30, dry=1)) -> float:
     """Time of a call with a wait for the device, median."""
     call()
     times = []
     for _ in range(repeat):
-        torch.cuda.synchronize()
+        DEVICE.synchronize()
         start = time.perf_counter()
         call()
-        torch.cuda.synchronize()
+        DEVICE.synchronize()
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
 
 
-def bandwidth(megabytes: int, k: int, dtype: torch.dtype) -> dict[str, Any]:
-    """GB/s of memory moved: rows of `megabytes` together, as a rank's tile holds them."""
+def bandwidth(megabytes: int, k: int, dtype: torch.dtype, length: str) -> dict[str, Any]:
+    """GB/s of memory moved: rows of `megabytes` together, as a rank's tile holds them. `length` is in REMAINDERS."""
     size = torch.tensor([], dtype=dtype).element_size()
-    n = megabytes * 2**20 // (k * size) // 8 * 8
+    n = megabytes * MEGABYTE // (k * size) // 1024 * 1024 + REMAINDERS[length]
     nbytes = n * k * size
     count = max(2, min(40, int(BEYOND_CACHE / nbytes) + 1))
-    tiles = [torch.randn(k, n, device="cuda", dtype=torch.float32).to(dtype) for _ in range(count)]
+    tiles = [torch.randn(k, n, device=DEVICE.name, dtype=torch.float32).to(dtype) for _ in range(count)]
     target = torch.empty_like(tiles[0])
-    weights = torch.rand(k, dtype=torch.float64, device="cuda")
+    weights = torch.rand(k, dtype=torch.float64, device=DEVICE.name)
     calls = tiles * (2 if count < 10 else 1)
-    copy = kernel_microseconds([lambda t=t: target.copy_(t) for t in calls], ("Memcpy DtoD", "copy", "elementwise"))
-    gramian = kernel_microseconds([lambda t=t: moo.gramian(t) for t in calls], ("_gramian",))
-    combine = kernel_microseconds([lambda t=t: moo.combine(t, weights) for t in calls], ("combine",))
     rows = [t.flatten() for t in calls]
-    sketch = kernel_microseconds([lambda r=r: moo.sketch([r]) for r in rows], ("sum_runs", "finish_sketch"))
+    copy, gramian, combine, sketch = kernel_microseconds({
+        ("Memcpy DtoD", "copy", "elementwise"): [lambda t=t: target.copy_(t) for t in calls],
+        ("_gramian",): [lambda t=t: moo.gramian(t) for t in calls],
+        ("combine",): [lambda t=t: moo.combine(t, weights) for t in calls],
+        ("sum_runs", "finish_sketch"): [lambda r=r: moo.sketch([r]) for r in rows],
+    })  # fmt: skip
     return {
         "megabytes": megabytes,
         "k": k,
         "dtype": str(dtype).removeprefix("torch."),
+        "length": length,
         "copy": 2e-3 * nbytes / copy,
         "gramian": 1e-3 * nbytes / gramian,
         "combine": 1e-3 * nbytes * (1 + 1 / k) / combine,
@@ -75,19 +90,20 @@ def bandwidth(megabytes: int, k: int, dtype: torch.dtype) -> dict[str, Any]:
 
 def solve(method: str, k: int) -> dict[str, Any]:
     """Time of one solve: the kernel's, and a call's from Python with a wait."""
-    rows = torch.randn(k, 2 * k, device="cuda") - 0.3
+    rows = torch.randn(k, 2 * k, device=DEVICE.name) - 0.3
     gram = moo.gramian(rows)
+    (device,) = kernel_microseconds({("solve",): [lambda: moo.weights(gram, method)] * DEVICE.pick(50, dry=2)})
     return {
         "method": method,
         "k": k,
-        "device_us": kernel_microseconds([lambda: moo.weights(gram, method)] * 50, ("solve_kernel",)),
+        "device_us": device,
         "call_us": 1e3 * call_milliseconds(lambda: moo.weights(gram, method)),
     }
 
 
 def others(k: int, n: int, notes: list[str]) -> list[dict[str, Any]]:
     """The same Gramian and the same methods by other libraries."""
-    rows = torch.randn(k, n, device="cuda")
+    rows = torch.randn(k, n, device=DEVICE.name)
     what = f"K={k}, n={n}"
     torch.backends.cuda.matmul.allow_tf32 = False
     table = [
@@ -134,24 +150,28 @@ def main() -> None:
     torch.manual_seed(0)
     notes = [
         f"Kernel times are the profiler's; buffers rotate through {BEYOND_CACHE / 1e6:.0f} MB, so that none is in "
-        "the L2 cache. The Gramian is both of its stages, without the few kilobytes of its unpacking. Bandwidths count "
-        "what has to be moved: the rows once, and what is written."
+        "the L2 cache. The Gramian is without the few kilobytes of its unpacking. Bandwidths count what has to be "
+        "moved: the rows once, and what is written. Rows are of a multiple of 1024 elements (round), of one of 16 "
+        "bytes beyond it (shard), or of an odd number, so that most of them are not aligned (odd)."
     ]
     figures: dict[str, Any] = {"notes": notes, "bandwidth": [], "solve": [], "others": []}
 
     def save() -> None:
         options.json.write_text(json.dumps(figures))
 
-    for method in moo.available_methods():
-        for k in (2, 4, 8, 16, 32, 64):
-            figures["solve"].append(solve(method, k))
-    save()
-    for dtype in (torch.float32, torch.bfloat16):
-        for megabytes in MEGABYTES:
-            for k in OBJECTIVES:
-                figures["bandwidth"].append(bandwidth(megabytes, k, dtype))
+    def measure_bandwidth(dtype: torch.dtype, sizes: Sequence[int]) -> None:
+        for megabytes in sizes:
+            lengths = REMAINDERS if megabytes == 25 else ("shard",)
+            figures["bandwidth"] += [bandwidth(megabytes, k, dtype, length) for k in OBJECTIVES for length in lengths]
             save()
-    for k, n in ((4, 1_000_000), (8, 6_000_000), (32, 1_000_000)):
+
+    measure_bandwidth(torch.float32, MEGABYTES[:1])
+    for method in sorted(moo.available_methods(), key=lambda name: name != "mgda"):
+        figures["solve"] += [solve(method, k) for k in SOLVED]
+        save()
+    measure_bandwidth(torch.float32, MEGABYTES[1:])
+    measure_bandwidth(torch.bfloat16, MEGABYTES)
+    for k, n in DEVICE.pick(((4, 1_000_000), (8, 6_000_000), (32, 1_000_000)), dry=((4, 1001),)):
         figures["others"] += others(k, n, notes)
         save()
     notes[:] = list(dict.fromkeys(notes))

@@ -27,8 +27,8 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", 
 GROUP_TIMEOUT = timedelta(seconds=60)
 
 
-# `make gpu-check` runs these, with settings of their own.
-collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
+# `make gpu-check` runs these with settings of their own; so does its dry run, over emulated kernels.
+collect_ignore = [] if torch.cuda.is_available() or "GPU_CHECK_DRY" in os.environ else ["gpu"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,37 +1,127 @@
-"""Every kernel once, at small sizes: what compute-sanitizer looks at."""
+"""Every kernel, at small sizes: what compute-sanitizer looks at. Wrong results are for the tests to find.
+
+In a dry run, launches are counted, and a kernel of cuda/ that was compiled and not launched is an error.
+"""
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
 
 import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
 
+from tests.gpu.device import DEVICE
 
-def main() -> None:
-    """Runs functions and collectives; wrong results are for the tests to find."""
-    torch.manual_seed(0)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        for k in (1, 2, 8, 12, 16, 17, 64):
-            for n in (1, 1000, 5001):
-                rows = torch.randn(k, n, device="cuda", dtype=dtype)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+OBJECTIVES = "aab"  # of the ranks: one that is of two rows, and two for three
+TIMEOUT = 60  # seconds, of the ranks
+
+
+def functions() -> None:
+    """The functions: every K that has a kernel of its own, and some that have none; every method."""
+    for dtype in DTYPES:
+        for k in (*range(1, 18), 64):
+            for n in (1, 1000, 5001) if k in (2, 8, 17) else (1001,):
+                rows = torch.randn(k, n, device=DEVICE.name).to(dtype)
                 if k == 8:
                     rows[3] = 0
                     rows[4] *= 1e-30
-                moo.combine(rows, torch.rand(k, dtype=torch.float64, device="cuda"))
-                gramian = moo.gramian(rows)
-        off = torch.randn(3, 2001, device="cuda", dtype=dtype)[:, 1:]
-        moo.aggregate(list(off), "mgda")
+                moo.gramian(rows)
+                moo.combine(rows, torch.rand(k, dtype=torch.float64, device=DEVICE.name))
+        unaligned = torch.randn(3, 2001, device=DEVICE.name).to(dtype)[:, 1:]
+        moo.aggregate(list(unaligned), "mgda")
+        for n in (1, 5001):
+            for width in (64, 1024):
+                moo.sketch(torch.randn(2, n, device=DEVICE.name).to(dtype), width)
     for k in (2, 8, 40):
-        gramian = moo.gramian(torch.randn(k, 100, device="cuda"))
+        gramian = moo.gramian(torch.randn(k, 100, device=DEVICE.name))
         for method in moo.available_methods():
             moo.weights(gramian, method)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    for method in ("mgda", "gradvac", moo.Smoothed("mean", 0.5)):  # type: ignore[assignment]
-        state = moo.BucketMOO(method)
-        for n in (1, 5000, 100_001):
-            moo.all_reduce(torch.randn(n, device="cuda"), state)
-            state.report()
-    torch.cuda.synchronize()
-    print("all kernels ran")
+    moo.weights(moo.gramian(torch.randn(3, 100, device=DEVICE.name)), moo.UPGrad([1.0, 2.0, 3.0]))
+
+
+def collectives() -> None:
+    """Reductions of the default group: with and without tails, memory, sketch and weights that are kept."""
+    rank = dist.get_rank()
+
+    def state(method: str | moo.Method, gramian: str | moo.Sketch = "exact") -> moo.BucketMOO:
+        return moo.BucketMOO(method, objective=OBJECTIVES[rank], gramian=gramian)
+
+    for dtype in DTYPES:
+        for gramian in ("exact", moo.Sketch(64)):
+            reducing = state("mgda", gramian)
+            for n in (1, 5000, 50_001):
+                moo.all_reduce(torch.randn(n, device=DEVICE.name).to(dtype), reducing)
+                given = torch.randn(n * dist.get_world_size(), device=DEVICE.name).to(dtype)
+                moo.reduce_scatter(torch.empty(n, dtype=dtype, device=DEVICE.name), given, reducing)
+            reducing.report()
+    for method in ("gradvac", moo.Smoothed("mean", 0.5), moo.UPGrad([1.0, 2.0])):
+        remembering = state(method)
+        for _ in range(2):
+            moo.all_reduce(torch.randn(5001, device=DEVICE.name), remembering)
+        remembering.load_state_dict(remembering.state_dict())
+    for sketch in (moo.Sketch(64, refresh_every=2), moo.Sketch(64, lag=1)):
+        keeping = state("mgda", sketch)
+        for _ in range(3):
+            moo.all_reduce(torch.randn(5001, device=DEVICE.name), keeping)
+        keeping.report()
+    one_objective = moo.BucketMOO("mean", objective="a")
+    moo.all_reduce(torch.randn(5001, device=DEVICE.name), one_objective)
+    one_objective.objective = f"o{rank}"  # another K than that of the first step
+    moo.all_reduce(torch.randn(5001, device=DEVICE.name), one_objective)
+    one_objective.report()
+
+
+def rank_main(rank: int, world: int, store: str, results: "multiprocessing.SimpleQueue[dict[str, int]]") -> None:
+    """One rank. Over Gloo: what NCCL's own kernels do is not looked at."""
+    torch.manual_seed(rank)
+    DEVICE.enter_rank()
+    timeout = timedelta(seconds=TIMEOUT)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timeout)
+    collectives()
+    DEVICE.synchronize()
+    dist.destroy_process_group()
+    results.put(DEVICE.kernel_launches())
+
+
+def ranks(world: int) -> Counter[str]:
+    """Launches of the collectives on `world` ranks.
+
+    Raises:
+        RuntimeError: A rank failed, or they did not finish in time.
+    """
+    context = multiprocessing.get_context("spawn")  # the parent has CUDA already: no fork of it can use it
+    results = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            context.Process(target=rank_main, args=(rank, world, str(Path(folder) / "store"), results), daemon=True)
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        end = time.monotonic() + TIMEOUT
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
+        if any(process.exitcode != 0 for process in processes):
+            raise RuntimeError(f"exit codes of the ranks: {[process.exitcode for process in processes]}")
+    return sum((Counter(results.get()) for _ in processes), Counter())
+
+
+def main() -> int:
+    """Runs all of it; 0 if, as far as launches are counted, every kernel was launched."""
+    torch.manual_seed(0)
+    functions()
+    launched = Counter(DEVICE.kernel_launches()) + ranks(len(OBJECTIVES))
+    DEVICE.synchronize()
+    missing = sorted(name for name in DEVICE.kernel_launches() if launched[name] == 0)
+    print("kernels that were not launched: " + ", ".join(missing) if missing else "all kernels ran")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

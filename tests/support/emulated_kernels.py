@@ -12,7 +12,7 @@ from tests.support.checks import ON_DEVICE
 
 _CUDA = Path(__file__).resolve().parents[2] / "cuda"
 # A name after the qualifiers and attributes: __global__ void __launch_bounds__(kThreads, kResident<K>) name(
-_KERNEL = re.compile(r"__global__\s+void\s+(?:__\w+__\s*\([^()]*\)\s*)?(\w+)\s*\(")
+_KERNEL = re.compile(r"__global__\s+void\s+(?:__\w+__\s*\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(")
 
 
 def are_used() -> bool:
