@@ -2,8 +2,8 @@
 #include <cuda_runtime.h>
 
 #include <bucket_moo/objective_table.hpp>
+#include <new>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "checks.hpp"
@@ -39,7 +39,7 @@ void an_error_arrives_behind_the_rest() {
   constexpr int kWorld = 3;
   std::vector<StepRecord> records(kWorld);
   for (int r = 0; r < kWorld; ++r) {
-    records[static_cast<std::size_t>(r)].objective = bucket_moo::make_objective_name("o" + std::to_string(r));
+    records[static_cast<std::size_t>(r)].objective.text()[0] = static_cast<char>('a' + r);
   }
   Table table(kWorld);
   StepHeader failed;
@@ -59,9 +59,9 @@ void an_error_arrives_behind_the_rest() {
   CHECK(!at_fence);
   step(2, 2);
   CHECK(at_fence && at_fence->error == StepError::none);
-  for (const StepHeader* const header : {&*at_fence, const_cast<const StepHeader*>(told)}) {
-    CHECK(header->culprit == 3);
-    CHECK(header->step == 2);
+  for (const StepHeader& header : {*at_fence, *told}) {
+    CHECK(header.culprit == 3);
+    CHECK(header.step == 2);
   }
   CHECK(told->error == StepError::too_many_objectives);
   at_fence.reset();
