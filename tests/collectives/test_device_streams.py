@@ -162,7 +162,7 @@ def rank_captures(rank: int, world: int, seed: int, gramian: Any) -> None:
                 moo.all_reduce(again, eager)
                 assert raw(again.cpu()) == raw(row.cpu())
         assert state.report().buckets[0].solved_step == state.step
-        moo.all_reduce(torch.ones(7).to("cuda"), state)  # the state goes on beside its graph
+        moo.all_reduce(torch.ones(100_003).to("cuda"), state)  # the state goes on, with more memory, beside its graph
         for row, start in zip(work, rows, strict=True):
             row.copy_(start)
         graph.replay()
