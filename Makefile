@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo extension-for-demo test test-quick test-all test-cpp test-emulated test-torch soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -85,6 +85,13 @@ test-cpp: $(STAMP)/build ## Build and run the torch-free C++ tests
 	@$(call build,tests/cpp/all tests/emulation/all examples/cpp/all bench/cpp/all) && \
 	  ctest --test-dir $(TREE) --output-on-failure
 
+test-races: $(STAMP)/build ## Run the kernels' C++ tests under the race detector
+	@echo "== kernels under the race detector"
+	@$(call build,races) && ctest --test-dir $(TREE) -C races -L races --output-on-failure -j $$(nproc)
+
+mutate-synchronisations: $(STAMP)/build ## Take each synchronisation of the kernels out in turn; what finds it goes into docs/races.md
+	@$(call build,races) && $(BIN)/python tests/emulation/mutate_synchronisations.py $(ARGS)
+
 # The device path needs no GPU to be tested: its kernels are compiled for the CPU, and the extension reduces CPU tensors
 # with them. Installed apart from .venv, whose packages it uses.
 EMULATED := build/emulated
@@ -101,7 +108,7 @@ test-emulated: $(STAMP)/emulated ## Run the tests whose path differs on a device
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
 	@$(EMULATED)/bin/python -m pytest $(PARALLEL) -m "device and not host" $(ARGS)
 
-test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-emulated ## Run all tests
+test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-races test-emulated ## Run all tests
 	@echo "== Python tests"
 	@$(BIN)/python -m pytest $(PARALLEL)
 

@@ -5,7 +5,7 @@
 // as NaN) or written beyond its end, launches and copies a GPU would refuse, order of threads that matters, memory that
 // is used while another stream may still use it, or by a host that has not waited (see memory.hpp), work that cannot be
 // captured in a graph.
-// Does not show: races between blocks, missing memory ordering inside a kernel, speed.
+// Does not show: missing barriers whose threads run in a fortunate order, which race_detector.hpp does; speed.
 #ifndef BUCKET_MOO_EMULATION_HPP
 #define BUCKET_MOO_EMULATION_HPP
 

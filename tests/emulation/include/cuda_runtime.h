@@ -147,6 +147,11 @@ inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
 }
 inline std::size_t __cvta_generic_to_shared(const void* pointer) { return reinterpret_cast<std::size_t>(pointer); }
 inline void* __cvta_shared_to_generic(std::size_t address) { return reinterpret_cast<void*>(address); }
+/// Of integers. Orders nothing.
+template <class T>
+T atomicAdd(T* address, T value) {
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   const std::uint64_t both = static_cast<std::uint64_t>(high) << 32 | low;
