@@ -6,8 +6,8 @@
 // atomics, which only do not race with each other; so the order that a __threadfence makes with them is not seen.
 // Exact for what ran, whatever the order in which it ran. Of the threads that read a place two are kept: enough to find
 // a write that races with any, but not to list all races with it.
-// A program that is linked with this ends with an error if races are left, see take_races(); after the first launch with
-// one if BUCKET_MOO_STOP_AT_RACE is set.
+// A program that is linked with this ends with an error if races are left, see take_races(); after the first launch
+// with one if BUCKET_MOO_STOP_AT_RACE is set.
 #ifndef BUCKET_MOO_EMULATION_RACE_DETECTOR_HPP
 #define BUCKET_MOO_EMULATION_RACE_DETECTOR_HPP
 

@@ -1,6 +1,10 @@
 // The solve kernels on Gramians that take the solvers' rarer ways, for what watches them: see test_cuda_solve.cpp on
 // results.
+#include <cuda_runtime.h>
+
+#include <bucket_moo/lanes.hpp>
 #include <bucket_moo/method_list.hpp>
+#include <bucket_moo/solve.hpp>
 #include <bucket_moo/state_layout.hpp>
 #include <cmath>
 #include <cstddef>
@@ -8,6 +12,7 @@
 #include <vector>
 
 #include "checks.hpp"
+#include "launch.cuh"
 #include "solve.cuh"
 #include "tile.hpp"
 
@@ -30,6 +35,8 @@ class Rows {
   void repeat(int i, int j, double factor) {
     for (std::size_t x = 0; x < n_; ++x) at(i, x) = factor * at(j, x);
   }
+
+  double& at(int i, int x) { return at(i, static_cast<std::size_t>(x)); }
 
   std::vector<double> gramian() {
     std::vector<double> all;
@@ -103,9 +110,45 @@ void solve_by_all(int k, const std::vector<double>& gramian, bool finite = true)
   }
 }
 
+/// The shortest gradient, from which solvers start, is not in the part of the hull that is nearest to the origin.
+std::vector<double> gramian_whose_start_leaves(int k) {
+  Rows rows(k, k, 0.0);
+  for (int i = 0; i < k; ++i) {
+    for (int x = 0; x < k; ++x) rows.at(i, x) = 0.0;
+    rows.at(i, 0) = i == 0 ? 1.0 : 0.3;
+    if (i > 0) rows.at(i, i - (i + 1) % 2) = i % 2 == 1 ? 3.0 : -3.5;
+  }
+  return rows.gramian();
+}
+
+/// Weights are visible to all lanes on return.
+__global__ void solve_mgda(Method method, int k, const double* gramian, double* weights, double* scratch,
+                           double* seen) {
+  const bucket_moo::WarpLanes lanes(k);
+  bucket_moo::solve_one<bucket_moo::MgdaMethod>(lanes, method, {}, k, gramian, weights, scratch);
+  for (int i = lanes.lane(); i < k; i += lanes.count()) seen[i] = weights[k - 1 - i];
+}
+
+void weights_are_visible() {
+  constexpr int kObjectives = 12;
+  for (const bool zero : {false, true}) {
+    checks::context = zero ? "visible zeros" : "visible weights";
+    std::vector<double> gramian = Rows(kObjectives, 20, 0.1).gramian();
+    if (zero) gramian.assign(gramian.size(), 0.0);
+    std::vector<double> weights(kObjectives);
+    std::vector<double> seen(kObjectives, std::nan(""));
+    const Method method{.id = MethodId::mgda};
+    std::vector<double> scratch(bucket_moo::solve_scratch_size(method.id, kObjectives));
+    CHECK(bucket_moo::cuda::launch(solve_mgda, {1, 32}, nullptr, method, kObjectives, gramian.data(), weights.data(),
+                                   scratch.data(), seen.data()) == cudaSuccess);
+    CHECK(seen == std::vector<double>(weights.rbegin(), weights.rend()));
+  }
+}
+
 }  // namespace
 
 int main() {
+  weights_are_visible();
   for (const int k : {2, 7, 33}) {
     checks::context = "independent";
     solve_by_all(k, Rows(k, k + 9, 0.1).gramian());
@@ -121,6 +164,15 @@ int main() {
     Rows opposed(k, k + 4, 0.0);
     for (int i = 1; i < k; i += 2) opposed.repeat(i, i - 1, -1e-6);
     solve_by_all(k, opposed.gramian());
+    checks::context = "almost cancelling";
+    Rows cancelling(k, k + 4, 0.0);
+    for (int i = 1; i < k; i += 2) cancelling.repeat(i, i - 1, -1.0 + 1e-5);
+    if (k % 2 == 1) cancelling.repeat(k - 1, k - 1, 1e-3);
+    solve_by_all(k, cancelling.gramian());
+    checks::context = "almost alike";
+    solve_by_all(k, Rows(k, k + 4, 1e7).gramian());
+    checks::context = "the start leaves";
+    solve_by_all(k, gramian_whose_start_leaves(k));
     checks::context = "some zero";
     Rows some(k, k + 4, 0.1);
     for (int i = 0; i < k; i += 3) some.repeat(i, i, 0.0);

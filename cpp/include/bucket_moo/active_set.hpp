@@ -79,11 +79,10 @@ class ActiveSet {
     return independent;
   }
 
-  /// Takes out the last member, which has no row.
+  /// Takes out the last member, which has no row. Lane 0 alone uses flags until survey(), before which others sync.
   BUCKET_MOO_HD void pop() {
     --size_;
     if (lanes_.lane() == 0) flags_[members_[size_]] &= ~kInside;
-    lanes_.sync();
   }
 
   /// Takes out the member at a place, to its bound.
@@ -194,11 +193,11 @@ class ActiveSet {
 
   BUCKET_MOO_HD static double bound(const double* lower, int i) { return lower == nullptr ? 0.0 : lower[i]; }
 
+  /// Needs a sync() before a variable comes in or goes: that before its column or row is used.
   BUCKET_MOO_HD void unbar() {
     BUCKET_MOO_UNROLL(1)
     for (int i = lanes_.lane(); i < k_; i += lanes_.count()) flags_[i] &= ~kBarred;
     any_barred_ = false;
-    lanes_.sync();
   }
 
   /// How far along step_ the first member reaches its bound, and its place.

@@ -50,7 +50,7 @@ class Cholesky {
     accept(pivot > floor ? pivot : floor);
   }
 
-  /// Deletes row and column `at`. Never fails. Cost: 3 (size - at)² multiply-adds.
+  /// Deletes row and column `at`. Never fails. Needs a sync() as append() does. Cost: 3 (size - at)² multiply-adds.
   BUCKET_MOO_HD void remove(int at) {
     // A lane moves whole columns, so no lane reads what another has written.
     BUCKET_MOO_UNROLL(1)
@@ -82,7 +82,6 @@ class Cholesky {
       entry(c, c) = diagonal;
       divisor_[c] = lanes_.divisor(diagonal);
     }
-    lanes_.sync();
   }
 
   /// x := A⁻¹ x, for x [size]. Cost: size² multiply-adds.

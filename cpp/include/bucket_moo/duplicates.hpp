@@ -13,7 +13,7 @@ namespace bucket_moo {
 /// is as good, but then the result would depend on the order of the objectives.
 ///
 /// Identical means equal rows of the Gramian up to a few roundings of |g_i||g_l|, so that it does not matter in which
-/// order the inner products were summed; the combination moves by no more than that.
+/// order the inner products were summed; the combination moves by no more than that. Syncs before it reads weights.
 /// \param gram    [k, k] symmetric
 /// \param weights [k], in and out; the sum over each set of identical objectives stays
 /// \param scratch k + k/2 + 1 doubles

@@ -33,7 +33,7 @@ BUCKET_MOO_HD inline double power(double x, double exponent) {
 /// \param alpha   > 0
 /// \param k       >= 1
 /// \param gram    [k, k] symmetric, positive diagonal
-/// \param weights [k], out, > 0; not written without an equilibrium
+/// \param weights [k], out, > 0; not written without an equilibrium. Needs a sync() before they are read
 /// \return residual = max_k |(Gw)_k w_k^(1/α) - 1|; status `fallback` without an equilibrium, that is where |Σ w_k g_k|
 ///         falls to the rounding noise of its terms, or a residual of 1e-4 is out of reach
 /// Cost: some 5 to 40 Newton steps of k³/6 multiply-adds.
@@ -117,7 +117,6 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       solution.residual = residual;
       BUCKET_MOO_UNROLL(1)
       for (int i = lanes.lane(); i < k; i += lanes.count()) best[i] = b[i];
-      lanes.sync();
     } else if (settled) {
       ++stalled;
     }
@@ -151,7 +150,6 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       most_negative = step[i] < most_negative ? step[i] : most_negative;
     }
     lanes.reduce(Sum{slope}, Max{largest}, Min{most_negative});
-    lanes.sync();
     double t = most_negative < -kBoundary ? -kBoundary / most_negative : 1.0;
     // The objective is convex along the step, which may pass its minimum: to where it climbs at most half as steeply as
     // it descends at the start.
@@ -176,7 +174,6 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
   }
   BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = best[i] * scale[i];
-  lanes.sync();
   return solution;
 }
 

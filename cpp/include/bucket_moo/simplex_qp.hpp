@@ -256,6 +256,7 @@ class SimplexQp {
   }
 
   /// Chooses the shortest member as the base, which keeps cancellation in the edges small, and factorises anew.
+  /// update_gradient() then syncs before the factor is used.
   BUCKET_MOO_HD void rebase() {
     Located shortest{kInfinity, k_};
     BUCKET_MOO_UNROLL(1)
@@ -271,7 +272,6 @@ class SimplexQp {
       load_column(vertex);
       factor.append_independent(support_.column(), edge(vertex, vertex), dependence_floor(vertex));
     }
-    lanes_.sync();
   }
 
   Lanes lanes_;

@@ -32,8 +32,8 @@ struct StateView {
   BUCKET_MOO_HD int at(int i) const { return place == nullptr ? i : place[i]; }
 };
 
-/// Copies the states of `count` objectives; other objectives of `to` keep what they have. Visible to all lanes on
-/// return.
+/// Copies the states of `count` objectives; other objectives of `to` keep what they have. Needs a sync() before lanes
+/// use what others have copied.
 template <class Lanes>
 BUCKET_MOO_HD void copy_state(Lanes lanes, const Method& method, int count, StateView<const double> from,
                               StateView<double> to) {
@@ -56,7 +56,6 @@ BUCKET_MOO_HD void copy_state(Lanes lanes, const Method& method, int count, Stat
           from.values[from_at + static_cast<std::size_t>(part * from.size + from.at(i))];
     }
   }
-  lanes.sync();
 }
 
 }  // namespace bucket_moo

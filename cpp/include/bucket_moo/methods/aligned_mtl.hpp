@@ -94,10 +94,8 @@ BUCKET_MOO_HD Solution solve_aligned_mtl(Lanes lanes, const AlignedMtlOptions& o
   BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     weights[i] = values[i] > floor ? weights[i] * std::sqrt(scale / values[i]) : 0.0;
+    expected[i] = weights[i];
   }
-  lanes.sync();
-  BUCKET_MOO_UNROLL(1)
-  for (int i = lanes.lane(); i < k; i += lanes.count()) expected[i] = weights[i];
   lanes.sync();
   eigen.from_eigenbasis(weights);
   multiply(lanes, k, problem.gram, weights, image);

@@ -39,7 +39,6 @@ BUCKET_MOO_HD Solution solve_dualproj(Lanes lanes, const DualprojOptions& option
   load_preference(lanes, options.preference, k, problem.objective, preference);
   BUCKET_MOO_UNROLL(1)
   for (int l = lanes.lane(); l < k; l += lanes.count()) lower[l] = inverse[l] > 0.0 ? preference[l] / inverse[l] : 0.0;
-  lanes.sync();
 
   NonnegativeQp<Lanes> qp(lanes, k, cosine, scratch);
   Solution solution;
@@ -47,7 +46,6 @@ BUCKET_MOO_HD Solution solve_dualproj(Lanes lanes, const DualprojOptions& option
   solution.residual = qp.residual();
   BUCKET_MOO_UNROLL(1)
   for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] = (point[l] - lower[l]) * inverse[l];
-  lanes.sync();
   share_between_duplicates(lanes, k, problem.gram, weights, scratch);
   BUCKET_MOO_UNROLL(1)
   for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] += preference[l];

@@ -39,7 +39,6 @@ BUCKET_MOO_HD Solution solve_imtlg(Lanes lanes, const ImtlgOptions&, const Probl
   load_cosines(lanes, k, problem.gram, cosine, inverse);
   BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) target[i] = 1.0;
-  lanes.sync();
   const CosineSolution found = solve_cosine_system(lanes, k, cosine, target, weights, image, scratch);
 
   Solution solution;

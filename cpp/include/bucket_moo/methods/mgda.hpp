@@ -19,7 +19,8 @@
 
 namespace bucket_moo {
 
-/// MGDA of two gradients: the point of the segment between them that is nearest to the origin.
+/// MGDA of two gradients: the point of the segment between them that is nearest to the origin. Needs a sync() before the
+/// weights are read.
 template <class Lanes>
 BUCKET_MOO_HD void load_shortest_of_segment(Lanes lanes, const double* gram, double* weights) {
   const double first = gram[0] - gram[1];  // > 0: the second one shortens it
@@ -34,7 +35,6 @@ BUCKET_MOO_HD void load_shortest_of_segment(Lanes lanes, const double* gram, dou
     weights[0] = share;
     weights[1] = other;
   }
-  lanes.sync();
 }
 
 /// w = argmin over the simplex of wᵀGw. With two gradients by a formula, in no iteration.

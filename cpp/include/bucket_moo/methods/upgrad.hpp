@@ -56,7 +56,6 @@ BUCKET_MOO_HD Solution solve_upgrad(Lanes lanes, const UpgradOptions& options, c
     BUCKET_MOO_UNROLL(1)
     for (int l = lanes.lane(); l < k; l += lanes.count()) weights[l] += size * (point[l] - lower[l]) * inverse[l];
   }
-  lanes.sync();
 
   share_between_duplicates(lanes, k, gram, weights, scratch);
   BUCKET_MOO_UNROLL(1)
