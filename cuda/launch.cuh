@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "device_facts.cuh"
+
 namespace bucket_moo::cuda {
 
 inline constexpr int kWarp = 32;
@@ -32,7 +34,13 @@ template <class... Parameters>
 cudaError_t allow_shared(void (*kernel)(Parameters...), std::size_t bytes) {
   constexpr std::size_t kWithoutOptIn = 48 * 1024;
   if (bytes <= kWithoutOptIn) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  int device = 0;
+  const cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  int allowed = 0;
+  return DeviceFacts::instance().find({device, reinterpret_cast<const void*>(kernel), 0, bytes}, &allowed, [&](int*) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  });
 }
 
 /// Multiprocessors of the current device.
@@ -40,7 +48,23 @@ inline cudaError_t multiprocessor_count(int* count) {
   int device = 0;
   const cudaError_t status = cudaGetDevice(&device);
   if (status != cudaSuccess) return status;
-  return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+  return DeviceFacts::instance().find({device}, count, [device](int* answer) {
+    return cudaDeviceGetAttribute(answer, cudaDevAttrMultiProcessorCount, device);
+  });
+}
+
+/// Blocks of a kernel that a multiprocessor of the current device holds at a time.
+template <class... Parameters>
+cudaError_t resident_blocks(void (*kernel)(Parameters...), const LaunchShape& shape, int* blocks) {
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = allow_shared(kernel, shape.shared);
+  if (status != cudaSuccess) return status;
+  const auto threads = static_cast<int>(shape.threads);
+  return DeviceFacts::instance().find(
+      {device, reinterpret_cast<const void*>(kernel), threads, shape.shared}, blocks, [&](int* answer) {
+        return cudaOccupancyMaxActiveBlocksPerMultiprocessor(answer, kernel, threads, shape.shared);
+      });
 }
 
 /// Sets how many blocks share `pieces` > 0 pieces of work: as many as the current device can run at once.
@@ -49,10 +73,7 @@ cudaError_t fill_device(void (*kernel)(Parameters...), std::int64_t pieces, Laun
   int count = 0;
   int each = 0;
   cudaError_t status = multiprocessor_count(&count);
-  if (status == cudaSuccess) {
-    const auto threads = static_cast<int>(shape->threads);
-    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shape->shared);
-  }
+  if (status == cudaSuccess) status = resident_blocks(kernel, *shape, &each);
   if (status != cudaSuccess) return status;
   const std::int64_t most = static_cast<std::int64_t>(count) * (each > 0 ? each : 1);
   shape->blocks = static_cast<unsigned>(pieces < most ? pieces : most);

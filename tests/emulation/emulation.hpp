@@ -37,6 +37,9 @@ std::vector<std::string> take_faults();
 /// Calls `look` whenever a kernel comes to __threadfence_system(); empty: nothing is called.
 void on_system_fence(std::function<void()> look);
 
+/// Questions so far about the device and about kernels on it, and changes of what kernels may have.
+long questions();
+
 }  // namespace bucket_moo::emulation
 
 #endif  // BUCKET_MOO_EMULATION_HPP

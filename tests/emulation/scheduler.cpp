@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "device_facts.cuh"
 #include "emulation.hpp"
 #include "fibre.hpp"
 #include "memory.hpp"
@@ -75,6 +76,7 @@ struct Device {
   int multiprocessors = initial_multiprocessors();
   bool reverse = false;
   std::function<void()> fence;
+  long questions = 0;
 
   std::vector<std::unique_ptr<Thread>> threads;  ///< kept from launch to launch, with their stacks
   std::vector<Warp> warps = std::vector<Warp>(kMaxThreads / kWarp);
@@ -268,6 +270,7 @@ cudaError_t set_shared_limit(const void* kernel, int bytes) {
   if (bytes < 0 || static_cast<std::size_t>(bytes) > kMaxShared) return cudaErrorInvalidValue;
   Device& d = device();
   const std::lock_guard lock(d.settings_mutex);
+  ++d.questions;
   d.shared_limit[kernel] = static_cast<std::size_t>(bytes);
   return cudaSuccess;
 }
@@ -276,6 +279,7 @@ cudaError_t occupancy(int* blocks, const void* kernel, int threads, std::size_t 
   if (threads <= 0 || threads > static_cast<int>(kMaxThreads)) return cudaErrorInvalidValue;
   Device& d = device();
   const std::lock_guard lock(d.settings_mutex);
+  ++d.questions;
   const auto limit = d.shared_limit.find(kernel);
   const bool fits = shared <= (limit == d.shared_limit.end() ? kSharedWithoutOptIn : limit->second);
   const int by_threads = 2048 / threads;
@@ -290,6 +294,7 @@ void set_multiprocessors(int count) {
   Device& d = device();
   const std::lock_guard lock(d.settings_mutex);
   d.multiprocessors = count;
+  cuda::DeviceFacts::instance().forget();
 }
 
 void set_reverse_order(bool reverse) {
@@ -306,12 +311,19 @@ void set_observer(Observer* observer) {
 
 long launches() { return operations().kernels; }
 
+long questions() {
+  Device& d = device();
+  const std::lock_guard lock(d.settings_mutex);
+  return d.questions;
+}
+
 }  // namespace bucket_moo::emulation
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device_number) {
   if (device_number != 0) return cudaErrorInvalidDevice;
   bucket_moo::emulation::Device& d = bucket_moo::emulation::device();
   const std::lock_guard lock(d.settings_mutex);
+  ++d.questions;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = d.multiprocessors;
