@@ -68,17 +68,22 @@ class Cost(NamedTuple):
     wide_loads: int = 0
     warmth: int = 0  # minus the narrow loads and the calls
     instructions: int = 0
+    float32: int = 0  # of them: multiplications and additions
 
     def plus(self, other: "Cost") -> "Cost":
         """One after the other."""
         return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def without_loads(self) -> "Cost":
+        """The same as a way that is avoided for its loads."""
+        return self._replace(wide_loads=0, warmth=self.warmth - self.wide_loads)
 
     def times(self, count: float) -> "Cost":
         """The same, again and again; a fraction of a pass counts as one."""
         return Cost(*(round(count * x) for x in self))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loop:
     """Code that is gone through again and again."""
 
@@ -103,13 +108,17 @@ class Loop:
         """Other loads from global memory, inner loops aside."""
         return sum(i.is_global_load and not i.is_wide_load for i in self.own_code)
 
-    def hot_pass(self, cost_of_inner: "Callable[[Loop], Cost] | None" = None) -> Cost:
+    def hot_pass(self, cost_of_inner: "Callable[[Loop], Cost] | None" = None, own_loads: bool = True) -> Cost:
         """What the hot way once round costs.
 
-        An inner loop counts as `cost_of_inner` says; by default as one hot pass of it.
+        An inner loop counts as `cost_of_inner` says; by default as nothing if it reads global memory, for that is what
+        an unrolled loop leaves over, else as one pass. Without `own_loads` the way goes round the loads outside them.
         """
-        costs = cost_of_inner or Loop.hot_pass
-        parts = {block: (frozenset({block}), self.kernel.cost_of(block)) for block in self.blocks}
+        costs = cost_of_inner or Loop._cost_inside
+        parts = {}
+        for block in self.blocks:
+            cost = self.kernel.cost_of(block)
+            parts[block] = (frozenset({block}), cost if own_loads else cost.without_loads())
         for loop in self.inner:
             parts |= dict.fromkeys(loop.blocks, (loop.blocks, costs(loop)))
         best: dict[frozenset[int], Cost | None] = {}
@@ -128,6 +137,9 @@ class Loop:
             return best[blocks]
 
         return from_here(self.header) or Cost()
+
+    def _cost_inside(self) -> Cost:
+        return Cost() if self.wide_loads + self.narrow_loads > 0 else self.hot_pass()
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,8 @@ class Kernel:
         code = self.blocks[block]
         narrow = sum(i.is_global_load and not i.is_wide_load for i in code)
         calls = sum(i.opcode.startswith("CALL") for i in code)
-        return Cost(sum(i.is_wide_load for i in code), -narrow - calls, len(code))
+        float32 = sum(i.opcode.split(".")[0] in ("FFMA", "FMUL", "FADD") for i in code)
+        return Cost(sum(i.is_wide_load for i in code), -narrow - calls, len(code), float32)
 
     @cached_property
     def loops(self) -> tuple[Loop, ...]:
@@ -228,17 +241,17 @@ class Kernel:
             found.append(outermost[-1])
         return tuple(outermost)
 
-    @property
+    @cached_property
     def hot_loops(self) -> tuple[Loop, ...]:
-        """The loops that read 16 bytes at a time themselves."""
-        return tuple(loop for loop in self.loops if loop.wide_loads > 0)
+        """The loops that read most vectors at a time, of those that read any."""
+        reading = {loop: loop.hot_pass().wide_loads for loop in self.loops if loop.wide_loads > 0}
+        return tuple(loop for loop, loads in reading.items() if loads == max(reading.values()))
 
     @property
     def per_vector(self) -> float | None:
-        """Instructions on the hot way for every 16 bytes that a lane loads: of the loops that load most at a time."""
+        """Instructions on the hot way for every 16 bytes that a lane loads, of the worst hot loop."""
         passes = [loop.hot_pass() for loop in self.hot_loops]
-        most = max((cost.wide_loads for cost in passes), default=0)
-        return max((cost.instructions / most for cost in passes if cost.wide_loads == most), default=None)
+        return max((cost.instructions / cost.wide_loads for cost in passes), default=None)
 
     @property
     def scalar_loops(self) -> tuple[Loop, ...]:

@@ -1,4 +1,4 @@
-// Gramian of rows in device memory, in two stages: every block sums up its part, then a few warps add up the blocks.
+// Gramian of rows in device memory, in one kernel: every block sums up its part, the last ones add up the blocks.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -7,56 +7,39 @@
 #include "gramian.cuh"
 #include "gramian_float64.cuh"
 #include "gramian_pass.cuh"
+#include "gramian_plan.cuh"
 #include "gramian_small.cuh"
 #include "gramian_tiled.cuh"
 #include "launch.cuh"
-#include "warp_sums.cuh"
 
 namespace bucket_moo::cuda {
 namespace {
 
 /// Blocks of Grid::fixed; enough for the small pieces that it is for.
 constexpr int kFixedBlocks = 32;
-/// Most blocks of Grid::device on a multiprocessor: what workspaces are made for.
-constexpr int kSmallBlocks = 2048 / kGramianThreads;
+/// Blocks of the tiled kernels on a multiprocessor, at most.
 constexpr int kTiledBlocks = 2;
-
-/// One warp an entry: adds up the blocks, always in the same order.
-__global__ void __launch_bounds__(kGramianThreads)
-    finish_gramian(const __grid_constant__ GramianPass pass, const int small_blocks, const int tiled_blocks,
-                   const bool add, double* const packed) {
-  const int blocks = small_works(pass) ? small_blocks : tiled_blocks;
-  const int entries = packed_size(objective_count(pass));
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warps = static_cast<int>(gridDim.x) * kGramianWarps;
-  for (int entry = static_cast<int>(blockIdx.x * kGramianThreads + threadIdx.x) / kWarp; entry < entries;
-       entry += warps) {
-    const double* const partial = pass.partial + static_cast<std::int64_t>(entry) * blocks;
-    double sum = 0.0;
-#pragma unroll 8
-    for (int b = lane; b < blocks; b += kWarp) sum += partial[b];
-    sum = warp_sum(sum);
-    if (lane == 0) packed[entry] = add ? packed[entry] + sum : sum;
-  }
-}
+constexpr int kMostResident = 3;
+static_assert(small_resident(1) <= kMostResident && kTiledBlocks <= kMostResident);
 
 using Kernel = void (*)(GramianPass);
 
-struct SmallKernel {
+struct GramianKernel {
   Kernel kernel;
   std::size_t shared;
 };
 
-/// The kernel of k, 1 <= k <= kMaxSmall.
+/// The small kernel of k rows, 1 <= k <= kMaxSmall.
 template <DType D, int K = kMaxSmall>
-SmallKernel small_kernel(int k) {
-  if constexpr (K > 1) {
-    if (k < K) return small_kernel<D, K - 1>(k);
+GramianKernel small_kernel(int k) {
+  if constexpr (K > 2) {
+    if (k <= K - 2) return small_kernel<D, K - 2>(k);
   }
-  return {small_gramian<K, D>, kSmallShared<K>};
+  constexpr std::size_t kTiles = sizeof(TiledShared<FewTile>);
+  return {small_gramian<K, D>, kSmallShared<K> > kTiles ? kSmallShared<K> : kTiles};
 }
 
-SmallKernel small_kernel(DType dtype, int k) {
+GramianKernel small_kernel(DType dtype, int k) {
   switch (dtype) {
     case DType::float32:
       return small_kernel<DType::float32>(k);
@@ -67,62 +50,67 @@ SmallKernel small_kernel(DType dtype, int k) {
   }
 }
 
-struct TiledKernel {
-  Kernel kernel;
-  std::size_t shared;
-  std::int64_t piece;  ///< elements that a block takes at a time, at least
-};
-
-TiledKernel tiled_kernel(DType dtype) {
-  constexpr std::size_t kShared = sizeof(TiledShared);
+GramianKernel tiled_kernel(DType dtype) {
+  constexpr std::size_t kShared = sizeof(TiledShared<LargeTile>);
   switch (dtype) {
     case DType::float64:
-      return {float64_gramian, kFloat64Shared, kFloat64Tile};
+      return {float64_gramian, kFloat64Shared};
     case DType::float32:
-      return {tiled_gramian<DType::float32>, kShared, kMinTileColumns};
+      return {tiled_gramian<DType::float32>, kShared};
     case DType::bfloat16:
-      return {tiled_gramian<DType::bfloat16>, kShared, kMinTileColumns};
+      return {tiled_gramian<DType::bfloat16>, kShared};
     default:
-      return {tiled_gramian<DType::float16>, kShared, kMinTileColumns};
+      return {tiled_gramian<DType::float16>, kShared};
   }
 }
 
-/// How many blocks share `pieces` pieces of work.
-cudaError_t choose_blocks(Grid grid, Kernel kernel, std::size_t shared, int most_each, std::int64_t pieces,
-                          int* blocks) {
-  int most = kFixedBlocks;
-  if (grid == Grid::device) {
-    int count = 0;
-    int each = 0;
-    cudaError_t status = multiprocessor_count(&count);
-    if (status == cudaSuccess) status = allow_shared(kernel, shared);
-    if (status == cudaSuccess) {
-      status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kGramianThreads, shared);
-    }
-    if (status != cudaSuccess) return status;
-    if (each == 0) return cudaErrorInvalidValue;
-    most = count * (each < most_each ? each : most_each);
-  }
-  *blocks = static_cast<int>(pieces < 1 ? 1 : pieces < most ? pieces : most);
-  return cudaSuccess;
+/// Most blocks of a launch, of which a multiprocessor takes `each` at a time.
+cudaError_t most_blocks(Grid grid, int each, int* blocks) {
+  *blocks = kFixedBlocks;
+  if (grid == Grid::fixed) return cudaSuccess;
+  int count = 0;
+  const cudaError_t status = multiprocessor_count(&count);
+  *blocks = count * each < kMaxGramianBlocks ? count * each : kMaxGramianBlocks;
+  return status;
 }
 
 constexpr std::int64_t pieces_of(std::int64_t size, std::int64_t piece) { return (size + piece - 1) / piece; }
+
+cudaError_t launch_small(GramianPass pass, Grid grid, cudaStream_t stream) {
+  const DeviceRows& rows = pass.rows;
+  const int k = (rows.count + 1) / 2 * 2;
+  int most = 0;
+  const cudaError_t status = most_blocks(grid, small_resident(k), &most);
+  if (status != cudaSuccess) return status;
+  pass.plan = plan_small(rows.size, static_cast<std::size_t>(element_bytes(rows.dtype)), k, most);
+  const auto [kernel, shared] = small_kernel(rows.dtype, rows.count);
+  return launch(kernel, {static_cast<unsigned>(pass.plan.blocks), kGramianThreads, shared}, stream, pass);
+}
+
+cudaError_t launch_tiled(const GramianPass& pass, Grid grid, cudaStream_t stream) {
+  const auto [kernel, shared] = tiled_kernel(pass.rows.dtype);
+  LaunchShape shape{0, kGramianThreads, shared};
+  int each = 0;
+  int most = 0;
+  cudaError_t status = resident_blocks(kernel, shape, &each);
+  if (status == cudaSuccess && each == 0) status = cudaErrorInvalidValue;
+  if (status == cudaSuccess) status = most_blocks(grid, each < kTiledBlocks ? each : kTiledBlocks, &most);
+  if (status != cudaSuccess) return status;
+  const std::int64_t tiles =
+      pieces_of(pass.rows.size, pass.rows.dtype == DType::float64 ? kFloat64Tile : LargeTile::kMinColumns);
+  shape.blocks = static_cast<unsigned>(tiles < 1 ? 1 : tiles < most ? tiles : most);
+  return launch(kernel, shape, stream, pass);
+}
 
 }  // namespace
 
 cudaError_t gramian_workspace_size(int k, std::size_t* bytes) {
   if (k < 0 || k > kMaxObjectives || bytes == nullptr) return cudaErrorInvalidValue;
-  int count = 0;
-  const cudaError_t status = multiprocessor_count(&count);
+  int most = 0;
+  const cudaError_t status = most_blocks(Grid::device, k <= kMaxSmall ? kMostResident : kTiledBlocks, &most);
   if (status != cudaSuccess) return status;
-  const auto size = [](int objectives, int blocks) {
-    return sizeof(double) * static_cast<std::size_t>(packed_size(objectives)) * static_cast<std::size_t>(blocks);
-  };
-  const std::size_t sizes[] = {size(k < kMaxSmall ? k : kMaxSmall, kSmallBlocks * count), size(k, kTiledBlocks * count),
-                               size(k, kFixedBlocks)};
-  *bytes = 0;
-  for (const std::size_t s : sizes) *bytes = s > *bytes ? s : *bytes;
+  const int blocks = most > kFixedBlocks ? most : kFixedBlocks;
+  *bytes = sizeof(double) * static_cast<std::size_t>(packed_size(k)) * static_cast<std::size_t>(blocks);
   return cudaSuccess;
 }
 
@@ -132,33 +120,20 @@ cudaError_t launch_gramian(const GramianArguments& arguments, cudaStream_t strea
   if (!valid(rows) || (!with_table && rows.count > kMaxObjectives)) return cudaErrorInvalidValue;
   if (rows.count == 0) return cudaSuccess;
   if (arguments.packed == nullptr || arguments.workspace == nullptr) return cudaErrorInvalidValue;
+  if (arguments.tickets == nullptr) return cudaErrorInvalidValue;
+  GramianPass pass{.rows = rows,
+                   .table = arguments.table,
+                   .aligned = vector_aligned(rows),
+                   .add = arguments.add,
+                   .plan = {},
+                   .partial = static_cast<double*>(arguments.workspace),
+                   .tickets = arguments.tickets,
+                   .packed = arguments.packed};
   const int most = rows.count < kMaxObjectives ? rows.count : kMaxObjectives;
-  const int likely = with_table ? arguments.likely_k : rows.count;
-
-  GramianPass pass{rows, arguments.table, 0, vector_aligned(rows), static_cast<double*>(arguments.workspace)};
   for (int r = 0; r < most; ++r) pass.rows.scattered[r] = rows.row(r);
-  int small_blocks = 0;
-  int tiled_blocks = 0;
-  if (likely >= 1 && likely <= kMaxSmall && rows.dtype != DType::float64) {
-    pass.likely_k = likely;
-    const auto [kernel, shared] = small_kernel(rows.dtype, likely);
-    const std::int64_t pieces = pieces_of(rows.size, kChunk * kGramianWarps);
-    cudaError_t status = choose_blocks(arguments.grid, kernel, shared, kSmallBlocks, pieces, &small_blocks);
-    if (status != cudaSuccess) return status;
-    status = launch(kernel, {static_cast<unsigned>(small_blocks), kGramianThreads, shared}, stream, pass);
-    if (status != cudaSuccess) return status;
-  }
-  if (with_table || pass.likely_k == 0) {
-    const auto [kernel, shared, piece] = tiled_kernel(rows.dtype);
-    const std::int64_t pieces = pieces_of(rows.size, piece);
-    cudaError_t status = choose_blocks(arguments.grid, kernel, shared, kTiledBlocks, pieces, &tiled_blocks);
-    if (status != cudaSuccess) return status;
-    status = launch(kernel, {static_cast<unsigned>(tiled_blocks), kGramianThreads, shared}, stream, pass);
-    if (status != cudaSuccess) return status;
-  }
-  const auto finish_blocks = static_cast<unsigned>(pieces_of(packed_size(most), kGramianWarps));
-  return launch(finish_gramian, {finish_blocks, kGramianThreads}, stream, pass, small_blocks, tiled_blocks,
-                arguments.add, arguments.packed);
+  const bool small =
+      rows.count <= kMaxSmall && rows.dtype != DType::float64 && (!with_table || arguments.likely_k == rows.count);
+  return small ? launch_small(pass, arguments.grid, stream) : launch_tiled(pass, arguments.grid, stream);
 }
 
 }  // namespace bucket_moo::cuda

@@ -19,6 +19,7 @@ inline constexpr std::size_t kFloat64Shared = sizeof(double) * packed_size(kMaxO
 /// A warp an entry, in turn.
 __global__ void __launch_bounds__(kGramianThreads) float64_gramian(const __grid_constant__ GramianPass pass) {
   const int entries = packed_size(objective_count(pass));
+  if (entries == 0) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const bool first_lane = threadIdx.x % kWarp == 0;
   double* const total = dynamic_shared<double>();
@@ -35,8 +36,9 @@ __global__ void __launch_bounds__(kGramianThreads) float64_gramian(const __grid_
   }
   __syncthreads();
   for (int entry = static_cast<int>(threadIdx.x); entry < entries; entry += kGramianThreads) {
-    pass.partial[static_cast<std::int64_t>(entry) * gridDim.x + blockIdx.x] = total[entry];
+    pass.partial[static_cast<std::int64_t>(blockIdx.x) * entries + entry] = total[entry];
   }
+  finish_gramian(pass, entries);
 }
 
 }  // namespace bucket_moo::cuda

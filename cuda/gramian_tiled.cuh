@@ -1,5 +1,5 @@
 // Gramian of up to 64 objectives, of one row or of several: a tile of float32 in shared memory, multiplied in squares
-// of 8 by 8 objectives.
+// of objectives.
 #ifndef BUCKET_MOO_CUDA_GRAMIAN_TILED_CUH
 #define BUCKET_MOO_CUDA_GRAMIAN_TILED_CUH
 
@@ -15,47 +15,73 @@
 
 namespace bucket_moo::cuda {
 
-/// Objectives on a side of a square; a lane has all products of a square for columns of its own.
-inline constexpr int kSide = 8;
-inline constexpr int kSquare = kSide * kSide;
-
-inline constexpr int kTileFloats = 12288;  // 48 kB: two blocks fit into the shared memory of an sm_80
-inline constexpr int kMinTileColumns = kTileFloats / kMaxObjectives;
 inline constexpr int kMaxTileColumns = 1024;
 inline constexpr int kColumnStep = 2 * kWarp;  ///< two columns a lane
-inline constexpr int kMaxItems = packed_size(kMaxObjectives / kSide);
+
+/// Sizes of a tile, and of the squares of objectives whose products a lane has for columns of its own; how many vectors
+/// a lane reads before it uses the first; and whether the rows may be the objectives.
+template <int Floats, int Objectives, int Side, int InFlight, bool RowsToo>
+struct TileSize {
+  static constexpr int kInFlight = InFlight;
+  static constexpr bool kRowsToo = RowsToo;
+  static constexpr int kFloats = Floats;
+  static constexpr int kMaxRows = Objectives;
+  static constexpr int kSide = Side;
+  static constexpr int kSquare = Side * Side;
+  static constexpr int kMinColumns = Floats / Objectives;
+
+  /// Parts of the columns, so that the squares of few objectives occupy all warps.
+  BUCKET_MOO_HD static constexpr int segments(int sides) {
+    return sides == 1 ? 8 : sides <= 3 ? 4 : sides == 4 ? 2 : 1;
+  }
+
+  BUCKET_MOO_HD static constexpr int most_items() {
+    int most = 0;
+    for (int sides = 1; sides <= Objectives / Side; ++sides) {
+      const int items = packed_size(sides) * segments(sides);
+      most = items > most ? items : most;
+    }
+    return most;
+  }
+};
+/// 48 kB of float32: two blocks fit into the shared memory of an sm_80.
+using LargeTile = TileSize<12288, kMaxObjectives, 8, 4, true>;
+/// For the small kernel: with the registers that it has, and little shared memory.
+using FewTile = TileSize<4096, kMaxSmall, 4, 2, false>;
 
 /// How a tile of k objectives is laid out and cut into items, of which each belongs to one warp.
+template <class Size>
 struct TileShape {
   int rows;      ///< k, up to a multiple of kSide
   int columns;   ///< elements, a multiple of kColumnStep
-  int segments;  ///< parts of the columns, so that the squares of few objectives occupy all warps
+  int segments;  ///< parts of the columns
   int items;     ///< squares of the lower triangle, times segments
 
   __device__ explicit TileShape(int k) {
-    const int sides = (k + kSide - 1) / kSide;
-    rows = sides * kSide;
-    segments = sides == 1 ? 8 : sides <= 3 ? 4 : sides == 4 ? 2 : 1;
+    const int sides = (k + Size::kSide - 1) / Size::kSide;
+    rows = sides * Size::kSide;
+    segments = Size::segments(sides);
     const int step = segments * kColumnStep;
-    columns = kTileFloats / rows / step * step;
+    columns = Size::kFloats / rows / step * step;
     columns = columns < kMaxTileColumns ? columns : kMaxTileColumns;
     items = packed_size(sides) * segments;
   }
 };
 
+template <class Size>
 struct TiledShared {
-  float tile[kTileFloats];            ///< [rows, columns]
-  double total[kMaxItems * kSquare];  ///< [items, kSide, kSide]
-  int bad[kMaxObjectives];            ///< whether float32 cannot square this tile's part of the objective's gradient
+  float tile[Size::kFloats];                         ///< [rows, columns]
+  double total[Size::most_items() * Size::kSquare];  ///< [items, kSide, kSide]
+  int bad[kMaxObjectives];  ///< whether float32 cannot square this tile's part of the objective's gradient
 };
 
 /// A block's share of the Gramian.
-template <DType D>
+template <class Size, DType D>
 class TiledGramian {
  public:
   __device__ TiledGramian(const GramianPass& pass, int k)
       : pass_(pass),
-        shared_(*dynamic_shared<TiledShared>()),
+        shared_(*dynamic_shared<TiledShared<Size>>()),
         k_(k),
         one_to_one_(rows_are_objectives(pass)),
         shape_(k),
@@ -95,16 +121,23 @@ class TiledGramian {
       for (int s = 0; s < shape_.segments; ++s) {
         sum += shared_.total[(square + s) * kSquare + i % kSide * kSide + j % kSide];
       }
-      pass_.partial[static_cast<std::int64_t>(entry) * gridDim.x + blockIdx.x] = sum;
+      pass_.partial[static_cast<std::int64_t>(blockIdx.x) * packed_size(k_) + entry] = sum;
     }
   }
 
  private:
-  using Sums = WarpSums<kSquare>;
+  static constexpr int kSide = Size::kSide;
+  static constexpr int kSquare = Size::kSquare;
   static constexpr int kQuads = kPerVector<D> / 4;
+  using Sums = WarpSums<kSquare>;
 
-  __device__ Vector load(const void* row, std::int64_t at, bool whole) const {
-    return whole ? load_vector<D>(row, at) : load_elements<D>(row, at, pass_.rows.size);
+  template <bool Whole>
+  __device__ Vector load(const void* row, std::int64_t at) const {
+    if constexpr (Whole) {
+      return load_vector<D>(row, at);
+    } else {
+      return load_elements<D>(row, at, pass_.rows.size);
+    }
   }
 
   /// Puts a vector's elements into the tile, and sums up their squares. The second half of a 16-bit vector goes half a
@@ -119,17 +152,16 @@ class TiledGramian {
     for (int e = 0; e < kPerVector<D>; ++e) squares = fmaf(x[e], x[e], squares);
   }
 
-  /// Writes elements [begin, end) of objective k's gradient to the tile, zeros behind them, and whether they are bad.
-  __device__ void fill_row(int k, std::int64_t begin, std::int64_t end) {
-    const bool whole = pass_.aligned && end - begin == shape_.columns;
-    const int vectors = shape_.columns / kPerVector<D>;
+  /// Writes vectors [first, last) of objective k's gradient to the tile, those of this lane. Whole ones are aligned.
+  template <bool Whole>
+  __device__ void fill_vectors(int k, std::int64_t begin, int first, int last, float& squares,
+                               std::uint32_t& nonzero) const {
     float* const row = shared_.tile + k * shape_.columns;
-    float squares = 0.0f;
-    std::uint32_t nonzero = 0;
-    if (one_to_one_) {
-#pragma unroll 4
-      for (int v = lane_; v < vectors; v += kWarp) {
-        const Vector vector = load(pass_.rows.scattered[k], begin + v * kPerVector<D>, whole);
+    if (Size::kRowsToo && one_to_one_) {
+      [[maybe_unused]] constexpr int kUnroll = Whole ? Size::kInFlight : 1;
+#pragma unroll kUnroll
+      for (int v = first + lane_; v < last; v += kWarp) {
+        const Vector vector = load<Whole>(pass_.rows.scattered[k], begin + v * kPerVector<D>);
         nonzero |= any_nonzero<D>(vector);
         float x[kPerVector<D>];
 #pragma unroll
@@ -137,15 +169,16 @@ class TiledGramian {
         put(x, row, v, squares);
       }
     } else {
-      const int last = pass_.table.begin[k + 1];
+      const int end = pass_.table.begin[k + 1];
 #pragma unroll 1
-      for (int v = lane_; v < vectors; v += kWarp) {
+      for (int v = first + lane_; v < last; v += kWarp) {
         float x[kPerVector<D>] = {};
-#pragma unroll 4
-        for (int m = pass_.table.begin[k]; m < last; ++m) {
+        [[maybe_unused]] constexpr int kUnroll = Whole ? Size::kInFlight : 1;
+#pragma unroll kUnroll
+        for (int m = pass_.table.begin[k]; m < end; ++m) {
           const int r = pass_.table.member[m];
           const float share = static_cast<float>(pass_.table.share[r]);
-          const Vector vector = load(pass_.rows.row(r), begin + v * kPerVector<D>, whole);
+          const Vector vector = load<Whole>(pass_.rows.row(r), begin + v * kPerVector<D>);
           nonzero |= any_nonzero<D>(vector);
 #pragma unroll
           for (int e = 0; e < kPerVector<D>; ++e) x[e] = fmaf(share, value_of<D>(vector, e), x[e]);
@@ -153,6 +186,18 @@ class TiledGramian {
         put(x, row, v, squares);
       }
     }
+  }
+
+  /// Writes elements [begin, end) of objective k's gradient to the tile, zeros behind them, and whether they are bad.
+  __device__ void fill_row(int k, std::int64_t begin, std::int64_t end) {
+    const int vectors = shape_.columns / kPerVector<D>;
+    // A lane has the same vectors whether they are read whole or not: of 32 side by side all are, or none.
+    const int count = static_cast<int>(end - begin) / kPerVector<D>;
+    const int whole = !pass_.aligned ? 0 : end - begin == shape_.columns ? vectors : count / kWarp * kWarp;
+    float squares = 0.0f;
+    std::uint32_t nonzero = 0;
+    fill_vectors<true>(k, begin, 0, whole, squares, nonzero);
+    fill_vectors<false>(k, begin, whole, vectors, squares, nonzero);
     squares = warp_sum(squares);
     bool bad = __any_sync(kAllLanes, nonzero != 0) && !trusted(squares);
     if (bad) bad = finite_gradient<D>(pass_, k, begin, end);
@@ -189,12 +234,16 @@ class TiledGramian {
     double part[Sums::kOwned];
 #pragma unroll
     for (int q = 0; q < Sums::kOwned; ++q) part[q] = static_cast<double>(sum[q]);
-    const std::uint32_t bad_a = static_cast<std::uint32_t>(bad >> (a * kSide)) & 0xffu;
-    const std::uint32_t bad_b = static_cast<std::uint32_t>(bad >> (b * kSide)) & 0xffu;
+    constexpr std::uint32_t kOfSide = (1u << kSide) - 1u;
+    const std::uint32_t bad_a = static_cast<std::uint32_t>(bad >> (a * kSide)) & kOfSide;
+    const std::uint32_t bad_b = static_cast<std::uint32_t>(bad >> (b * kSide)) & kOfSide;
     if ((bad_a | bad_b) != 0) repair(a, b, bad_a, bad_b, segment, begin, end, part);
     double* const total = shared_.total + item * kSquare;
 #pragma unroll
-    for (int q = 0; q < Sums::kOwned; ++q) total[Sums::owned(lane_, q)] += part[q];
+    for (int q = 0; q < Sums::kOwned; ++q) {
+      const int entry = Sums::owned(lane_, q);
+      if (entry >= 0) total[entry] += part[q];
+    }
   }
 
   /// Replaces the products with bad rows: by those over the whole tile in the first segment, by zeros in the others.
@@ -216,20 +265,19 @@ class TiledGramian {
   }
 
   const GramianPass& pass_;
-  TiledShared& shared_;
+  TiledShared<Size>& shared_;
   int k_;
   bool one_to_one_;
-  TileShape shape_;
+  TileShape<Size> shape_;
   int warp_;
   int lane_;
 };
 
-/// Works where the small kernel does not.
-template <DType D>
-__global__ void __launch_bounds__(kGramianThreads, 2) tiled_gramian(const __grid_constant__ GramianPass pass) {
+template <class Size, DType D>
+__device__ void multiply_tiles(const GramianPass& pass) {
   const int k = objective_count(pass);
-  if (k == 0 || small_works(pass)) return;
-  TiledGramian<D> gramian(pass, k);
+  if (k == 0) return;
+  TiledGramian<Size, D> gramian(pass, k);
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * gramian.columns();
 #pragma unroll 1
   for (std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * gramian.columns(); begin < pass.rows.size;
@@ -237,6 +285,12 @@ __global__ void __launch_bounds__(kGramianThreads, 2) tiled_gramian(const __grid
     gramian.add_tile(begin);
   }
   gramian.store();
+  finish_gramian(pass, packed_size(k));
+}
+
+template <DType D>
+__global__ void __launch_bounds__(kGramianThreads, 2) tiled_gramian(const __grid_constant__ GramianPass pass) {
+  multiply_tiles<LargeTile, D>(pass);
 }
 
 }  // namespace bucket_moo::cuda

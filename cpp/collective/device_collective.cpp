@@ -60,6 +60,7 @@ DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int wo
   scratch.factor = layout.take<double>(1);
   scratch.coefficients = layout.take<double>(static_cast<std::size_t>(world));
   scratch.packed_gramian = layout.take<double>(packed_size(kMaxObjectives));
+  scratch.gramian_tickets = layout.take<unsigned>(cuda::kGramianTickets);  // zero, as fresh memory is
   return scratch;
 }
 
@@ -173,6 +174,7 @@ void DeviceCollective::gramian(const cuda::DeviceRows& rows, bool fixed_grid, bo
   arguments.add = add;
   arguments.packed = packed;
   arguments.workspace = workspace_.data();
+  arguments.tickets = scratch_.gramian_tickets;
   check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing a Gramian");
 }
 
@@ -333,6 +335,7 @@ void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64
   arguments.grid = cuda::Grid::fixed;
   arguments.packed = scratch_.packed_gramian;
   arguments.workspace = workspace_.data();
+  arguments.tickets = scratch_.gramian_tickets;
   check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing the Gramian of sketches");
   cuda::GramianParts parts;
   parts.packed = scratch_.packed_gramian;

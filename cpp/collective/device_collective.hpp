@@ -118,6 +118,7 @@ class DeviceCollective {
     double* factor;          // of this rank in a sum, of any dtype
     double* coefficients;    // [W] of the combination
     double* packed_gramian;  // of the tails, or of sketches
+    unsigned* gramian_tickets;
   };
 
   static Scratch lay_out(MemoryLayout& layout, int world);

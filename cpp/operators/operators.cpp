@@ -247,10 +247,12 @@ at::Tensor gramian_cuda(at::TensorList jacobian) {
   std::size_t bytes = 0;
   check_cuda(cuda::gramian_workspace_size(k, &bytes), "sizing the Gramian's workspace");
   const at::Tensor workspace = workspace_of(bytes, out);
+  const at::Tensor tickets = at::zeros({cuda::kGramianTickets}, out.options().dtype(at::kInt));
   cuda::GramianArguments arguments;
   arguments.rows = device_rows(rows);
   arguments.packed = packed.mutable_data_ptr<double>();
   arguments.workspace = workspace.mutable_data_ptr();
+  arguments.tickets = static_cast<unsigned*>(tickets.mutable_data_ptr());
   check_cuda(cuda::launch_gramian(arguments, stream), "enqueueing the Gramian");
   check_cuda(cuda::launch_unpack_gramian(arguments.packed, k, out.mutable_data_ptr<double>(), stream),
              "enqueueing the Gramian's unpacking");

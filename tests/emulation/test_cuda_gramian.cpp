@@ -86,6 +86,12 @@ struct Options {
   bool add = false;
 };
 
+/// Tickets, which launches leave as they found them.
+struct Tickets {
+  ~Tickets() { CHECK(count == std::vector<unsigned>(bucket_moo::cuda::kGramianTickets, 0u)); }
+  std::vector<unsigned> count = std::vector<unsigned>(bucket_moo::cuda::kGramianTickets, 0u);
+};
+
 /// Launches, with a poisoned output that is guarded behind its end and a workspace of exactly the size asked for.
 std::vector<double> gramian(const Tile& t, Objectives* o, Options options) {
   const int k = o == nullptr ? t.count() : o->k;
@@ -96,7 +102,9 @@ std::vector<double> gramian(const Tile& t, Objectives* o, Options options) {
   std::vector<double> workspace(bytes / sizeof(double) + 2, std::nan(""));
   workspace[bytes / sizeof(double)] = kPoison;
   workspace[bytes / sizeof(double) + 1] = kPoison;
+  Tickets tickets;
   bucket_moo::cuda::GramianArguments arguments;
+  arguments.tickets = tickets.count.data();
   arguments.rows = t.device();
   if (o != nullptr) arguments.table = o->table();
   arguments.likely_k = options.likely_k;
@@ -104,7 +112,9 @@ std::vector<double> gramian(const Tile& t, Objectives* o, Options options) {
   arguments.add = options.add;
   arguments.packed = packed.data();
   arguments.workspace = workspace.data();
+  const long launches = bucket_moo::emulation::launches();
   CHECK(bucket_moo::cuda::launch_gramian(arguments, nullptr) == cudaSuccess);
+  CHECK(bucket_moo::emulation::launches() - launches == 1);
   CHECK(packed[packed_size(k)] == kPoison && packed[packed_size(k) + 1] == kPoison);
   CHECK(workspace[bytes / sizeof(double)] == kPoison && workspace[bytes / sizeof(double) + 1] == kPoison);
   packed.resize(packed_size(k));
@@ -209,6 +219,28 @@ void bits_do_not_depend_on_alignment_or_gpu() {
   bucket_moo::emulation::set_reverse_order(false);
 }
 
+/// So many blocks that they are added up in groups, of which the last is smaller.
+void gramian_of_many_blocks() {
+  bucket_moo::emulation::set_multiprocessors(19);
+  for (const DType d : kDTypes) {
+    for (const int k : {3, 18}) {
+      checks::context = std::string("many blocks ") + name_of(d) + " K=" + std::to_string(k);
+      Tile t(d, k, 60001);
+      std::vector<double> first;
+      for (const bool reverse : {false, true}) {
+        bucket_moo::emulation::set_reverse_order(reverse);
+        check_gramian(t, nullptr, {});
+        check_gramian(t, nullptr, {0, Grid::fixed});
+        const std::vector<double> g = gramian(t, nullptr, {});
+        if (first.empty()) first = g;
+        CHECK(g == first);
+      }
+    }
+  }
+  bucket_moo::emulation::set_multiprocessors(2);
+  bucket_moo::emulation::set_reverse_order(false);
+}
+
 void gramian_with_a_table() {
   for (const DType d : kDTypes) {
     for (const int w : {1, 3, 8, 16, 17, 40, 64}) {
@@ -273,6 +305,8 @@ void nothing_happens_after_an_error() {
   Tile t(DType::float32, 4, 100);
   Objectives o(4);
   bucket_moo::cuda::GramianArguments arguments;
+  Tickets tickets;
+  arguments.tickets = tickets.count.data();
   arguments.rows = t.device();
   arguments.table = o.table();
   o.header.error = bucket_moo::StepError::other_call;
@@ -393,6 +427,8 @@ void gramian_refuses() {
   std::vector<double> workspace(100000);
   bucket_moo::cuda::GramianArguments good;
   good.rows = t.device();
+  Tickets tickets;
+  good.tickets = tickets.count.data();
   good.packed = packed.data();
   good.workspace = workspace.data();
   const auto says = [](const bucket_moo::cuda::GramianArguments& a) {
@@ -415,6 +451,9 @@ void gramian_refuses() {
   a.workspace = nullptr;
   CHECK(says(a) == cudaErrorInvalidValue);
   a = good;
+  a.tickets = nullptr;
+  CHECK(says(a) == cudaErrorInvalidValue);
+  a = good;
   a.rows.base = nullptr;
   CHECK(says(a) == cudaErrorInvalidValue);
   std::size_t bytes = 0;
@@ -433,6 +472,8 @@ void empty_rows_may_be_nowhere() {
   std::vector<double> packed(6, kPoison);
   std::vector<double> workspace(200000);
   bucket_moo::cuda::GramianArguments arguments;
+  Tickets tickets;
+  arguments.tickets = tickets.count.data();
   arguments.rows.count = 1000;
   arguments.table = o.table();
   arguments.packed = packed.data();
@@ -447,6 +488,7 @@ int main() {
   gramian_of_every_k();
   gramian_of_all_sizes();
   bits_do_not_depend_on_alignment_or_gpu();
+  gramian_of_many_blocks();
   gramian_with_a_table();
   gramian_of_shared_objectives();
   nothing_happens_after_an_error();

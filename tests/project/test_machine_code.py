@@ -174,7 +174,7 @@ def test_the_hot_way_goes_round_what_is_cold() -> None:
     )
     (loop,) = kernel.loops
     assert (loop.wide_loads, loop.narrow_loads) == (1, 2)
-    assert loop.hot_pass() == (1, 0, 6)
+    assert loop.hot_pass() == (1, 0, 6, 1)
     assert kernel.per_vector == 6
 
 
@@ -201,7 +201,7 @@ def test_loops_are_found_in_loops() -> None:
     assert kernel.hot_loops == (inner,)
     assert kernel.scalar_loops == (scalar,)
     eight = outer.hot_pass(lambda loop: loop.hot_pass().times(8 if loop.wide_loads else 0))
-    assert eight == (8, 0, 8 * 2 + 3)
+    assert eight == (8, 0, 8 * 2 + 3, 0)
 
 
 def test_a_jump_back_over_code_that_does_not_return_is_no_loop() -> None:
