@@ -78,6 +78,19 @@ def test_kernels_keep_to_their_machine_code(source: str) -> None:
     assert not over, "\n".join(over)
 
 
+@needs_nvcc
+@pytest.mark.slow
+def test_ends_of_rows_are_read_several_elements_at_a_time() -> None:
+    """What is left of a row is few elements for one warp: one after the other they would take longer than a bucket."""
+    small = [kernel for kernel in _kernels("gramian.cu") if kernel.name.startswith("small_gramian")]
+    assert small
+    for kernel in small:
+        k = int(kernel.name.removeprefix("small_gramian<").split(",")[0])
+        loads = [loop.narrow_loads for loop in kernel.scalar_loops if loop.hot_pass().float32 > 0]
+        assert loads, kernel.name
+        assert min(loads) >= 2 * k, f"{kernel.name} on {kernel.architecture}"
+
+
 def test_the_budget_says_only_what_is_checked() -> None:
     for name, entry in BUDGET.items():
         assert entry.keys() <= {"instructions", "per_vector", "scalar_loops", "generic"}, name
