@@ -20,9 +20,8 @@ OBJECTIVES = DEVICE.pick((2, 4, 8, 16, 32), dry=(2, 17))
 # the rows of a Jacobian may be of any length, so that only the first of them is aligned.
 REMAINDERS = {"round": 0, "shard": 296, "odd": 297}
 SOLVED = DEVICE.pick((8, 2, 4, 16, 32, 64), dry=(8, 2))
-BEYOND_CACHE = DEVICE.pick(
-    400e6, dry=1.0
-)  # bytes that are gone through before a buffer comes round again: more than any L2
+# Bytes that are gone through before a buffer comes round again: more than any L2.
+BEYOND_CACHE = DEVICE.pick(400e6, dry=1.0)
 
 
 Calls = list[Callable[[], Any]]
