@@ -50,7 +50,7 @@ $(STAMP)/peer: requirements/peer.txt $(STAMP)/dev
 TREE := build/tree
 build = export PATH="$(CURDIR)/$(BIN):$$PATH"; \
   cmake -S . -B $(TREE) -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DBUCKET_MOO_TESTS=ON \
-    -DBUCKET_MOO_PTXAS_REPORT=ON -DBUCKET_MOO_PRECOMPILE_TORCH=ON $(2) > /dev/null && cmake --build $(TREE) --target $(1)
+    -DBUCKET_MOO_PTXAS_REPORT=ON $(2) > /dev/null && cmake --build $(TREE) --target $(1)
 # pip finds everything compiled in that tree. $(call install,OPTIONS)
 install = PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) $(1) --no-build-isolation --no-deps --editable . -C build-dir=$(TREE)
 

@@ -9,21 +9,6 @@ add_library(bucket_moo_with_cuda_emulated INTERFACE)
 target_compile_definitions(bucket_moo_with_cuda_emulated INTERFACE BUCKET_MOO_CUDA=1 BUCKET_MOO_EMULATED_CUDA=1)
 target_link_libraries(bucket_moo_with_cuda_emulated INTERFACE bucket_moo_cuda_emulated)
 
-# Most of the time that a C++ file takes goes into torch's headers. Only for builds from the Makefile: without it a file
-# that forgets an include of its own does not compile, and `pip install` and other projects shall see that.
-if(BUCKET_MOO_PRECOMPILE_TORCH AND CMAKE_CXX_COMPILER_ID STREQUAL GNU) # others want equal macros everywhere
-  file(GENERATE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/torch_headers.cpp CONTENT "")
-  add_library(bucket_moo_torch_headers OBJECT ${CMAKE_CURRENT_BINARY_DIR}/torch_headers.cpp)
-  target_link_libraries(bucket_moo_torch_headers PRIVATE bucket_moo_torch)
-  target_precompile_headers(bucket_moo_torch_headers PRIVATE
-    <ATen/Functions.h> <torch/csrc/distributed/c10d/ProcessGroup.hpp> <torch/csrc/distributed/c10d/comm.hpp>)
-endif()
-function(bucket_moo_precompiled target)
-  if(TARGET bucket_moo_torch_headers)
-    target_precompile_headers(${target} REUSE_FROM bucket_moo_torch_headers)
-  endif()
-endfunction()
-
 # bucket_moo_layer(NAME LINK layers... SOURCES files... [CUDA_SOURCES files...] [DEVICE_SOURCES files...])
 #
 # The library NAME; for tests, NAME_emulated beside it, with emulated CUDA kernels. Most of their files are the same:
@@ -41,7 +26,6 @@ function(bucket_moo_layer name)
     # A file that asks for BUCKET_MOO_CUDA, and is not in CUDA_SOURCES, must not be taken for one without CUDA.
     target_compile_options(${name}_common PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU,Clang,AppleClang>:-Wundef>)
     bucket_moo_strict_warnings(${name}_common)
-    bucket_moo_precompiled(${name}_common)
   endif()
 
   add_library(${name} STATIC ${_objects} ${_layer_CUDA_SOURCES})
@@ -50,7 +34,6 @@ function(bucket_moo_layer name)
     target_sources(${name} PRIVATE ${_layer_DEVICE_SOURCES})
   endif()
   bucket_moo_strict_warnings(${name})
-  bucket_moo_precompiled(${name})
 
   if(BUCKET_MOO_TESTS)
     list(TRANSFORM _layer_LINK APPEND _emulated OUTPUT_VARIABLE _emulated)
@@ -58,6 +41,5 @@ function(bucket_moo_layer name)
       ${_objects} ${_layer_CUDA_SOURCES} ${_layer_DEVICE_SOURCES})
     target_link_libraries(${name}_emulated PUBLIC ${_emulated} bucket_moo_with_cuda_emulated)
     bucket_moo_strict_warnings(${name}_emulated)
-    bucket_moo_precompiled(${name}_emulated)
   endif()
 endfunction()
