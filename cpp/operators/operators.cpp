@@ -6,6 +6,7 @@
 // None has a derivative. On CUDA everything is enqueued on torch's current stream, and nothing waits for the device.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
