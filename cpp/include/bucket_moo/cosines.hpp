@@ -9,7 +9,7 @@ namespace bucket_moo {
 
 /// cosine := D⁻¹ G D⁻¹ with D the norms; its diagonal is exactly 1. Rounding beyond [-1, 1] is clamped. A diagonal
 /// entry that has underflowed to zero counts as orthogonal to all, with an inverse norm of 0, so that its weight
-/// becomes 0.
+/// becomes 0. Needs a sync() before lanes use what others have computed.
 /// \param gram    [k, k] symmetric
 /// \param cosine  [k, k], out; may be gram
 /// \param inverse [k], out: 1 / |g_i|
@@ -33,7 +33,6 @@ BUCKET_MOO_HD void load_cosines(Lanes lanes, int k, const double* gram, double* 
     }
     cosine[i * k + i] = 1.0;
   }
-  lanes.sync();
 }
 
 }  // namespace bucket_moo
