@@ -25,6 +25,8 @@ class Observer {
   virtual void warp_synchronised() = 0;
   /// All threads of the block have reached a __syncthreads.
   virtual void block_synchronised() = 0;
+  /// The running thread has reached a __threadfence.
+  virtual void thread_fenced() = 0;
   virtual void grid_ends() = 0;
 };
 

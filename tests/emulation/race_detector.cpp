@@ -7,8 +7,10 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <set>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "observer.hpp"
@@ -43,6 +45,19 @@ struct Clock {
   std::uint32_t launch = 0;   ///< the launch's first
 };
 
+/// What is known where a thread has reached a fence: what is ordered before that.
+struct Point {
+  Clock clock;
+  std::uint16_t thread = 0;
+
+  bool covers(const Access& access) const {
+    if (access.segment < clock.block || access.segment > clock.segment) return false;
+    if (access.segment < clock.barrier) return true;
+    if (access.thread / kWarp != thread / kWarp) return false;
+    return access.segment < clock.segment || access.thread == thread;
+  }
+};
+
 class Detector;
 /// Set while a grid runs, in the OS thread that runs it.
 constinit thread_local Detector* running = nullptr;
@@ -56,12 +71,16 @@ class Detector final : public Observer {
     kernel_ = kernel;
     shared_ = shared;
     blocks_.clear();
+    released_.clear();
     clock_.launch = clock_.segment + 1;
     running = this;
   }
   void block_begins(unsigned block) override {
     clock_.block = clock_.barrier = ++clock_.segment;
     blocks_.push_back({clock_.segment, block});
+    fences_.clear();
+    read_.clear();
+    acquired_.clear();
     thread_ = 0;
   }
   void thread_runs(int thread, Region stack) override {
@@ -71,6 +90,11 @@ class Detector final : public Observer {
   }
   void warp_synchronised() override { ++clock_.segment; }
   void block_synchronised() override { clock_.barrier = ++clock_.segment; }
+  void thread_fenced() override {
+    fences_[thread_] = {clock_, thread_};
+    for (const Point& point : read_[thread_]) acquired_.push_back({point, {clock_.segment, 0, thread_}});
+    read_[thread_].clear();
+  }
   void grid_ends() override {
     running = nullptr;
     if (stop_ && !races_.empty()) end();
@@ -83,6 +107,7 @@ class Detector final : public Observer {
                      thread_};
     const bool shared = within(address, shared_);
     const std::uint32_t oldest = shared ? clock_.block : clock_.launch;  // what others have of it is not older
+    if (kind == AccessKind::atomic) synchronise(address);
     shadow_.visit(address, size, clock_.launch, [&](Cell& cell) { visit(cell, now, kind, oldest, shared); });
   }
 
@@ -104,9 +129,28 @@ class Detector final : public Observer {
   /// Whether nothing orders an access before what the running thread does now.
   bool concurrent(const Access& earlier, std::uint32_t oldest) const {
     if (earlier.segment < oldest) return false;
-    if (earlier.segment < clock_.barrier) return earlier.segment < clock_.block;
+    if (earlier.segment < clock_.block) {
+      return std::none_of(acquired_.begin(), acquired_.end(), [&](const Acquired& acquired) {
+        return acquired.point.covers(earlier) && !concurrent(acquired.when, oldest);
+      });
+    }
+    if (earlier.segment < clock_.barrier) return false;
     if (earlier.thread / kWarp != thread_ / kWarp) return true;
     return earlier.segment == clock_.segment && earlier.thread != thread_;
+  }
+
+  /// An atomic operation hands on what its thread knew at its last fence, and what others have handed on there, to those
+  /// who come after it and have a fence behind it.
+  void synchronise(std::uintptr_t address) {
+    std::vector<Point>& released = released_[address];
+    std::vector<Point>& read = read_[thread_];
+    read.insert(read.end(), released.begin(), released.end());
+    const auto fence = fences_.find(thread_);
+    if (fence == fences_.end()) return;
+    for (const Acquired& acquired : acquired_) {
+      if (fence->second.covers(acquired.when)) released.push_back(acquired.point);
+    }
+    released.push_back(fence->second);
   }
 
   void visit(Cell& cell, const Access& now, AccessKind kind, std::uint32_t oldest, bool shared) {
@@ -170,9 +214,18 @@ class Detector final : public Observer {
     unsigned number;
   };
 
+  struct Acquired {
+    Point point;
+    Access when;  ///< in the running block
+  };
+
   Clock clock_;
   std::uint16_t thread_ = 0;
-  Region stack_;  ///< of the running thread
+  std::map<std::uint16_t, Point> fences_;                            ///< the last of each thread of the block
+  std::map<std::uint16_t, std::vector<Point>> read_;                 ///< by its atomic operations since then
+  std::vector<Acquired> acquired_;                                   ///< by the block's fences
+  std::unordered_map<std::uintptr_t, std::vector<Point>> released_;  ///< of the launch, by address
+  Region stack_;                                                     ///< of the running thread
   std::uintptr_t load_address_ = load_address();
   bool stop_ = std::getenv("BUCKET_MOO_STOP_AT_RACE") != nullptr;
   const void* kernel_ = nullptr;
@@ -261,15 +314,18 @@ void access(const volatile void* address, std::size_t bytes, AccessKind kind, co
   TSAN_ACCESS(volatile_read##bytes, bytes, read)    \
   TSAN_ACCESS(volatile_write##bytes, bytes, write)
 
-#define TSAN_ATOMICS(bits)                                                                           \
-  std::uint##bits##_t __tsan_atomic##bits##_load(const volatile std::uint##bits##_t* address, int) { \
-    access(address, bits / 8, AccessKind::atomic, __builtin_return_address(0));                      \
-    return __atomic_load_n(address, __ATOMIC_SEQ_CST);                                               \
-  }                                                                                                  \
-  std::uint##bits##_t __tsan_atomic##bits##_fetch_add(volatile std::uint##bits##_t* address,         \
-                                                      std::uint##bits##_t value, int) {              \
-    access(address, bits / 8, AccessKind::atomic, __builtin_return_address(0));                      \
-    return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);                                     \
+#define TSAN_ATOMICS(bits, type)                                                  \
+  type __tsan_atomic##bits##_load(const volatile type* address, int) {            \
+    access(address, bits / 8, AccessKind::atomic, __builtin_return_address(0));   \
+    return __atomic_load_n(address, __ATOMIC_SEQ_CST);                            \
+  }                                                                               \
+  void __tsan_atomic##bits##_store(volatile type* address, type value, int) {     \
+    access(address, bits / 8, AccessKind::atomic, __builtin_return_address(0));   \
+    __atomic_store_n(address, value, __ATOMIC_SEQ_CST);                           \
+  }                                                                               \
+  type __tsan_atomic##bits##_fetch_add(volatile type* address, type value, int) { \
+    access(address, bits / 8, AccessKind::atomic, __builtin_return_address(0));   \
+    return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);                  \
   }
 
 extern "C" {
@@ -284,10 +340,10 @@ void __tsan_read_range(void* address, std::size_t bytes) {
 void __tsan_write_range(void* address, std::size_t bytes) {
   access(address, bytes, AccessKind::write, __builtin_return_address(0));
 }
-// Of the atomic operations those that the emulation's atomicAdd() is made of, and the C++ library's.
-TSAN_ATOMICS(8)
-TSAN_ATOMICS(32)
-TSAN_ATOMICS(64)
+// Of the atomic operations those that the emulation's are made of, and the C++ library's.
+TSAN_ATOMICS(8, std::uint8_t)
+TSAN_ATOMICS(32, std::uint32_t)
+TSAN_ATOMICS(64, std::uint64_t)
 void __tsan_init() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}

@@ -2,8 +2,10 @@
 //
 // Kernels are compiled with -fsanitize=thread, and this stands in for that sanitizer's runtime: every access calls it.
 // Ordered are the accesses of a thread; those of a warp before and after a __syncwarp; those of a block before and
-// after a __syncthreads; those of different launches. Shuffles, votes and reductions over a warp order nothing, nor do
-// atomics, which only do not race with each other; so the order that a __threadfence makes with them is not seen.
+// after a __syncthreads; those of different launches. Shuffles, votes and reductions over a warp order nothing.
+// Atomic operations do not race with each other, and order nothing alone: what comes before a __threadfence of a thread
+// whose atomic operation follows is ordered before what comes after a __threadfence behind another thread's operation
+// on the same address.
 // Exact for what ran, whatever the order in which it ran. Of the threads that read a place two are kept: enough to find
 // a write that races with any, but not to list all races with it.
 // A program that is linked with this ends with an error if races are left, see take_races(); after the first launch

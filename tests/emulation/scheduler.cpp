@@ -303,6 +303,10 @@ void set_reverse_order(bool reverse) {
   d.reverse = reverse;
 }
 
+void threadfence() {
+  if (Observer* const observer = device().observer; observer != nullptr) observer->thread_fenced();
+}
+
 void set_observer(Observer* observer) {
   Device& d = device();
   const std::lock_guard lock(d.mutex);

@@ -107,6 +107,20 @@ __global__ void counts(int* counter, bool plain) {
   }
 }
 
+/// The last block reads what all have written, and may be told so by its first thread.
+__global__ void last_block_reads(int* cells, unsigned* ticket, int* out, bool fence_before, bool fence_after) {
+  cells[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+  __syncthreads();
+  bool last = false;
+  if (threadIdx.x == 0) {
+    if (fence_before) __threadfence();
+    last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+    if (fence_after) __threadfence();
+  }
+  if (__syncthreads_or(last ? 1 : 0) == 0) return;
+  for (unsigned b = 0; b < gridDim.x; ++b) out[threadIdx.x] += cells[b * blockDim.x + threadIdx.x];
+}
+
 /// The races of one launch, in either order of threads.
 template <class... Parameters, class... Arguments>
 std::vector<Race> races_of(void (*kernel)(Parameters...), bucket_moo::cuda::LaunchShape shape, Arguments... arguments) {
@@ -181,6 +195,16 @@ void of_atomic_operations() {
   CHECK(races_of(counts, {4, 64}, &counter, false).empty());
   CHECK(counter == 2 * 4 * 64);
   CHECK(!races_of(counts, {4, 64}, &counter, true).empty());
+
+  for (const bool before : {false, true}) {
+    for (const bool after : {false, true}) {
+      std::vector<int> cells(4 * 64);
+      std::vector<int> out(64);
+      unsigned ticket = 0;
+      CHECK(races_of(last_block_reads, {4, 64}, cells.data(), &ticket, out.data(), before, after).empty() ==
+            (before && after));
+    }
+  }
 }
 
 void reports_say_where() {

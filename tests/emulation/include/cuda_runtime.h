@@ -67,6 +67,9 @@ int block_barrier(Wait wait, int mine);
 
 void threadfence_system();
 
+/// Of the running thread.
+void threadfence();
+
 template <class Kernel>
 const void* identity(Kernel* kernel) {
   return reinterpret_cast<const void*>(kernel);
@@ -155,10 +158,16 @@ inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
 }
 inline std::size_t __cvta_generic_to_shared(const void* pointer) { return reinterpret_cast<std::size_t>(pointer); }
 inline void* __cvta_shared_to_generic(std::size_t address) { return reinterpret_cast<void*>(address); }
-/// Of integers. Orders nothing.
+inline void __threadfence() { bucket_moo::emulation::threadfence(); }
+// Threads run one at a time. Atomic operations for what watches them.
 template <class T>
 T atomicAdd(T* address, T value) {
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+inline unsigned atomicInc(unsigned* address, unsigned most) {
+  const unsigned old = __atomic_load_n(address, __ATOMIC_RELAXED);
+  __atomic_store_n(address, old >= most ? 0 : old + 1, __ATOMIC_RELAXED);
+  return old;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
