@@ -10,16 +10,15 @@ namespace bucket_moo::cuda {
 /// \return whether this is the last block to call; it sees what all threads of the others wrote to global memory
 /// before.
 __device__ inline bool is_last_arrival(unsigned* ticket, int count) {
-  __threadfence();  // what this thread wrote comes before the ticket
   __syncthreads();
   bool last = false;
   if (threadIdx.x == 0) {
     const auto most = static_cast<unsigned>(count - 1);
+    __threadfence();  // what this block wrote comes before the ticket
     last = atomicInc(ticket, most) == most;
+    __threadfence();  // what the others wrote comes before what is read from now on
   }
-  if (__syncthreads_or(last ? 1 : 0) == 0) return false;
-  __threadfence();  // what the others wrote comes before what is read from now on
-  return true;
+  return __syncthreads_or(last ? 1 : 0) != 0;
 }
 
 }  // namespace bucket_moo::cuda

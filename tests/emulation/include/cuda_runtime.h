@@ -115,14 +115,6 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
   bucket_moo::emulation::exchange(bucket_moo::emulation::Wait::warp_sync, mask, 0);
 }
 
-// Blocks run one after another, and of their threads one at a time.
-inline void __threadfence() {}
-inline unsigned atomicInc(unsigned* address, unsigned most) {
-  const unsigned old = *address;
-  *address = old >= most ? 0 : old + 1;
-  return old;
-}
-
 template <class T>
 T bucket_moo_emulated_shuffle(unsigned mask, T value, int from) {
   static_assert(sizeof(T) <= sizeof(std::uint64_t));
