@@ -139,8 +139,8 @@ class Detector final : public Observer {
     return earlier.segment == clock_.segment && earlier.thread != thread_;
   }
 
-  /// An atomic operation hands on what its thread knew at its last fence, and what others have handed on there, to those
-  /// who come after it and have a fence behind it.
+  /// An atomic operation hands on what its thread knew at its last fence, and what others have handed on there, to
+  /// those who come after it and have a fence behind it.
   void synchronise(std::uintptr_t address) {
     std::vector<Point>& released = released_[address];
     std::vector<Point>& read = read_[thread_];
