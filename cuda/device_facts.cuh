@@ -43,6 +43,17 @@ class DeviceFacts {
     return status;
   }
 
+  /// Of a setting: raise() sets it to `value`, unless it is as high already.
+  template <class Raise>
+  cudaError_t raise(const Question& question, int value, Raise raise) {
+    const std::lock_guard lock(mutex_);
+    const auto known = answers_.find(question);
+    if (known != answers_.end() && known->second >= value) return cudaSuccess;
+    const cudaError_t status = raise();
+    if (status == cudaSuccess) answers_.insert_or_assign(question, value);
+    return status;
+  }
+
   /// For emulated devices, which may change.
   void forget() {
     const std::lock_guard lock(mutex_);

@@ -37,9 +37,10 @@ cudaError_t allow_shared(void (*kernel)(Parameters...), std::size_t bytes) {
   int device = 0;
   const cudaError_t status = cudaGetDevice(&device);
   if (status != cudaSuccess) return status;
-  int allowed = 0;
-  return DeviceFacts::instance().find({device, reinterpret_cast<const void*>(kernel), 0, bytes}, &allowed, [&](int*) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  const int most = static_cast<int>(bytes);
+  // Never lowered: a launch with more may follow.
+  return DeviceFacts::instance().raise({device, reinterpret_cast<const void*>(kernel)}, most, [&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   });
 }
 

@@ -72,8 +72,8 @@ struct SolveStep {
   int k_bound = 0;            ///< K is at most this, and this solve_limit()
   GramianParts gramian = {};  ///< of the bucket
   BucketResult result = {};   ///< device, out
-  /// What becomes a copy of the result, device; null pointers: nothing does. It stays as it is if the step has an error,
-  /// and if the Gramian has a NaN or Inf unless nothing is kept yet: then all of kept.header is zero.
+  /// What becomes a copy of the result, device; null pointers: nothing does. It stays as it is if the step has an
+  /// error, and if the Gramian has a NaN or Inf unless nothing is kept yet: then all of kept.header is zero.
   BucketResult kept = {};
   double* coefficients = nullptr;      ///< [W] of the combination, device, out; NaN where the step has an error
   DeviceCounters* counters = nullptr;  ///< device, buckets and nonfinite are counted up; nullptr: they are not

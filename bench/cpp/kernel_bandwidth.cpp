@@ -1,9 +1,8 @@
 // Memory bandwidth of the CPU kernels, beside a plain copy and a plain read.
 //
-// A tile of `megabytes` (default 25) holds K rows of megabytes / K each: once a multiple of 1024 elements, as kernels like
-// it best, and once an odd number. The four measurements alternate within each
-// repetition, so that what else the machine does hits all of them alike; printed are medians, and medians of the
-// ratios.
+// A tile of `megabytes` (default 25) holds K rows of megabytes / K each: once a multiple of 1024 elements, as kernels
+// like it best, and once an odd number. The four measurements alternate within each repetition, so that what else the
+// machine does hits all of them alike; printed are medians, and medians of the ratios.
 //
 //   kernel_bandwidth [megabytes] [repetitions] [variant]
 #include <algorithm>

@@ -12,6 +12,7 @@
 #include "emulation.hpp"
 #include "gramian.cuh"
 #include "gramian_plan.cuh"
+#include "solve.cuh"
 #include "tile.hpp"
 
 namespace {
@@ -117,6 +118,24 @@ void the_runtime_is_asked_once() {
   CHECK(questions(few) == 0);
 }
 
+/// What a kernel was allowed for many objectives it still has after a launch for fewer.
+void shared_memory_is_never_taken_back() {
+  checks::context = "shared memory";
+  for (const int k : {64, 56, 64}) {
+    const auto count = static_cast<std::size_t>(k);
+    std::vector<double> gramian(count * count, 0.0);
+    std::vector<double> weights(count);
+    for (std::size_t i = 0; i < count; ++i) gramian[i * count + i] = 1.0;
+    SolveBatch batch;
+    batch.method.id = bucket_moo::MethodId::cagrad;
+    batch.batch = 1;
+    batch.k = k;
+    batch.gramians = gramian.data();
+    batch.weights = weights.data();
+    CHECK(launch_solve(batch, nullptr) == cudaSuccess);
+  }
+}
+
 void threads_may_ask_together() {
   checks::context = "threads";
   std::deque<Launches> all;
@@ -138,6 +157,7 @@ int main() {
   buckets_fill_the_device();
   plans_cover_any_size();
   the_runtime_is_asked_once();
+  shared_memory_is_never_taken_back();
   threads_may_ask_together();
   return checks::finish();
 }

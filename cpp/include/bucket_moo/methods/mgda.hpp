@@ -19,8 +19,8 @@
 
 namespace bucket_moo {
 
-/// MGDA of two gradients: the point of the segment between them that is nearest to the origin. Needs a sync() before the
-/// weights are read.
+/// MGDA of two gradients: the point of the segment between them that is nearest to the origin. Needs a sync() before
+/// the weights are read.
 template <class Lanes>
 BUCKET_MOO_HD void load_shortest_of_segment(Lanes lanes, const double* gram, double* weights) {
   const double first = gram[0] - gram[1];  // > 0: the second one shortens it
