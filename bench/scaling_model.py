@@ -105,16 +105,22 @@ TREE_SHARES = {
     "ll128": (1, 1, 1, 1, 1, 0.9, 0.8, 0.8, 0.8, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.8, 0.9, 0.9, 0.9, 0.9),
     "simple": (0.9,) * 7 + (0.8, 0.7, 0.6, 0.6, 0.5, 0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.7, 0.7, 0.8, 0.9, 0.9, 0.9),
 }
-# Rows for which cpp/collective/device_collective.cpp makes room.
+# Rows for which cpp/collective/device_step.cpp makes room.
 FEW_OBJECTIVES, ROOM, MAX_OBJECTIVES = 8, 16, 64
 LEAST_SKETCHES = 4
 RECORD_BYTES = 96  # objective, weight and call of a rank, once a step
-# Kernels, besides a solve. Gramians and sketches take one more kernel, which adds up what blocks have found.
+SHARD_ALIGNMENT = 16  # bytes: kShardAlignment of cpp/collective/shard_layout.hpp
+# A tail of which a thread would form more products than this has a Gramian's kernel: longest_tail() of cuda/solve.cu.
+SOLVE_THREADS, SOLVE_PRODUCTS = 256, 256
+# Kernels as cuda/operations.json counts them, without the solve, whose time is a constant of its own. The solve adds up
+# the ranks' messages. Weights are kept by the solve and used by what scales: neither takes a kernel.
 RECORD_KERNELS = 2  # record, table
-EXACT_KERNELS = 9  # two Gramians (one returns at once) and their sum, the same for the tails, sum, two combinations
+EXACT_KERNELS = 2  # Gramian, combination of shard and tail
+TAIL_COPIES = 1  # into the message; taken to cost what a kernel does
 SKETCH_KERNELS = 2  # sketches of parts, their sum
-SKETCHED_SOLVE_KERNELS = 3  # Gramian, its sum, unpacking
-GATHER_KERNELS = 2
+SKETCHED_SOLVE_KERNELS = 1  # Gramian
+SCALE_KERNELS = 1  # of the bucket, or of the factor of a pre-multiplied sum
+GATHER_KERNELS = 2  # Gramian, combination
 DEFAULT_GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -168,6 +174,17 @@ class Setup:
     def rows(self) -> int:
         """Objectives for which the exact way makes room, since the host does not learn a later step's number."""
         return min(ROOM if self.objectives <= FEW_OBJECTIVES else MAX_OBJECTIVES, self.gpus)
+
+    @property
+    def tail_bytes(self) -> int:
+        """A bucket's rest, which is no shard's: less than 16 W bytes, on average half of them."""
+        return SHARD_ALIGNMENT * self.gpus // 2
+
+    @property
+    def solve_takes_tail(self) -> bool:
+        """Whether the solve forms the Gramian of that rest, which needs no kernel then."""
+        of_a_thread = math.ceil(self.rows * (self.rows + 1) // 2 / SOLVE_THREADS)
+        return self.tail_bytes // self.dtype_bytes <= SOLVE_PRODUCTS // of_a_thread
 
     @property
     def sketch_rows(self) -> int:
@@ -373,7 +390,7 @@ class Reductions:
         return Cost(hbm_bytes=size, hbm_us=size / speed / 1e3)
 
     def kernels(self, count: int, solves: int = 0) -> Cost:
-        """The times of kernels that their bytes do not explain."""
+        """The times of kernels that their bytes do not explain; a solve is a kernel beside `count`."""
         return Cost(fixed_us=count * self.constants.kernel.value + solves * self.constants.solve.value)
 
     def late(self, cost: Cost) -> Cost:
@@ -386,13 +403,13 @@ class Reductions:
         return self.network.all_reduce(size)[1]
 
     def exact(self, size: float) -> Cost:
-        """The device path as it is. Of a bucket's rest of less than 16 W bytes, 8 W are taken on average."""
+        """The device path as it is, with a bucket's average rest."""
         world, rows = self.setup.gpus, self.setup.rows
-        partial = rows * (rows + 1) / 2 * 8 + 8 * world
+        partial = rows * (rows + 1) / 2 * 8 + self.setup.tail_bytes
         cost = self.network.all_to_all(size) + self.memory(size)
         cost += self.network.all_gather(partial) + self.memory(2 * partial * world)
         cost += self.memory(size + size / world) + self.network.all_gather(size / world)
-        return cost + self.kernels(EXACT_KERNELS, solves=1)
+        return cost + self.kernels(EXACT_KERNELS + TAIL_COPIES + (not self.setup.solve_takes_tail), solves=1)
 
     def sketching(self, size: float) -> Cost:
         """The sketch of a bucket."""
@@ -407,21 +424,15 @@ class Reductions:
     def weighted_sum(self, size: float) -> Cost:
         """A kernel that scales 16-bit gradients, and an ordinary sum; others are scaled in a pre-multiplied sum."""
         if self.setup.dtype_bytes == 2:
-            return self.kernels(1) + self.memory(2 * size) + self.plain(size)
-        return self.kernels(1) + self.network.all_reduce(size, Network.PREMULTIPLIED)[1]  # the kernel: its factor
+            return self.kernels(SCALE_KERNELS) + self.memory(2 * size) + self.plain(size)
+        return self.kernels(SCALE_KERNELS) + self.network.all_reduce(size, Network.PREMULTIPLIED)[1]
 
     def sketch(self, size: float, lag: int = 0, refresh_every: int = 1) -> Cost:
         """Weights by a sketch of this step's gradients, or of those of the step before, every so many steps."""
         _check(lag in (0, 1), "lag", "0 or 1", lag)
         _check(isinstance(refresh_every, int) and refresh_every >= 1, "refresh_every", "at least 1", refresh_every)
-        solved = 1 / refresh_every  # the share of steps
-        solve = self.sketched_solve()
-        if lag or refresh_every > 1:
-            solve += self.kernels(1)  # keeps the weights
-        if lag:
-            solve = self.late(solve)
-        use_kept = self.kernels(1) * (1 if lag else 1 - solved)
-        return (self.sketching(size) + solve) * solved + use_kept + self.weighted_sum(size)
+        solve = self.late(self.sketched_solve()) if lag else self.sketched_solve()
+        return (self.sketching(size) + solve) * (1 / refresh_every) + self.weighted_sum(size)
 
     def all_gather(self, size: float) -> Cost:
         """Every rank gets every gradient, and reads all of them twice."""

@@ -154,18 +154,46 @@ def test_lag_and_refresh() -> None:
 
 
 def test_kernels_are_counted() -> None:
-    # At 2 us; a solve at 15. Three for each of two Gramians, sum, two combinations.
+    # At 2 us; a solve at 15. Gramian, copy of the tail, combination.
     reductions = _reductions(8)
-    assert reductions.exact(N).fixed_us == pytest.approx(9 * 2 + 15)
-    # Two for the sketch, two for its Gramian, unpacking, scaling.
-    assert reductions.sketch(N).fixed_us == pytest.approx(6 * 2 + 15)
+    assert reductions.exact(N).fixed_us == pytest.approx(3 * 2 + 15)
+    # Two for the sketch, its Gramian, scaling.
+    assert reductions.sketch(N).fixed_us == pytest.approx(4 * 2 + 15)
     # A float32 bucket's factor takes a kernel as well.
-    assert _reductions(8, dtype_bytes=4).sketch(N).fixed_us == pytest.approx(6 * 2 + 15)
-    # Every fourth step solves, and keeps the weights; the others take what is kept; all scale.
-    assert reductions.sketch(N, refresh_every=4).fixed_us == pytest.approx((6 * 2 + 15) / 4 + 3 / 4 * 2 + 2)
-    # With lag the sketch, taking what is kept and scaling are waited for.
-    assert reductions.sketch(N, lag=1).fixed_us == pytest.approx(4 * 2)
-    assert reductions.sketch(N, lag=1, refresh_every=4).fixed_us == pytest.approx(2 * 2 / 4 + 2 * 2)
+    assert _reductions(8, dtype_bytes=4).sketch(N).fixed_us == pytest.approx(4 * 2 + 15)
+    # Every fourth step solves; all scale, by what is kept or not.
+    assert reductions.sketch(N, refresh_every=4).fixed_us == pytest.approx((3 * 2 + 15) / 4 + 2)
+    # With lag the sketch and scaling are waited for.
+    assert reductions.sketch(N, lag=1).fixed_us == pytest.approx(3 * 2)
+    assert reductions.sketch(N, lag=1, refresh_every=4).fixed_us == pytest.approx(2 * 2 / 4 + 2)
+
+
+def test_kernels_are_those_of_the_device_path() -> None:
+    # What tests/collectives/test_operation_budget.py counts. A solve is a kernel there and no count of the model's.
+    budget = json.loads((ROOT / "cuda" / "operations.json").read_text())
+    kernels = {name: counts["kernels"] for name, counts in budget.items()}
+    assert kernels["a step"] == model.RECORD_KERNELS
+    assert kernels["all-reduce, shards and a tail"] == model.EXACT_KERNELS + 1
+    assert budget["all-reduce, shards and a tail"]["memory"] == model.TAIL_COPIES
+    sketch, solve, scale = model.SKETCH_KERNELS, model.SKETCHED_SOLVE_KERNELS + 1, model.SCALE_KERNELS
+    assert kernels["sketch"] == sketch + solve + scale
+    assert kernels["sketch, kept weights"] == scale
+    assert kernels["sketch, lag=1"] == sketch + scale
+    assert kernels["sketch, lag=1, behind the step"] == solve
+    for name in ("a step", "sketch", "sketch, kept weights", "sketch, lag=1", "sketch, lag=1, behind the step"):
+        assert budget[name]["memory"] == 0, name
+
+
+@pytest.mark.parametrize(
+    ("gpus", "objectives", "dtype_bytes", "taken"),
+    # 4 W elements of two bytes; a solve takes 256 with 16 rows, 28 with 64 (nine products an element and thread).
+    [(64, 8, 2, True), (128, 8, 2, False), (128, 8, 4, True), (256, 8, 4, False), (64, 9, 2, False), (16, 9, 8, True)],
+)
+def test_a_long_tail_takes_a_kernel_more(gpus: int, objectives: int, dtype_bytes: int, taken: bool) -> None:
+    reductions = _reductions(gpus, objectives=objectives, dtype_bytes=dtype_bytes)
+    assert reductions.setup.tail_bytes == 8 * gpus
+    assert reductions.setup.solve_takes_tail is taken
+    assert reductions.exact(N).fixed_us == pytest.approx((3 if taken else 4) * 2 + 15)
 
 
 def test_every_step_with_objectives_gathers_records() -> None:
