@@ -39,7 +39,7 @@ template <int Threads>
 __device__ void use_kept(const KeptStep& step) {
   if (usable(step)) {
     copy_result<Threads>(step.kept, step.used);
-    if (threadIdx.x == 0) count_reduction(*step.counters, *step.kept.solution);
+    if (threadIdx.x == 0 && step.counters != nullptr) count_reduction(*step.counters, *step.kept.solution);
   } else if (threadIdx.x == 0) {
     *step.used.header = *step.table.header;
     step.used.header->k = 0;

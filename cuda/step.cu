@@ -2,6 +2,7 @@
 
 #include <bucket_moo/lanes.hpp>
 
+#include "gramian.cuh"
 #include "launch.cuh"
 #include "step.cuh"
 
@@ -27,7 +28,10 @@ __device__ void tell_host(const StepHeader& header, StepHeader* told) {
 __global__ void __launch_bounds__(kWarp)
     make_table(const StepRecord* __restrict__ records, const int world, const StepLimits limits,
                const ObjectiveTable table, const FirstObjectives first, const ObjectiveRegistry registry,
-               StepHeader* __restrict__ failed, StepHeader* __restrict__ told) {
+               unsigned* __restrict__ tickets, StepHeader* failed, StepHeader* told) {
+  // As they should be already. If launches that shared them ran at the same time, which they must not, it is that step
+  // alone that is wrong.
+  for (int i = static_cast<int>(threadIdx.x); i < kGramianTickets; i += kWarp) tickets[i] = 0;
   make_objective_table(WarpLanes{}, records, world, limits, table);
   if (first.names != nullptr) require_same_objectives(WarpLanes{}, records, table, first);
   if (registry.names != nullptr) assign_slots(WarpLanes{}, records, table, registry);
@@ -45,10 +49,10 @@ cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, St
 
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
-                              const ObjectiveRegistry& registry, StepHeader* failed, StepHeader* told,
-                              cudaStream_t stream) {
+                              const ObjectiveRegistry& registry, unsigned* tickets, StepHeader* failed,
+                              StepHeader* told, cudaStream_t stream) {
   if (world < 1) return cudaErrorInvalidValue;
-  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, failed, told);
+  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, tickets, failed, told);
 }
 
 }  // namespace bucket_moo::cuda

@@ -20,13 +20,14 @@ cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, St
 /// `registry` has.
 /// \param records [world], device
 /// \param table, first, registry  all pointers on the device
+/// \param tickets [kGramianTickets] of the step's Gramians, device; set to zero
 /// \param failed  header of the first step that had an error, device; error == none: there was none yet
 /// \param told    the same in host memory that the device can write, for a host that waits for nothing: whoever loads
 ///                an `error` from it, with acquire semantics, finds the rest there too. Written for that step alone
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
-                              const ObjectiveRegistry& registry, StepHeader* failed, StepHeader* told,
-                              cudaStream_t stream);
+                              const ObjectiveRegistry& registry, unsigned* tickets, StepHeader* failed,
+                              StepHeader* told, cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda
 

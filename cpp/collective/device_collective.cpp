@@ -1,6 +1,7 @@
 #include "collective/device_collective.hpp"
 
 #include <ATen/Functions.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <utility>
@@ -8,6 +9,7 @@
 #include "bucket_moo/limits.hpp"
 #include "bucket_moo/packed_triangle.hpp"
 #include "bucket_moo/state_layout.hpp"
+#include "collective/agreed_error.hpp"
 #include "collective/shard_layout.hpp"
 #include "combine.cuh"
 #include "gramian.cuh"
@@ -60,15 +62,20 @@ DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int wo
   scratch.factor = layout.take<double>(1);
   scratch.coefficients = layout.take<double>(static_cast<std::size_t>(world));
   scratch.packed_gramian = layout.take<double>(packed_size(kMaxObjectives));
-  scratch.gramian_tickets = layout.take<unsigned>(cuda::kGramianTickets);  // zero, as fresh memory is
   return scratch;
 }
 
 void DeviceCollective::reserve_for(int first_k) {
-  int most = 0;
-  check_cuda(cuda::solve_limit(method_, &most), "asking for the solver's limit");
-  TORCH_CHECK_VALUE(first_k <= most, "bucket_moo_ext: this GPU can solve this method for at most ", most,
-                    " objectives; got ", first_k);
+  // Of the GPU with the least shared memory: the room for objectives decides how much ranks send each other.
+  const at::Tensor limits = at::zeros({world_size()}, at::kInt);
+  int* const limit = limits.mutable_data_ptr<int>();
+  check_cuda(cuda::solve_limit(method_, limit + rank()), "asking for the solver's limit");
+  exchange_.all_gather_host(limits);
+  const int most = *std::min_element(limit, limit + world_size());
+  if (first_k > most) {
+    throw AgreedError(c10::str("bucket_moo_ext: a GPU of this group can solve this method for at most ", most,
+                               " objectives; got ", first_k));
+  }
   step_.bound_objectives(first_k, most);
   std::size_t bytes = 0;
   check_cuda(cuda::gramian_workspace_size(step_.k_bound(), &bytes), "sizing the Gramian's workspace");
@@ -174,7 +181,7 @@ void DeviceCollective::gramian(const cuda::DeviceRows& rows, bool fixed_grid, bo
   arguments.add = add;
   arguments.packed = packed;
   arguments.workspace = workspace_.data();
-  arguments.tickets = scratch_.gramian_tickets;
+  arguments.tickets = step_.gramian_tickets();
   check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing a Gramian");
 }
 
@@ -335,7 +342,7 @@ void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64
   arguments.grid = cuda::Grid::fixed;
   arguments.packed = scratch_.packed_gramian;
   arguments.workspace = workspace_.data();
-  arguments.tickets = scratch_.gramian_tickets;
+  arguments.tickets = step_.gramian_tickets();
   check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing the Gramian of sketches");
   cuda::GramianParts parts;
   parts.packed = scratch_.packed_gramian;

@@ -62,6 +62,7 @@ class DeviceCollective {
 
   /// Makes room for the K of the first step and for all that may come after it, see DeviceStep::bound_objectives(). To
   /// be called once, before the first step begins.
+  /// \throw AgreedError if not every GPU of the group can solve for so many objectives
   void reserve_for(int first_k);
   bool is_reserved() const { return step_.k_bound() > 0; }
 
@@ -118,7 +119,6 @@ class DeviceCollective {
     double* factor;          // of this rank in a sum, of any dtype
     double* coefficients;    // [W] of the combination
     double* packed_gramian;  // of the tails, or of sketches
-    unsigned* gramian_tickets;
   };
 
   static Scratch lay_out(MemoryLayout& layout, int world);

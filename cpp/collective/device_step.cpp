@@ -8,6 +8,7 @@
 
 #include "bucket_moo/limits.hpp"
 #include "collective/memory_layout.hpp"
+#include "gramian.cuh"
 #include "nvtx_range.cuh"
 #include "step.cuh"
 
@@ -68,6 +69,7 @@ DeviceStep::Memory DeviceStep::lay_out(MemoryLayout& layout, int world) {
   memory.failed = layout.take<StepHeader>(1);
   memory.first.names = layout.take<ObjectiveName>(kMaxObjectives);
   memory.first.count = layout.take<int>(1);
+  memory.gramian_tickets = layout.take<unsigned>(cuda::kGramianTickets);
   return memory;
 }
 
@@ -105,7 +107,7 @@ void DeviceStep::begin(const StepRecord& own) {
   check_cuda(
       cuda::launch_make_table(memory_.records, world, {.objectives = k_bound_, .expected = rules_.expected_objectives},
                               memory_.table, rules_.keeps_objectives ? memory_.first : FirstObjectives{}, registry_,
-                              memory_.failed, first_failure_.on_device(), stream()),
+                              memory_.gramian_tickets, memory_.failed, first_failure_.on_device(), stream()),
       "enqueueing the step's table");
 }
 

@@ -76,6 +76,8 @@ class DeviceStep {
 
   const ObjectiveTable& table() const { return memory_.table; }
   cuda::DeviceCounters* counters() const { return memory_.counters; }
+  /// For cuda::launch_gramian(), zero when a step begins.
+  unsigned* gramian_tickets() const { return memory_.gramian_tickets; }
   /// Without names unless the rules say that they are remembered.
   const ObjectiveRegistry& registry() const { return registry_; }
 
@@ -99,6 +101,7 @@ class DeviceStep {
     cuda::DeviceCounters* counters;
     StepHeader* failed;  // of the first step that had an error
     FirstObjectives first;
+    unsigned* gramian_tickets;
   };
 
   static Memory lay_out(MemoryLayout& layout, int world);

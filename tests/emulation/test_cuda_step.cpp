@@ -8,6 +8,7 @@
 
 #include "checks.hpp"
 #include "emulation.hpp"
+#include "gramian.cuh"
 #include "step.cuh"
 
 namespace {
@@ -43,6 +44,7 @@ void an_error_arrives_behind_the_rest() {
   }
   Table table(kWorld);
   StepHeader failed;
+  std::vector<unsigned> tickets(bucket_moo::cuda::kGramianTickets, 7u);  // as a step that went wrong may leave them
   void* memory = nullptr;
   CHECK(cudaHostAlloc(&memory, sizeof(StepHeader), cudaHostAllocMapped) == cudaSuccess);
   auto* const told = new (memory) StepHeader;
@@ -52,9 +54,11 @@ void an_error_arrives_behind_the_rest() {
   const auto step = [&](std::int64_t number, int most) {
     for (StepRecord& record : records) record.step = number;
     CHECK(bucket_moo::cuda::launch_make_table(records.data(), kWorld, {.objectives = most, .expected = 0},
-                                              table.pointers(), {}, {}, &failed, told, nullptr) == cudaSuccess);
+                                              table.pointers(), {}, {}, tickets.data(), &failed, told,
+                                              nullptr) == cudaSuccess);
   };
   step(1, 3);
+  CHECK(tickets == std::vector<unsigned>(tickets.size(), 0u));
   CHECK(told->error == StepError::none);
   CHECK(!at_fence);
   step(2, 2);
