@@ -111,8 +111,9 @@ void measure(const bucket_moo::isa::Variant& variant, const Case& c, int k, std:
         (std::memset(copy.data(), i, bytes), seconds_of([&] { variant.gramian(rows, map, g.data()); }));
     const double t_copy = seconds_of([&] { std::memcpy(copy.data(), tile.data(), bytes); });
     const double t_combine =
-        (std::memset(copy.data(), i, bytes),
-         seconds_of([&] { variant.combine(rows, coefficient.data(), bucket_moo::ZeroRows::skip, out.data()); }));
+        (std::memset(copy.data(), i, bytes), seconds_of([&] {
+           variant.combine(rows, coefficient.data(), bucket_moo::ZeroRows::skip, out.data(), c.dtype);
+         }));
     if (i == 0) continue;  // page faults
     const double size = static_cast<double>(bytes);
     gramian.push_back(size / t_gramian);

@@ -23,4 +23,16 @@ namespace bucket_moo {
 /// Single-threaded, thread-safe, never throws.
 void combine(const Rows& rows, const double* coefficient, void* out, ZeroRows zero_rows = ZeroRows::skip);
 
+/// Whether rows of `from` can be combined to elements of `to`: of the same dtype, or from float32 to 16 bits.
+constexpr bool combines_to(DType from, DType to) {
+  return from == to || (from == DType::float32 && (to == DType::bfloat16 || to == DType::float16));
+}
+
+/// The same, rounded to another dtype: for rows that are themselves sums of elements of it.
+///
+/// \param out        [n], of `out_dtype`; if that is not the rows' dtype, it must not overlap the rows at all
+/// \param out_dtype  combines_to(rows.dtype, out_dtype)
+void combine(const Rows& rows, const double* coefficient, void* out, DType out_dtype,
+             ZeroRows zero_rows = ZeroRows::skip);
+
 }  // namespace bucket_moo

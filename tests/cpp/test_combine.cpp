@@ -18,7 +18,7 @@ using checks::context;
 
 std::vector<char> combine(const Variant& v, const Tile& t, const std::vector<double>& c) {
   std::vector<char> out(static_cast<std::size_t>(t.n) * bucket_moo::element_size(t.dtype) + 3, char{0x5a});
-  v.combine(t.rows(), c.data(), bucket_moo::ZeroRows::skip, out.data());
+  v.combine(t.rows(), c.data(), bucket_moo::ZeroRows::skip, out.data(), t.dtype);
   const std::size_t end = out.size() - 3;
   CHECK(out[end] == 0x5a && out[end + 1] == 0x5a && out[end + 2] == 0x5a);
   out.resize(end);
@@ -96,6 +96,46 @@ void combine_of_all_sizes() {
   }
 }
 
+/// float32 rows to 16 bits: the float32 sum, rounded once more.
+void combine_to_another_dtype() {
+  for (const DType to : {DType::bfloat16, DType::float16}) {
+    for (const std::int64_t n : kSizes) {
+      for (const int w : {0, 1, 2, 4, 5, 9}) {
+        Tile t(DType::float32, w, n, true);
+        t.fill_random();
+        for (std::int64_t i = 0; i < n && w > 0; i += 3) {  // halfway cases among them
+          const std::uint32_t bits = static_cast<std::uint32_t>(random_bits()) & 0xfffff000U;
+          std::memcpy(t.at(w - 1, i), &bits, 4);
+        }
+        context = std::string("float32 to ") + name_of(to) + " n=" + std::to_string(n) + " W=" + std::to_string(w);
+        std::vector<double> c = random_coefficients(w);
+        if (w > 0) c.back() = 1.0;
+        for (int r = 0; r + 1 < w; r += 2) c[static_cast<std::size_t>(r)] = 0;
+        if (w == 9) c[1] = 1e-50;  // summed in float64
+        for (const Variant* v : usable()) {
+          const std::vector<char> sum = combine(*v, t, c);
+          std::vector<char> expected(static_cast<std::size_t>(n) * 2);
+          for (std::size_t i = 0; i < expected.size(); i += 2) {
+            put(to, &expected[i], get(DType::float32, &sum[2 * i]));
+          }
+          std::vector<char> out(expected.size() + 3, char{0x5a});
+          v->combine(t.rows(), c.data(), bucket_moo::ZeroRows::skip, out.data(), to);
+          CHECK(out[out.size() - 3] == 0x5a && out[out.size() - 2] == 0x5a && out[out.size() - 1] == 0x5a);
+          out.resize(expected.size());
+          CHECK(same_elements(to, out, expected));
+        }
+      }
+    }
+  }
+  context = "from one dtype to another";
+  for (const DType from : kDTypes) {
+    for (const DType to : kDTypes) {
+      const bool narrower = from == DType::float32 && (to == DType::bfloat16 || to == DType::float16);
+      CHECK(bucket_moo::combines_to(from, to) == (from == to || narrower));
+    }
+  }
+}
+
 /// One row, coefficient 1: conversion there and back must give every bit pattern; and sums at every kind of edge.
 void combine_rounds_once() {
   for (const DType d : {DType::bfloat16, DType::float16}) {
@@ -153,7 +193,7 @@ void combine_in_place() {
             again.data[r] = again.memory[r].data() + (static_cast<const char*>(t.data[r]) - t.memory[r].data());
           }
           void* const out = again.at(into, 0);
-          v->combine(again.rows(), c.data(), bucket_moo::ZeroRows::skip, out);
+          v->combine(again.rows(), c.data(), bucket_moo::ZeroRows::skip, out, d);
           CHECK(std::memcmp(out, expected.data(), expected.size()) == 0);
         }
       }
@@ -196,7 +236,7 @@ void combine_reads_zero_rows_if_told() {
     for (const Variant* v : usable()) {
       const std::vector<char> skipped = combine(*v, t, c);
       std::vector<char> read(skipped.size());
-      v->combine(t.rows(), c.data(), bucket_moo::ZeroRows::read, read.data());
+      v->combine(t.rows(), c.data(), bucket_moo::ZeroRows::read, read.data(), d);
       const std::size_t element = bucket_moo::element_size(d);
       for (std::int64_t i = 0; i < t.n; ++i) {
         const std::size_t at = static_cast<std::size_t>(i) * element;
@@ -216,6 +256,14 @@ void public_function_dispatches() {
   std::vector<char> out(777 * 4);
   bucket_moo::combine(t.rows(), c.data(), out.data());
   CHECK(out == combine(bucket_moo::isa::active_variant(), t, c));
+  t.set(1, 776, std::nan(""));
+  std::vector<char> half(777 * 2), read(777 * 2);
+  const std::vector<double> without = {0.2, 0.0, 0.5};
+  bucket_moo::combine(t.rows(), without.data(), half.data(), DType::float16);
+  CHECK(std::isfinite(get(DType::float16, &half[776 * 2])));
+  bucket_moo::combine(t.rows(), without.data(), read.data(), DType::float16, bucket_moo::ZeroRows::read);
+  CHECK(std::isnan(get(DType::float16, &read[776 * 2])));
+  CHECK(std::memcmp(half.data(), read.data(), 776 * 2) == 0);
   const bucket_moo::Rows none{nullptr, 0, 5, DType::float32};
   float zeros[5] = {1, 1, 1, 1, 1};
   bucket_moo::combine(none, nullptr, zeros);
@@ -226,6 +274,7 @@ void public_function_dispatches() {
 
 int main() {
   combine_of_all_sizes();
+  combine_to_another_dtype();
   combine_rounds_once();
   combine_in_place();
   combine_with_extreme_coefficients();

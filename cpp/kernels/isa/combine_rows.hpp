@@ -1,66 +1,47 @@
 #pragma once
 
-#include "kernels/isa/weighted_sum.hpp"
+#include "kernels/isa/row_groups.hpp"
 #include "kernels/normal_float32.hpp"
 
 namespace bucket_moo::isa::BUCKET_MOO_ISA {
 
-/// Elements combined at a time: long enough that each row is read in long runs, short enough for the partial sum, and
-/// the blocks of a few rows, to stay in the first-level cache.
-inline constexpr int kCombineBlock = 1024;
-
-/// Rows added in one pass over the partial sum.
-inline constexpr int kCombineGroup = 4;
-
-template <typename T, DType In, DType Out>
-void add_group(const void* const* rows, const T* coefficient, int count, const T* carry, void* out, std::int64_t size) {
-  switch (count) {
-    case 1:
-      return weighted_sum<T, In, Out, 1, kCombineBlock>(rows, coefficient, carry, out, size);
-    case 2:
-      return weighted_sum<T, In, Out, 2, kCombineBlock>(rows, coefficient, carry, out, size);
-    case 3:
-      return weighted_sum<T, In, Out, 3, kCombineBlock>(rows, coefficient, carry, out, size);
-    default:
-      return weighted_sum<T, In, Out, kCombineGroup, kCombineBlock>(rows, coefficient, carry, out, size);
-  }
+/// out[i] = from[i], rounded to Out.
+template <typename T, DType Out>
+void round_block(const T* from, Storage<Out>* out, std::int64_t size) {
+  constexpr int L = kWidth<T>;
+  std::int64_t i = 0;
+  for (; i + L <= size; i += L) store(out + i, narrow<T, Out>(load<Register<T>>(from + i)));
+  if (i == size) return;
+  Register<T> last{};
+  __builtin_memcpy(&last, from + i, static_cast<std::size_t>(size - i) * sizeof(T));
+  const auto rounded = narrow<T, Out>(last);
+  __builtin_memcpy(out + i, &rounded, static_cast<std::size_t>(size - i) * sizeof(Storage<Out>));
 }
 
-template <typename T, DType D>
+template <typename T, DType D, DType Out>
 void combine_rows(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out) {
-  constexpr DType kPartial = sizeof(T) == 8 ? DType::float64 : DType::float32;
-  constexpr std::int64_t kElement = sizeof(Storage<D>);
-  const auto skipped = [&](int r) { return coefficient[r] == 0 && zero_rows == ZeroRows::skip; };
-  int read = 0;
-  for (int r = 0; r < rows.count; ++r) read += skipped(r) ? 0 : 1;
-  char* const to = static_cast<char*>(out);
-  if (read == 0) {
-    __builtin_memset(to, 0, static_cast<std::size_t>(rows.size * kElement));
+  constexpr DType kPartial = kAccumulation<T>;
+  Storage<Out>* const to = static_cast<Storage<Out>*>(out);
+  const RowGroups groups(rows, coefficient, zero_rows);
+  if (groups.empty()) {
+    __builtin_memset(to, 0, static_cast<std::size_t>(rows.size) * sizeof *to);
     return;
   }
-  alignas(64) T partial[kCombineBlock];
-  for (std::int64_t begin = 0; begin < rows.size; begin += kCombineBlock) {
-    const std::int64_t size = rows.size - begin < kCombineBlock ? rows.size - begin : kCombineBlock;
-    const void* group[kCombineGroup];
-    T group_coefficient[kCombineGroup];
-    int in_group = 0;
-    int done = 0;
-    for (int r = 0; done < read; ++r) {
-      if (skipped(r)) continue;
-      group[in_group] = static_cast<const char*>(rows.data[r]) + begin * kElement;
-      group_coefficient[in_group] = static_cast<T>(coefficient[r]);
-      ++in_group;
-      ++done;
-      if (in_group < kCombineGroup && done < read) continue;
-      const T* carry = done > in_group ? partial : nullptr;
+  alignas(64) T partial[kRowBlock];
+  for (std::int64_t begin = 0; begin < rows.size; begin += kRowBlock) {
+    const std::int64_t size = rows.size - begin < kRowBlock ? rows.size - begin : kRowBlock;
+    const T* carry = nullptr;
+    groups.visit<T, D>(begin, [&](const void* const* group, const T* factors, int count, bool last) {
       // `out` may be a row: its block is written only with the last group, when all rows' blocks have been read.
-      if (done == read) {
-        add_group<T, D, D>(group, group_coefficient, in_group, carry, to + begin * kElement, size);
+      if (D == Out && last) {
+        add_group<T, D, D>(group, factors, count, carry, to + begin, size);
       } else {
-        add_group<T, D, kPartial>(group, group_coefficient, in_group, carry, partial, size);
+        add_group<T, D, kPartial>(group, factors, count, carry, partial, size);
       }
-      in_group = 0;
-    }
+      carry = partial;
+    });
+    // A pass of its own over what is in the cache: loops that add and round to another type would double the code.
+    if constexpr (D != Out) round_block<T, Out>(partial, to + begin, size);
   }
 }
 
@@ -71,26 +52,38 @@ inline bool all_normal_float32(const double* coefficient, int count) {
   return true;
 }
 
-template <DType D>
+template <DType D, DType Out>
 void combine_narrow(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out) {
   if (all_normal_float32(coefficient, rows.count)) {
-    combine_rows<float, D>(rows, coefficient, zero_rows, out);
+    combine_rows<float, D, Out>(rows, coefficient, zero_rows, out);
   } else {
-    combine_rows<double, D>(rows, coefficient, zero_rows, out);
+    combine_rows<double, D, Out>(rows, coefficient, zero_rows, out);
   }
 }
 
-void combine(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out);
-void combine(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out) {
+inline void combine_float32(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out,
+                            DType out_dtype) {
+  switch (out_dtype) {
+    case DType::bfloat16:
+      return combine_narrow<DType::float32, DType::bfloat16>(rows, coefficient, zero_rows, out);
+    case DType::float16:
+      return combine_narrow<DType::float32, DType::float16>(rows, coefficient, zero_rows, out);
+    default:
+      return combine_narrow<DType::float32, DType::float32>(rows, coefficient, zero_rows, out);
+  }
+}
+
+void combine(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out, DType out_dtype);
+void combine(const Rows& rows, const double* coefficient, ZeroRows zero_rows, void* out, DType out_dtype) {
   switch (rows.dtype) {
     case DType::float32:
-      return combine_narrow<DType::float32>(rows, coefficient, zero_rows, out);
+      return combine_float32(rows, coefficient, zero_rows, out, out_dtype);
     case DType::bfloat16:
-      return combine_narrow<DType::bfloat16>(rows, coefficient, zero_rows, out);
+      return combine_narrow<DType::bfloat16, DType::bfloat16>(rows, coefficient, zero_rows, out);
     case DType::float16:
-      return combine_narrow<DType::float16>(rows, coefficient, zero_rows, out);
+      return combine_narrow<DType::float16, DType::float16>(rows, coefficient, zero_rows, out);
     case DType::float64:
-      return combine_rows<double, DType::float64>(rows, coefficient, zero_rows, out);
+      return combine_rows<double, DType::float64, DType::float64>(rows, coefficient, zero_rows, out);
   }
 }
 

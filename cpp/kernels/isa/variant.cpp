@@ -9,7 +9,7 @@ namespace bucket_moo::isa {
 #define BUCKET_MOO_DECLARE_VARIANT(name)                                  \
   namespace name {                                                        \
   void gramian(const Rows&, const ObjectiveMap&, double*);                \
-  void combine(const Rows&, const double*, ZeroRows, void*);              \
+  void combine(const Rows&, const double*, ZeroRows, void*, DType);       \
   void sketch(const void*, std::int64_t, DType, const SketchMap&, void*); \
   }
 BUCKET_MOO_DECLARE_VARIANT(baseline)

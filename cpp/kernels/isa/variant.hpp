@@ -12,7 +12,7 @@ struct Variant {
   bool fused_multiply_add;  ///< the Gramian's bits are the same for all variants that agree in this
   bool (*supported)();      ///< by the processor this runs on
   void (*gramian)(const Rows&, const ObjectiveMap&, double* out);
-  void (*combine)(const Rows&, const double* coefficient, ZeroRows, void* out);
+  void (*combine)(const Rows&, const double* coefficient, ZeroRows, void* out, DType out_dtype);
   void (*sketch)(const void* row, std::int64_t n, DType, const SketchMap&, void* out);
 };
 
