@@ -31,6 +31,11 @@ class Rows {
     for (std::size_t i = 0; i < k_ * n_; ++i) values_.push_back(tiles::random_unit() + common);
   }
 
+  /// \param rows of the same length
+  explicit Rows(const std::vector<std::vector<double>>& rows) : k_(rows.size()), n_(rows[0].size()) {
+    for (const std::vector<double>& row : rows) values_.insert(values_.end(), row.begin(), row.end());
+  }
+
   /// Row i becomes `factor` times row j.
   void repeat(int i, int j, double factor) {
     for (std::size_t x = 0; x < n_; ++x) at(i, x) = factor * at(j, x);
@@ -121,6 +126,19 @@ std::vector<double> gramian_whose_start_leaves(int k) {
   return rows.gramian();
 }
 
+/// Three gradients each, by hand: what random ones do not make happen.
+void rare_turns() {
+  constexpr double kLittle = 1e-9;  // shows in a slope; its square, in a squared distance or a value, is rounding noise
+  checks::context = "a dependent one enters";
+  solve_by_all(3, Rows({{1.0, 1.0}, {1.0, -1.0}, {1.0 - kLittle, 3.0}}).gramian());
+  checks::context = "one enters and brings nothing";
+  solve_by_all(3, Rows({{1.0, 1.0, 0.0}, {1.0, -1.0, 0.0}, {1.0 - kLittle, 2.0, 2.0}}).gramian());
+  checks::context = "the start leaves two, the second of them shorter";
+  solve_by_all(3, Rows({{1.0, 0.0}, {0.1, -3.5}, {0.3, 3.0}}).gramian());
+  checks::context = "almost cancelling, far from CAGrad's root";
+  solve_by_all(3, Rows({{0.0, 3.0, 1.0}, {300.0, 0.0, -3.0}, {-300.0, -2.0, 0.0}}).gramian());
+}
+
 /// Weights are visible to all lanes on return.
 __global__ void solve_mgda(Method method, int k, const double* gramian, double* weights, double* scratch,
                            double* seen) {
@@ -149,6 +167,7 @@ void weights_are_visible() {
 
 int main() {
   weights_are_visible();
+  rare_turns();
   for (const int k : {2, 7, 33}) {
     checks::context = "independent";
     solve_by_all(k, Rows(k, k + 9, 0.1).gramian());
