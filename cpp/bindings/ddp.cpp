@@ -79,6 +79,8 @@ void bind_ddp(py::module_& module) {
   py::class_<DdpBuckets, BucketsPtr>(module, "DdpBuckets")
       .def(py::init(&new_buckets), py::arg("engine").none(false), py::arg("bucket_cap"))
       .def("name_parameters", torch::wrap_pybind_function_no_gil(&DdpBuckets::name_parameters), py::arg("named"))
+      .def("kept_passes", &DdpBuckets::kept_passes)
+      .def("discard_kept_passes", &DdpBuckets::discard_kept_passes)
       .def("run", &run_bucket, py::arg("bucket"));
   module.def("register_ddp_hook", torch::wrap_pybind_function(register_ddp_hook), py::arg("reducer").none(false),
              py::arg("buckets").none(false));

@@ -47,10 +47,17 @@ void delete_engine(Engine* engine) {
 }
 
 EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
-                     std::uint64_t seed, const std::optional<Sketch>& sketch, Configuration configuration) {
+                     std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, bool whole_model,
+                     Configuration configuration) {
   const py::gil_scoped_release no_gil;
   const auto [sketch_options, schedule] = sketch.value_or(Sketch());
-  EngineOptions options{method, seed, sketch_options, schedule, std::move(configuration)};
+  EngineOptions options{.method = method,
+                        .seed = seed,
+                        .sketch = sketch_options,
+                        .schedule = schedule,
+                        .layout = by_passes ? Layout::passes : Layout::ranks,
+                        .scope = whole_model ? Scope::model : Scope::bucket,
+                        .configuration = std::move(configuration)};
   return EnginePtr(new Engine(group.value_or(GroupPtr()), device, std::move(options)), &delete_engine);
 }
 
@@ -84,6 +91,21 @@ FuturePtr reduce_scatter(Engine& engine, const at::Tensor& output, const at::Ten
       std::move(result));
 }
 
+/// One bucket of the pass that begin_pass() began, in place. `parameters`: names and numbers of elements, in order.
+std::shared_ptr<PythonFutureWrapper> reduce(Engine& engine, const at::Tensor& bucket,
+                                            const std::vector<std::pair<std::string, std::int64_t>>& parameters) {
+  Reduction reduction{.operation = Operation::ddp_bucket, .output = bucket};
+  for (const auto& [name, numel] : parameters) {
+    reduction.bucket.push_back({.name = name, .numel = numel, .title = name});
+  }
+  FuturePtr future;
+  {
+    const py::gil_scoped_release no_gil;
+    future = engine.reduce(std::move(reduction));
+  }
+  return wrap(std::move(future));
+}
+
 py::dict to_dict(const BucketRecord& record) {
   py::dict fields;
   fields["step"] = record.step;
@@ -92,6 +114,8 @@ py::dict to_dict(const BucketRecord& record) {
   fields["numel"] = record.numel;
   fields["dtype"] = dtype_name(record.dtype);
   fields["objectives"] = record.objectives;
+  fields["rows"] = record.rows;
+  fields["passes"] = record.passes;
   fields["width"] = record.width;
   fields["solved_step"] = record.solved_step;
   fields["gramian"] = record.result.gramian;
@@ -157,9 +181,16 @@ void bind_engine(py::module_& module) {
   // Functions that wait or take the engine's locks release the GIL.
   py::class_<Engine, EnginePtr>(module, "Engine")
       .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
-           py::arg("sketch"), py::arg("configuration"))
+           py::arg("sketch"), py::arg("by_passes"), py::arg("whole_model"), py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
+      .def("set_accumulating", torch::wrap_pybind_function_no_gil(&Engine::set_accumulating),
+           py::arg("is_accumulating"))
+      .def("open_passes", torch::wrap_pybind_function_no_gil(&Engine::open_passes))
+      .def("discard_open_steps", torch::wrap_pybind_function_no_gil(&Engine::discard_open_steps))
+      .def("begin_pass", torch::wrap_pybind_function_no_gil([](Engine& engine) { engine.begin_pass(); }))
+      .def("end_pass", torch::wrap_pybind_function_no_gil(&Engine::end_pass))
+      .def("reduce", torch::wrap_pybind_function(reduce), py::arg("bucket"), py::arg("parameters"))
       .def("all_reduce",
            torch::wrap_pybind_function_no_gil(
                [](Engine& engine, const at::Tensor& tensor, const std::optional<std::string>& bucket) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "bucket_moo/lanes.hpp"
@@ -48,24 +49,29 @@ MooCollective::MooCollective(std::shared_ptr<Transport> transport, Method method
       tail_rows_(static_cast<std::size_t>(world_)),
       coefficients_(static_cast<std::size_t>(world_)) {}
 
-void MooCollective::begin_step(const StepRecord& own) {
+std::vector<StepRecord> MooCollective::begin_pass(const StepRecord& own) {
   std::vector<StepRecord> records(static_cast<std::size_t>(world_));
   records[static_cast<std::size_t>(rank_)] = own;
   if (transport_) {
     transport_->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
   }
   objectives_ = read_objectives(records);
-  solver_scratch_.resize(solve_scratch_size(objectives_.k()));
+  return records;
 }
 
 BucketSolution MooCollective::all_reduce(void* bucket, std::int64_t n, DType dtype, const RandomKey& key,
                                          std::int64_t tile_limit, double* state) {
   const ShardedBucket sharded = sharded_in_place(bucket, n, dtype, rank_, world_, tile_limit);
   BucketSolution result = reduce(sharded, key, state);
-  if (transport_) {
-    transport_->all_gather(static_cast<std::byte*>(bucket), sharded.shard_bytes());
-  }
+  all_gather_shards(sharded);
   return result;
+}
+
+void MooCollective::all_gather_shards(const ShardedBucket& bucket) {
+  if (transport_) {
+    // In place: shards are where the bucket's memory begins, and were read from there.
+    transport_->all_gather(const_cast<std::byte*>(bucket.shards), bucket.shard_bytes());
+  }
 }
 
 BucketSolution MooCollective::reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype,
@@ -74,21 +80,21 @@ BucketSolution MooCollective::reduce_scatter(void* output, const void* input, st
 }
 
 BucketSolution MooCollective::reduce(const ShardedBucket& bucket, const RandomKey& key, double* state) {
-  BucketSolution result = empty_solution();
+  BucketSolution result = empty_solution(objectives_.k());
   partial_gramian(bucket, result.gramian);
   const Rows tails = exchange_partials(bucket, result.gramian);
-  solve_weights(key, state, result);
+  solve(key, state, result);
   set_coefficients(result.weights);
   combine_shard(bucket);
   combine(tails, coefficients_.data(), bucket.tail_out);
   return result;
 }
 
-BucketSolution MooCollective::empty_solution() const {
-  const auto k = static_cast<std::size_t>(objectives_.k());
+BucketSolution MooCollective::empty_solution(int k) {
+  const auto size = static_cast<std::size_t>(k);
   BucketSolution result;
-  result.gramian.resize(k * k);
-  result.weights.resize(k);
+  result.gramian.resize(size * size);
+  result.weights.resize(size);
   return result;
 }
 
@@ -107,36 +113,45 @@ void MooCollective::partial_gramian(const ShardedBucket& bucket, std::vector<dou
 /// On entry `gramian` is this rank's partial one, on return that of the whole bucket; returns the rows of the tail.
 Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian) {
   const int k = objectives_.k();
-  // One message a rank: its partial Gramian, then its tail.
-  const std::size_t partial_bytes = static_cast<std::size_t>(packed_size(k)) * sizeof(double);
-  const std::size_t tail_bytes = bucket.tail_bytes();
-  const std::size_t message_bytes = round_up(partial_bytes + tail_bytes, sizeof(double));
-  std::byte* const messages = messages_.reserve(static_cast<std::size_t>(world_) * message_bytes);
-  std::byte* const own = messages + static_cast<std::size_t>(rank_) * message_bytes;
-  pack(gramian, k, own);
-  if (tail_bytes > 0) {
-    std::memcpy(own + partial_bytes, bucket.tail, tail_bytes);
-  }
-  std::memset(own + partial_bytes + tail_bytes, 0, message_bytes - partial_bytes - tail_bytes);
-  if (transport_) {
-    transport_->all_gather(messages, message_bytes);
-  }
-  for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
-    tail_rows_[r] = messages + r * message_bytes + partial_bytes;
-  }
+  gather_partials(k, bucket.tail_bytes(), bucket.tail, gramian);
   const Rows tails{tail_rows_.data(), world_, bucket.tail_size, bucket.dtype};
-
-  // Rank order and float64: the same sum, to the bit, on every rank, whatever its processor.
   portable_gramian(tails, objectives_.map(), gramian.data());
-  for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
-    add_packed(messages + r * message_bytes, k, gramian);
-  }
+  add_partials(k, gramian);
   return tails;
 }
 
-void MooCollective::solve_weights(const RandomKey& key, double* state, BucketSolution& result) {
-  result.solution = solve(HostLanes{}, method_, key, objectives_.k(), result.gramian.data(), result.weights.data(),
-                          solver_scratch_.data(), state);
+/// One message a rank: its partial Gramian, then its tail.
+void MooCollective::gather_partials(int k, std::size_t tail_bytes, const std::byte* tail,
+                                    const std::vector<double>& gramian) {
+  const std::size_t partial_bytes = static_cast<std::size_t>(packed_size(k)) * sizeof(double);
+  message_bytes_ = round_up(partial_bytes + tail_bytes, sizeof(double));
+  std::byte* const messages = messages_.reserve(static_cast<std::size_t>(world_) * message_bytes_);
+  std::byte* const own = messages + static_cast<std::size_t>(rank_) * message_bytes_;
+  pack(gramian, k, own);
+  if (tail_bytes > 0) {
+    std::memcpy(own + partial_bytes, tail, tail_bytes);
+  }
+  std::memset(own + partial_bytes + tail_bytes, 0, message_bytes_ - partial_bytes - tail_bytes);
+  if (transport_) {
+    transport_->all_gather(messages, message_bytes_);
+  }
+  for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
+    tail_rows_[r] = messages + r * message_bytes_ + partial_bytes;
+  }
+}
+
+/// Rank order and float64: the same sum, to the bit, on every rank, whatever its processor.
+void MooCollective::add_partials(int k, std::vector<double>& gramian) const {
+  for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
+    add_packed(messages_.data() + r * message_bytes_, k, gramian);
+  }
+}
+
+void MooCollective::solve(const RandomKey& key, double* state, BucketSolution& result) {
+  const auto k = static_cast<int>(result.weights.size());
+  solver_scratch_.resize(solve_scratch_size(k));
+  result.solution = bucket_moo::solve(HostLanes{}, method_, key, k, result.gramian.data(), result.weights.data(),
+                                      solver_scratch_.data(), state);
 }
 
 void MooCollective::set_coefficients(std::span<const double> weights) {
@@ -157,6 +172,43 @@ void MooCollective::combine_shard(const ShardedBucket& bucket) {
     }
     combine(tile_.wait(), coefficients_.data(), bucket.element_out(begin));
   }
+}
+
+void MooCollective::accumulate(const ShardedBucket& bucket, const PassRows& pass, ObjectiveTile& tile) {
+  tile.begin_pass(pass);
+  const auto tails = start_tails(bucket);
+  stream_shard(bucket, [&](const Rows& rows, std::int64_t begin) { tile.add_to_shard(rows, begin); });
+  tails->wait();
+  tile.add_to_tail({tail_rows_.data(), world_, bucket.tail_size, bucket.dtype});
+  tile.end_pass();
+}
+
+TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives) {
+  const int k = objectives.k();
+  TileGramian result{empty_solution(k), tile.close(objectives)};
+  std::vector<int> own(static_cast<std::size_t>(k));  // every objective is a row of its own
+  std::iota(own.begin(), own.end(), 0);
+  const ObjectiveMap map{own.data(), result.shares.data(), k};
+  std::vector<double>& sum = result.solution.gramian;
+  if (tile.shard_size() == 0) {
+    portable_gramian(tile.tail(), map, sum.data());
+    return result;
+  }
+  gramian(tile.shard(0, tile.shard_size()), map, sum.data());
+  gather_partials(k, 0, nullptr, sum);
+  portable_gramian(tile.tail(), map, sum.data());
+  add_partials(k, sum);
+  return result;
+}
+
+void MooCollective::combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
+                                 const ShardedBucket& bucket) {
+  std::vector<double> coefficients(weights.begin(), weights.end());
+  for (std::size_t k = 0; k < shares.size(); ++k) {
+    coefficients[k] *= shares[k];
+  }
+  combine(tile.shard(0, bucket.shard_size), coefficients.data(), bucket.shard_out, bucket.dtype);
+  combine(tile.tail(), coefficients.data(), bucket.tail_out, bucket.dtype);
 }
 
 std::unique_ptr<SketchedBucket> MooCollective::start_sketch(const void* bucket, std::int64_t n, DType dtype,
@@ -181,12 +233,12 @@ std::unique_ptr<SketchedBucket> MooCollective::start_sketch(const void* bucket, 
 
 BucketSolution MooCollective::solve_sketched(std::unique_ptr<SketchedBucket> sketched, const RandomKey& key,
                                              double* state) {
-  BucketSolution result = empty_solution();
+  BucketSolution result = empty_solution(objectives_.k());
   if (sketched->sketch_.shard_size > 0) {
     gramian(sketched->tile_.wait(), objectives_.map(), result.gramian.data());
   }
   exchange_partials(sketched->sketch_, result.gramian);
-  solve_weights(key, state, result);
+  solve(key, state, result);
   free_sketches_.push_back(std::move(sketched));
   return result;
 }
@@ -195,21 +247,14 @@ void MooCollective::weighted_all_reduce(void* bucket, std::int64_t n, DType dtyp
                                         ZeroRows zero_rows, const std::function<void()>& meanwhile) {
   const ShardedBucket sharded = sharded_in_place(bucket, n, dtype, rank_, world_, kSumTileBytes);
   set_coefficients(weights);
-  const std::size_t tail_bytes = sharded.tail_bytes();
-  std::byte* const tails = tails_.reserve(static_cast<std::size_t>(world_) * tail_bytes);
-  for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
-    tail_rows_[r] = tails + r * tail_bytes;
-  }
-  if (tail_bytes > 0) {
-    std::memcpy(tails + static_cast<std::size_t>(rank_) * tail_bytes, sharded.tail, tail_bytes);
-  }
   std::vector<std::unique_ptr<Transport::Exchange>> gathers;
-  gathers.push_back(start_gather(tails, tail_bytes, tail_bytes));
-  sum_shard(sharded, zero_rows, [&](std::int64_t begin, std::int64_t size) {
+  gathers.push_back(start_tails(sharded));
+  stream_shard(sharded, [&](const Rows& rows, std::int64_t begin) {
+    sum_rows(rows, zero_rows, sharded.element_out(begin));
     // While the piece is in the cache, and while the next ones are on their way.
     const std::size_t element = element_size(dtype);
     gathers.push_back(start_gather(static_cast<std::byte*>(bucket) + static_cast<std::size_t>(begin) * element,
-                                   sharded.shard_bytes(), static_cast<std::size_t>(size) * element));
+                                   sharded.shard_bytes(), static_cast<std::size_t>(rows.size) * element));
   });
   meanwhile();
   for (const auto& gather : gathers) {
@@ -222,14 +267,16 @@ void MooCollective::weighted_reduce_scatter(void* output, const void* input, std
                                             std::span<const double> weights, ZeroRows zero_rows,
                                             const std::function<void()>& meanwhile) {
   set_coefficients(weights);
-  sum_shard(sharded_apart(output, input, shard, dtype, world_, kSumTileBytes), zero_rows,
-            [](std::int64_t, std::int64_t) {});
+  const ShardedBucket sharded = sharded_apart(output, input, shard, dtype, world_, kSumTileBytes);
+  stream_shard(sharded, [&](const Rows& rows, std::int64_t begin) {
+    sum_rows(rows, zero_rows, sharded.element_out(begin));
+  });
   meanwhile();
 }
 
-/// One piece is on its way while the one before it is added up; `done` hears of every one that is.
-void MooCollective::sum_shard(const ShardedBucket& bucket, ZeroRows zero_rows,
-                              const std::function<void(std::int64_t begin, std::int64_t size)>& done) {
+/// One piece is on its way while the one before it is used.
+void MooCollective::stream_shard(const ShardedBucket& bucket,
+                                 const std::function<void(const Rows& rows, std::int64_t begin)>& use) {
   if (bucket.shard_size == 0) {
     return;
   }
@@ -238,11 +285,22 @@ void MooCollective::sum_shard(const ShardedBucket& bucket, ZeroRows zero_rows,
     if (begin + bucket.piece < bucket.shard_size) {
       next_tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin + bucket.piece);
     }
-    const Rows rows = tile_.wait();
-    sum_rows(rows, zero_rows, bucket.element_out(begin));
-    done(begin, rows.size);
+    use(tile_.wait(), begin);
     std::swap(tile_, next_tile_);
   }
+}
+
+/// Sends the tail to all; theirs are at tail_rows_.
+std::unique_ptr<Transport::Exchange> MooCollective::start_tails(const ShardedBucket& bucket) {
+  const std::size_t bytes = bucket.tail_bytes();
+  std::byte* const tails = tails_.reserve(static_cast<std::size_t>(world_) * bytes);
+  for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
+    tail_rows_[r] = tails + r * bytes;
+  }
+  if (bytes > 0) {
+    std::memcpy(tails + static_cast<std::size_t>(rank_) * bytes, bucket.tail, bytes);
+  }
+  return start_gather(tails, bytes, bytes);
 }
 
 /// Adds up the rows of the ranks that are not left out.

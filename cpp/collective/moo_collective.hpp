@@ -10,9 +10,11 @@
 #include "bucket_moo/method.hpp"
 #include "bucket_moo/random.hpp"
 #include "bucket_moo/solution.hpp"
+#include "collective/objective_tile.hpp"
 #include "collective/objectives.hpp"
 #include "collective/persistent_buffer.hpp"
 #include "collective/sharded_bucket.hpp"
+#include "collective/step_objectives.hpp"
 #include "collective/tile.hpp"
 #include "collective/transport.hpp"
 #include "kernels/rows.hpp"
@@ -24,6 +26,12 @@ struct BucketSolution {
   std::vector<double> gramian;  ///< [K, K] row-major, inner products of the objectives' gradients in this bucket
   std::vector<double> weights;  ///< [K]
   Solution solution;            ///< status and certificate of the solve
+};
+
+/// The Gramian of a tile, and what turns the tile's sums into means.
+struct TileGramian {
+  BucketSolution solution;     ///< its Gramian
+  std::vector<double> shares;  ///< [K]
 };
 
 /// The sketch of one bucket, on its way to the other ranks.
@@ -52,6 +60,10 @@ class SketchedBucket {
 /// an all-gather of small pieces, which are scaled as they are added. Wire bytes a rank: 2 n (W-1)/W + p (W-1)/W +
 /// O(K^2 W). Scratch: some sketches and two tiles of kSumTileBytes.
 ///
+/// Where a step has several passes: accumulate() in each, with the same exchanges as a sum over ranks has; after the
+/// last one exchange_gramian(), solve() and combine_tile(). Wire bytes a rank: n (W-1)/W a pass, and once more for an
+/// all-reduce's last; a tile of K sums of n/W elements.
+///
 /// Calls are collective: every rank, same order, one thread at a time. Memory is plain host memory.
 /// Source: arXiv 2606.05613 (bucket-level MOO); the reduction is a reduce-scatter followed by an all-gather, as in
 /// Thakur, Rabenseifner, Gropp (2005).
@@ -69,10 +81,11 @@ class MooCollective {
   int world_size() const { return world_; }
 
   /// Tells the other ranks this rank's objective and weight, which hold until the next call. To be called before the
-  /// first bucket of a step. Raises AgreedError if the ranks do not make the same call.
-  void begin_step(const StepRecord& own);
+  /// first bucket of a pass. Returns the records of all ranks. Raises AgreedError if the ranks do not make the same
+  /// call.
+  std::vector<StepRecord> begin_pass(const StepRecord& own);
 
-  /// Objectives of the current step.
+  /// Objectives of the current pass.
   const Objectives& objectives() const { return objectives_; }
 
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
@@ -85,6 +98,23 @@ class MooCollective {
   /// another, and is only read. `output` may be the own shard of `input`, and must not overlap it otherwise.
   BucketSolution reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype, const RandomKey& key,
                                 std::int64_t tile_limit, double* state = nullptr);
+
+  /// Adds every rank's row of the bucket to the tile, which was begun for it.
+  void accumulate(const ShardedBucket& bucket, const PassRows& pass, ObjectiveTile& tile);
+
+  /// The Gramian of a bucket's tile, over all shards, after the last pass: closes the tile. Weights are yet to be
+  /// solved for. The same bits on every rank.
+  TileGramian exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives);
+
+  /// Weights and status of `result`, for its Gramian. `key`, `state`: as all_reduce().
+  void solve(const RandomKey& key, double* state, BucketSolution& result);
+
+  /// Writes sum_k weights[k] g_k to where the bucket's shard and tail go, g_k = shares[k] times the tile's sum.
+  void combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
+                    const ShardedBucket& bucket);
+
+  /// Gathers the shards of a bucket that is reduced in place.
+  void all_gather_shards(const ShardedBucket& bucket);
 
   /// Sketches the n elements of `bucket` to `width` columns and sends the sketch off, in the sequence `ahead`: other
   /// calls may come between this one and solve_sketched(), even others on other ranks, as long as each kind comes in
@@ -117,12 +147,13 @@ class MooCollective {
   BucketSolution reduce(const ShardedBucket& bucket, const RandomKey& key, double* state);
   void partial_gramian(const ShardedBucket& bucket, std::vector<double>& sum);
   Rows exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian);
-  BucketSolution empty_solution() const;
-  void solve_weights(const RandomKey& key, double* state, BucketSolution& result);
+  void gather_partials(int k, std::size_t tail_bytes, const std::byte* tail, const std::vector<double>& gramian);
+  void add_partials(int k, std::vector<double>& gramian) const;
+  static BucketSolution empty_solution(int k);
   void set_coefficients(std::span<const double> weights);
   void combine_shard(const ShardedBucket& bucket);
-  void sum_shard(const ShardedBucket& bucket, ZeroRows zero_rows,
-                 const std::function<void(std::int64_t begin, std::int64_t size)>& done);
+  void stream_shard(const ShardedBucket& bucket, const std::function<void(const Rows& rows, std::int64_t begin)>& use);
+  std::unique_ptr<Transport::Exchange> start_tails(const ShardedBucket& bucket);
   void sum_rows(const Rows& rows, ZeroRows zero_rows, void* out);
   std::unique_ptr<Transport::Exchange> start_gather(std::byte* blocks, std::size_t pitch, std::size_t bytes);
 
@@ -134,7 +165,8 @@ class MooCollective {
   Tile tile_;                           // other ranks' blocks of our shard
   Tile next_tile_;                      // the next piece of it
   PersistentBuffer messages_;           // [W] of partial Gramian and tail
-  PersistentBuffer tails_;              // [W] of a weighted sum's tails
+  std::size_t message_bytes_ = 0;       // of each
+  PersistentBuffer tails_;              // [W] of a sum's tails
   std::vector<const void*> tail_rows_;  // [W] where each rank's tail lies
   std::vector<double> coefficients_;    // [W] of the combination
   std::vector<double> solver_scratch_;

@@ -32,6 +32,9 @@ std::string describe(const StepRecord& record) {
   std::ostringstream text;
   text << name_of(static_cast<Operation>(record.operation)) << " of " << record.numel << " elements of dtype "
        << dtype_name(static_cast<DType>(record.dtype)) << " in step " << record.step;
+  if (record.pass > 0 || record.leaves_open != 0) {
+    text << ", pass " << record.pass + 1 << ", which " << (record.leaves_open != 0 ? "leaves it open" : "closes it");
+  }
   return text.str();
 }
 
@@ -76,6 +79,17 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
           c10::str("bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives of the ",
                    "first step in every step, since weights are kept for them; step ", header.step, " has others (",
                    header.culprit, " of them)"));
+  }
+}
+
+void check_one_objective(std::span<const StepRecord> records) {
+  for (std::size_t r = 1; r < records.size(); ++r) {
+    if (!same_name(records[r].objective, records[0].objective)) {
+      throw AgreedError(c10::str(
+          "bucket_moo_ext: with layout='passes' all ranks must have the same objective in a pass; in step ",
+          records[0].step, ", pass ", records[0].pass + 1, " rank 0 has '", records[0].objective.text(), "', rank ", r,
+          " '", records[r].objective.text(), "' (layout='ranks' allows that)"));
+    }
   }
 }
 

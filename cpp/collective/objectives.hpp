@@ -28,6 +28,9 @@ ObjectiveName make_objective_name(const std::string& name);
 /// objectives.
 Objectives read_objectives(std::span<const StepRecord> records);
 
+/// Raises AgreedError if two of the ranks stand for different objectives.
+void check_one_objective(std::span<const StepRecord> records);
+
 /// Raises the AgreedError of a step's header, if it has an error. `records`: of the step, or empty if they are not
 /// known; `limit`: the largest K that was allowed.
 void check_step(const StepHeader& header, std::span<const StepRecord> records, int limit);

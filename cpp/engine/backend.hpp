@@ -30,6 +30,9 @@ class Backend {
   /// The step had its last reduction. Missing where a step broke off.
   virtual void end_step() = 0;
 
+  /// Whether a step may have more than one pass.
+  virtual bool takes_several_passes() const = 0;
+
   /// Whether a reduction of Operation::invalid tells the other ranks that this one refused its arguments, so that they
   /// raise too instead of waiting for it.
   virtual bool tells_refusals() const = 0;

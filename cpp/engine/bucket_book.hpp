@@ -17,25 +17,26 @@
 namespace bucket_moo {
 
 /// A page for every bucket, found by the names of its parameters. On it: the record of the last reduction (for
-/// kRememberedSteps), weights that are kept for later steps (until forget_steps()), and the memory of a method
-/// that has one (for good).
+/// kRememberedSteps) with the gradients that are put aside for a step of several passes, weights that are kept for later
+/// steps (until forget_steps()), and the memory of a method that has one (for good).
 ///
 /// Survives DDP's rebuilding of its buckets: every parameter belongs to the bucket that held it last. A bucket that is
 /// new starts with a copy of the memory that most of its elements belong to (of several, the one met first in the order
 /// of its parameters). Pages that no parameter belongs to any more are dropped.
 ///
-/// `Record` has members `step` and `index`; `Memory` has `clone()`. Not thread-safe.
-template <class Record, class Kept, class Memory>
+/// `Record` has members `step` and `index`; `Memory` has `clone()`; `Aside` is a pointer. Not thread-safe.
+template <class Record, class Kept, class Memory, class Aside = std::nullptr_t>
 class BucketBook {
  public:
   struct Page {
     std::optional<Record> record;
     std::optional<Kept> kept;
     std::optional<Memory> memory;
+    Aside aside = nullptr;
   };
 
   /// The page of a bucket, or nullptr.
-  Page* find(const BucketId& bucket) {
+  Page* find(const BucketId& bucket) const {
     const std::shared_ptr<Entry> entry = entry_of(bucket);
     return entry && entry->names == names_of(bucket) ? &entry->page : nullptr;
   }
@@ -54,6 +55,7 @@ class BucketBook {
         known->names = std::move(names);
         known->page.record.reset();
         known->page.kept.reset();
+        known->page.aside = nullptr;
       }
       return known->page;
     }
@@ -65,6 +67,19 @@ class BucketBook {
     made->names = std::move(names);
     hand_over(made);
     return made->page;
+  }
+
+  /// Calls the function for the page of every other bucket that has one of these parameters.
+  template <class Function>
+  void for_each_overlapping(const BucketId& bucket, Function function) const {
+    const Page* const own = find(bucket);
+    std::set<const Entry*> seen;
+    for (const BucketParameter& parameter : bucket) {
+      const auto found = owner_.find(parameter.name);
+      if (found != owner_.end() && &found->second->page != own && seen.insert(found->second.get()).second) {
+        function(found->second->page);
+      }
+    }
   }
 
   /// The records of the newest step, by index.
@@ -87,6 +102,7 @@ class BucketBook {
     forget([step](Page& page) {
       if (page.record && page.record->step < step - kRememberedSteps) {
         page.record.reset();
+        page.aside = nullptr;
       }
     });
   }
@@ -96,6 +112,7 @@ class BucketBook {
     forget([](Page& page) {
       page.record.reset();
       page.kept.reset();
+      page.aside = nullptr;
     });
   }
 
@@ -212,7 +229,7 @@ class BucketBook {
     }
     std::erase_if(owner_, [](const auto& item) {
       const Page& page = item.second->page;
-      return !page.record && !page.kept && !page.memory;
+      return !page.record && !page.kept && !page.memory && page.aside == nullptr;
     });
   }
 

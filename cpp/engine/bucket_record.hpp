@@ -21,6 +21,8 @@ struct BucketRecord {
   std::int64_t numel = 0;
   DType dtype = DType::float32;
   std::vector<std::string> objectives;  ///< [K]
+  std::vector<std::int64_t> rows;       ///< [K] that each objective's gradient is the mean of
+  int passes = 1;                       ///< of the step
   std::int64_t width = 0;               ///< columns of the sketches that the Gramian is from; 0: it is exact
   std::int64_t solved_step = 0;         ///< the step whose gradients `result` is from; before `step` for kept weights
   BucketSolution result;

@@ -42,6 +42,7 @@ class DeviceBackend final : public Backend {
   void check(const Reduction& reduction) override;
   FuturePtr submit(PlacedReduction call) override;
   void end_step() override;
+  bool takes_several_passes() const override { return false; }
   bool tells_refusals() const override { return false; }
   void continue_from(std::int64_t step) override;
   /// Counted by the device once a graph was captured, which waits for it.

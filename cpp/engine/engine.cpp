@@ -20,9 +20,13 @@ namespace {
 /// What a direct call's bucket is known by where its caller gives it no name.
 BucketId bucket_of_size(const Reduction& reduction) {
   const char* const operation = reduction.operation == Operation::reduce_scatter ? "reduce_scatter" : "all_reduce";
-  const std::int64_t numel = reduction.gradient().numel();
+  const at::Tensor& gradient = reduction.gradient();
+  const std::int64_t numel = gradient.defined() && !gradient.is_nested() ? gradient.numel() : 0;
   return {{.name = c10::str(operation, "[", numel, "]"), .numel = numel}};
 }
+
+constexpr const char* kOnePass =
+    "bucket_moo_ext: a step of several passes (accumulate()) is not supported on a GPU yet; use one pass a step there";
 
 }  // namespace
 
@@ -54,82 +58,145 @@ void Engine::set_weight(double weight) {
   weight_ = weight;
 }
 
-void Engine::begin_step() {
+void Engine::set_accumulating(bool is_accumulating) {
+  const std::lock_guard lock(mutex_);
+  is_accumulating_ = is_accumulating;
+}
+
+PassOptions Engine::next_pass() const {
+  const std::lock_guard lock(mutex_);
+  return {objective_, weight_, is_accumulating_};
+}
+
+void Engine::Step::begin_pass(PassOptions options) {
+  if (!is_open()) {
+    passes.clear();
+  }
+  passes.push_back({std::move(options)});
+}
+
+void Engine::begin_pass(PassOptions options) {
   check_at_home();
   const std::lock_guard in_order(order_);
-  reductions_ = 0;
+  step_of_hook_.begin_pass(std::move(options));
 }
 
 void Engine::check(const Reduction& reduction) {
   check_at_home();
   const std::lock_guard in_order(order_);
-  check_or_refuse(reduction);
+  check_or_refuse(step_of_hook_, reduction);
+}
+
+void Engine::check_alone(const Reduction& reduction) const {
+  check_at_home();
+  check_arguments(reduction, device_, rank(), world_size());
 }
 
 FuturePtr Engine::reduce(Reduction reduction, c10::IValue result) {
   check_at_home();
   const std::lock_guard in_order(order_);
-  return reduce_next(std::move(reduction), std::move(result));
+  return reduce_next(step_of_hook_, std::move(reduction), std::move(result));
 }
 
-void Engine::end_step() {
+void Engine::end_pass() {
   check_at_home();
   const std::lock_guard in_order(order_);
-  backend_->end_step();
+  if (!step_of_hook_.is_open()) {
+    backend_->end_step();
+  }
 }
 
 FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {
   check_at_home();
+  const PassOptions options = next_pass();
   const std::lock_guard in_order(order_);
-  // A backward pass whose buckets this call comes between goes on where it was.
-  const auto restore = c10::make_scope_exit([this, before = reductions_] { reductions_ = before; });
-  reductions_ = 0;
-  FuturePtr done = reduce_next(std::move(reduction), std::move(result));
-  backend_->end_step();
-  return done;
-}
-
-FuturePtr Engine::reduce_next(Reduction reduction, c10::IValue result) {
-  check_or_refuse(reduction);
   if (reduction.bucket.empty()) {
     reduction.bucket = bucket_of_size(reduction);
   }
-  backend_->check(reduction);
-  return place(std::move(reduction), std::move(result));
+  const std::uint64_t line = hash_of(reduction.bucket);
+  Step& step = direct_[line];
+  step.line = line;
+  step.begin_pass(options);
+  const auto forget = c10::make_scope_exit([&] {
+    if (!step.is_open()) {
+      direct_.erase(line);
+    }
+  });
+  FuturePtr done = reduce_next(step, std::move(reduction), std::move(result));
+  if (!step.is_open()) {
+    backend_->end_step();
+  }
+  return done;
 }
 
-/// Other ranks make the first reduction of a step that is refused here, and hear of it.
-void Engine::check_or_refuse(const Reduction& reduction) {
+int Engine::open_passes() const {
+  const std::lock_guard in_order(order_);
+  std::size_t passes = step_of_hook_.is_open() ? step_of_hook_.passes.size() : 0;
+  for (const auto& [line, step] : direct_) {
+    passes += step.passes.size();
+  }
+  return static_cast<int>(passes);
+}
+
+bool Engine::closes_several_passes() const {
+  const std::lock_guard in_order(order_);
+  return step_of_hook_.passes.size() > 1 && !step_of_hook_.is_open();
+}
+
+void Engine::discard_open_steps() {
+  const std::lock_guard in_order(order_);
+  step_of_hook_.passes.clear();
+  direct_.clear();
+}
+
+FuturePtr Engine::reduce_next(Step& step, Reduction reduction, c10::IValue result) {
+  check_or_refuse(step, reduction);
+  backend_->check(reduction);
+  return place(step, std::move(reduction), std::move(result));
+}
+
+/// Other ranks make the first reduction of a pass that is refused here, and hear of it.
+void Engine::check_or_refuse(Step& step, const Reduction& reduction) {
+  if (step.is_open() && !backend_->takes_several_passes()) {
+    step.passes.clear();
+    TORCH_CHECK_NOT_IMPLEMENTED(false, kOnePass);
+  }
   try {
     check_arguments(reduction, device_, rank(), world_size());
   } catch (...) {
-    if (reductions_ == 0 && backend_->tells_refusals()) {
-      refuse();
+    if (step.passes.back().reductions == 0 && backend_->tells_refusals()) {
+      refuse(step);
     }
     throw;
   }
 }
 
-void Engine::refuse() noexcept {
+void Engine::refuse(Step& step) noexcept {
   try {
-    place({.operation = Operation::invalid}, {});
+    place(step, {.operation = Operation::invalid}, {});
   } catch (const std::exception&) {  // after shutdown() there is nobody to tell; what was refused says more
   }
 }
 
-FuturePtr Engine::place(Reduction reduction, c10::IValue result) {
+FuturePtr Engine::place(Step& step, Reduction reduction, c10::IValue result) {
   PlacedReduction placed{std::move(reduction)};
-  placed.index = reductions_++;
+  placed.pass = placed.of_pass.value_or(static_cast<int>(step.passes.size()) - 1);
+  Step::Pass& pass = step.passes.at(static_cast<std::size_t>(placed.pass));
+  placed.line = step.line;
+  placed.leaves_open = pass.leaves_open;
+  placed.index = pass.reductions++;
   placed.result = result.isNone() ? c10::IValue(placed.output) : std::move(result);
   const bool is_dense = placed.operation != Operation::invalid && !placed.gradient().is_sparse();
-  {
+  if (placed.starts_step()) {
     const std::lock_guard lock(mutex_);
-    step_ += placed.starts_step();
-    placed.step = step_;
-    placed.record.objective = make_objective_name(objective_);
-    placed.record.weight = weight_;
+    step.number = ++step_;
   }
+  placed.step = step.number;
+  placed.record.objective = make_objective_name(pass.objective);
+  placed.record.weight = pass.weight;
   placed.record.step = placed.step;
+  placed.record.pass = placed.pass;
+  placed.record.leaves_open = placed.leaves_open ? 1 : 0;
   // A sparse bucket holds as many elements as its rank has rows: nothing to compare.
   placed.record.numel = is_dense ? placed.gradient().numel() : 0;
   if (is_dense && placed.tile_limit == 0) {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,6 +18,13 @@
 #include "engine/home_process.hpp"
 
 namespace bucket_moo {
+
+/// What a pass says of this rank.
+struct PassOptions {
+  std::string objective;
+  double weight = 1.0;
+  bool leaves_open = false;  ///< whether its step goes on with another pass
+};
 
 /// Runs MOO collectives for one group of ranks and completes Futures. Thread-safe; calls that reduce must come in the
 /// same order on every rank. Needs no Python.
@@ -35,31 +43,53 @@ class Engine final {
   /// caller's.
   void check_at_home() const;
 
-  /// This rank's objective and its weight inside it, from the next step on.
+  /// This rank's objective and its weight inside it, from the next pass on.
   /// ValueError: an empty name, one longer than kMaxObjectiveName bytes or with a zero byte, a weight that is negative
   /// or not finite.
   void set_objective(std::string name);
   void set_weight(double weight);
 
-  /// The next reduction is the first one of a step, at which the ranks tell each other their objectives and weights.
-  /// A step that did not come to its end breaks off.
-  void begin_step();
+  /// Whether passes that begin from now on leave their step open.
+  void set_accumulating(bool is_accumulating);
+
+  /// What a pass says of this rank: as it is set now.
+  PassOptions next_pass() const;
+
+  /// The next reduction is the first one of a pass, at which the ranks tell each other their objectives and weights.
+  /// It is another pass of the newest step if the one before it left that open, else the first of a step; a step that
+  /// did not come to its end breaks off. Direct calls have steps of their own.
+  void begin_pass() { begin_pass(next_pass()); }
+  void begin_pass(PassOptions options);
 
   /// Raises what reduce() would for tensors that cannot be reduced. On the host the other ranks hear of it too, where
-  /// the reduction would be the first of its step.
+  /// the reduction would be the first of its pass.
   void check(const Reduction& reduction);
+
+  /// Raises the same errors, outside of any pass.
+  void check_alone(const Reduction& reduction) const;
 
   /// Reduces a bucket as a part of the newest step. Errors of its tensors (dtype, device, layout) are raised here, as
   /// check() does; the others here or in the Future, with their types.
   /// The Future holds the reduction's output, or `result` where that is given: the output in another wrapping.
+  /// Where the pass leaves the step open, the output is zeros: the gradient is put aside.
   FuturePtr reduce(Reduction reduction, c10::IValue result = {});
 
-  /// The step had its last reduction.
-  void end_step();
+  /// The newest pass had its last reduction.
+  void end_pass();
 
   /// Reduces a bucket in a step of its own, at any time, also while another step goes on. Without a bucket's name all
-  /// calls of one operation on one number of elements are one bucket.
+  /// calls of one operation on one number of elements are one bucket. Where set_accumulating(), the bucket's next call
+  /// is another pass of that step.
   FuturePtr reduce_alone(Reduction reduction, c10::IValue result = {});
+
+  /// Passes of the steps that are open: what was put aside and has not come back.
+  int open_passes() const;
+
+  /// Whether the newest pass closes a step that had others before.
+  bool closes_several_passes() const;
+
+  /// Gives up what was put aside: the next pass is the first of a step.
+  void discard_open_steps();
 
   // What the backend knows, see there.
   std::vector<BucketRecord> records() const { return backend_->records(); }
@@ -73,28 +103,44 @@ class Engine final {
   void check_may_wait() const { backend_->check_may_wait(); }
 
   MethodId method() const { return method_; }
+  bool takes_several_passes() const { return backend_->takes_several_passes(); }
 
   /// Steps so far, refused ones among them.
   std::int64_t step() const;
   void set_step(std::int64_t step);
 
  private:
-  FuturePtr reduce_next(Reduction reduction, c10::IValue result);
-  void check_or_refuse(const Reduction& reduction);
-  void refuse() noexcept;
-  FuturePtr place(Reduction reduction, c10::IValue result);
+  /// A step as far as it has come.
+  struct Step {
+    struct Pass : PassOptions {
+      std::int64_t reductions = 0;
+    };
+    std::uint64_t line = kHookLine;
+    std::int64_t number = 0;
+    std::vector<Pass> passes;
+
+    bool is_open() const { return !passes.empty() && passes.back().leaves_open; }
+    void begin_pass(PassOptions options);
+  };
+
+  FuturePtr reduce_next(Step& step, Reduction reduction, c10::IValue result);
+  void check_or_refuse(Step& step, const Reduction& reduction);
+  void refuse(Step& step) noexcept;
+  FuturePtr place(Step& step, Reduction reduction, c10::IValue result);
 
   const HomeProcess home_;
   const c10::Device device_;
   const MethodId method_;
   const std::shared_ptr<Backend> backend_;
 
-  std::mutex order_;             // held while a call is checked and handed over; guards what follows
-  std::int64_t reductions_ = 0;  // of the newest step; 0: the next one is the first of a step
+  mutable std::mutex order_;               // held while a call is checked and handed over; guards what follows
+  Step step_of_hook_;
+  std::map<std::uint64_t, Step> direct_;   // by line: steps of direct calls that are open
 
   mutable std::mutex mutex_;  // guards what follows; taken after order_
   std::string objective_;
   double weight_ = 1.0;
+  bool is_accumulating_ = false;
   std::int64_t step_ = 0;
 };
 

@@ -10,11 +10,25 @@
 
 namespace bucket_moo {
 
+/// How objectives are laid out over ranks and passes.
+enum class Layout {
+  ranks,   ///< a pass may have other objectives on other ranks
+  passes,  ///< a pass has one objective on all ranks
+};
+
+/// What weights are solved for.
+enum class Scope {
+  bucket,  ///< every bucket
+  model,   ///< all buckets of a step together
+};
+
 struct EngineOptions {
   MethodConfig method;
   std::uint64_t seed = 0;
   SketchOptions sketch;
   SolveSchedule schedule;
+  Layout layout = Layout::ranks;
+  Scope scope = Scope::bucket;
   Configuration configuration;  ///< compared across ranks at the first reduction
 
   /// Whether there are weights that outlive their step.

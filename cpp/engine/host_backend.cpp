@@ -5,6 +5,10 @@
 #include <ATen/core/jit_type.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
 #include <utility>
 
 #include "collective/agreed_error.hpp"
@@ -13,6 +17,18 @@
 #include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
+namespace {
+
+/// What the memory of a method is known by where one problem is solved for all buckets.
+constexpr const char* kModel = "model:";
+
+std::exception_ptr broken_off() {
+  return std::make_exception_ptr(
+      std::runtime_error("bucket_moo_ext: the backward pass broke off before its last bucket, whose gradients the "
+                         "weights of scope='model' need"));
+}
+
+}  // namespace
 
 std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options) {
   std::shared_ptr<Transport> transport;
@@ -28,39 +44,40 @@ HostBackend::HostBackend(std::shared_ptr<Transport> transport, EngineOptions opt
       transport_(std::move(transport)),
       collective_(transport_, method_) {}
 
-HostBackend::~HostBackend() { worker_.stop(); }
+HostBackend::~HostBackend() {
+  worker_.stop();
+  fail_deferred(broken_off());
+}
 
 FuturePtr HostBackend::submit(PlacedReduction call) {
   const c10::TypePtr type = call.result.isTensor() ? c10::TypePtr(c10::TensorType::get()) : c10::AnyType::get();
   auto future = c10::make_intrusive<c10::ivalue::Future>(type);
   const auto job = std::make_shared<Job>();
   job->call = std::move(call);
+  job->future = future;
   {
     const std::lock_guard lock(mutex_);
     waiting_.push_back(job);
   }
   // The job keeps the backend alive while it runs, and lets go of it before its Future is done, so that whoever waits
   // for the Future and then drops the engine ends the worker, and not the worker itself.
-  const bool accepted = worker_.submit([self = shared_from_this(), job, future]() mutable {
-    self->run_step_of(*job);
-    const std::exception_ptr failure = self->failure_ ? self->failure_ : self->step_failure_;
+  const bool accepted = worker_.submit([self = shared_from_this(), job]() mutable {
+    self->work_on(job);
+    const std::uint64_t line = job->call.line;
+    const std::exception_ptr failure = self->failure_of(line);
+    const bool is_deferred = !self->deferred_.empty() && self->deferred_.back().job == job;
+    if (is_deferred && !failure) {
+      return;
+    }
     const bool solves_late = !failure && job->sketched != nullptr;
     if (solves_late) {
       self->set_solving_late(true);
     } else {
       self.reset();
     }
-    // While `result` or the waiting caller still holds them: to drop the last C++ reference to a tensor that Python
-    // knows takes the GIL.
-    job->call.output.reset();
-    job->call.input.reset();
-    if (failure) {
-      future->setError(failure);
-    } else {
-      future->markCompleted(std::move(job->call.result));
-    }
+    complete(*job, failure);
     if (solves_late) {
-      self->attempt([&] { self->solve(*job); });
+      self->attempt(line, [&] { self->solve(*job); });
       self->set_solving_late(false);
     }
   });
@@ -72,7 +89,20 @@ FuturePtr HostBackend::submit(PlacedReduction call) {
   return future;
 }
 
-void HostBackend::run_step_of(Job& job) {
+void HostBackend::complete(Job& job, const std::exception_ptr& failure) {
+  // While `result` or the waiting caller still holds them: to drop the last C++ reference to a tensor that Python
+  // knows takes the GIL.
+  job.call.output.reset();
+  job.call.input.reset();
+  if (failure) {
+    job.future->setError(failure);
+  } else {
+    job.future->markCompleted(std::move(job.call.result));
+  }
+}
+
+void HostBackend::work_on(const JobPtr& job) {
+  const PlacedReduction& call = job->call;
   {
     const std::lock_guard lock(mutex_);
     waiting_.pop_front();  // this job: the worker takes them in the same order
@@ -80,44 +110,76 @@ void HostBackend::run_step_of(Job& job) {
   if (failure_) {
     return;
   }
-  if (job.call.starts_step()) {
-    step_failure_ = nullptr;
+  if (call.starts_step()) {
+    steps_[call.line] = {};
+    if (call.line == kHookLine) {
+      fail_deferred(broken_off());
+    }
   }
-  if (!step_failure_) {
-    attempt([&] { run(job); });
+  if (!failure_of(call.line)) {
+    attempt(call.line, [&] { run(job); });
+  }
+  const bool is_over = call.line != kHookLine && !call.leaves_open;
+  if (is_over && !failure_of(call.line)) {
+    steps_.erase(call.line);
   }
 }
 
 /// Runs a part of a job and keeps what it throws.
-void HostBackend::attempt(const std::function<void()>& part) {
+void HostBackend::attempt(std::uint64_t line, const std::function<void()>& part) {
   const at::NoGradGuard no_grad;
   try {
     part();
   } catch (const AgreedError&) {  // ranks are still in step
-    step_failure_ = std::current_exception();
+    steps_[line].failure = std::current_exception();
   } catch (...) {
     failure_ = std::current_exception();
   }
 }
 
-void HostBackend::run(Job& job) {
-  const PlacedReduction& call = job.call;
+std::exception_ptr HostBackend::failure_of(std::uint64_t line) const {
+  const auto step = steps_.find(line);
+  return failure_ || step == steps_.end() ? failure_ : step->second.failure;
+}
+
+void HostBackend::run(const JobPtr& job) {
+  const PlacedReduction& call = job->call;
   if (!configuration_checked_) {
     check_same_configuration(
         rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); }, options_.configuration);
     configuration_checked_ = true;
   }
-  if (call.starts_step()) {
-    collective_.begin_step(call.record);
-    options_.check_objectives(collective_.objectives().k());
-    const std::lock_guard lock(mutex_);
-    book_.forget_records_of_long_ago(call.step);
+  if (call.starts_pass()) {
+    begin_pass(call);
   }
   if (call.output.is_sparse()) {
     reduce_sparse(call);
+  } else if (reduces_at_once(call)) {
+    reduce_dense(*job);
   } else {
-    reduce_dense(job);
+    put_aside(job);
   }
+}
+
+void HostBackend::begin_pass(const PlacedReduction& call) {
+  StepObjectives& objectives = steps_[call.line].objectives;
+  const std::vector<StepRecord> records = collective_.begin_pass(call.record);
+  if (options_.layout == Layout::passes) {
+    check_one_objective(records);
+  }
+  objectives.add_pass(records);
+  if (!call.leaves_open) {
+    options_.check_objectives(objectives.k());
+  }
+  if (call.starts_step()) {
+    const std::lock_guard lock(mutex_);
+    book_.forget_records_of_long_ago(call.step);
+  }
+}
+
+/// Whether the bucket needs nothing but its own rows of this pass.
+bool HostBackend::reduces_at_once(const PlacedReduction& call) const {
+  return call.is_alone_in_step() && (options_.scope == Scope::bucket || call.line != kHookLine);
 }
 
 void HostBackend::reduce_dense(Job& job) {
@@ -131,15 +193,24 @@ void HostBackend::reduce_dense(Job& job) {
     record.solved_step = used.step;
     record.result = std::move(used.solution);
   }
+  keep_record(call, std::move(record));
+}
+
+void HostBackend::keep_record(const PlacedReduction& call, BucketRecord record) {
+  const StepObjectives& objectives = steps_[call.line].objectives;
+  record.rows = objectives.rows();
+  record.passes = objectives.passes();
   const std::lock_guard lock(mutex_);
   ++counters_.buckets;
   counters_.nonfinite += record.result.solution.status == Status::nonfinite;
   scratch_bytes_ = collective_.scratch_bytes();
   book_.open(call.bucket).record = std::move(record);
+  book_.for_each_page([this](const Book::Page& page) { scratch_bytes_ += page.aside ? page.aside->tile.capacity() : 0; });
 }
 
 BucketSolution HostBackend::reduce_exact(const PlacedReduction& call) {
-  std::vector<double> memory = load_memory(call);
+  const std::vector<std::string>& objectives = collective_.objectives().names;
+  std::vector<double> memory = load_memory(call.bucket, objectives);
   double* const state = memory.empty() ? nullptr : memory.data();
   void* const output = call.output.mutable_data_ptr();
   const std::int64_t n = call.output.numel();
@@ -148,12 +219,124 @@ BucketSolution HostBackend::reduce_exact(const PlacedReduction& call) {
                                 ? collective_.reduce_scatter(output, call.input.const_data_ptr(), n, call.dtype(), key,
                                                              call.tile_limit, state)
                                 : collective_.all_reduce(output, n, call.dtype(), key, call.tile_limit, state);
-  store_memory(call, memory);
+  store_memory(call.bucket, objectives, memory);
   return solution;
 }
 
 RandomKey HostBackend::key_of(const PlacedReduction& call, std::uint64_t seed) {
   return {seed, static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
+}
+
+/// Adds the bucket's rows to those of the passes before. In the last pass the sum comes back; else zeros do.
+void HostBackend::put_aside(const JobPtr& job) {
+  const PlacedReduction& call = job->call;
+  const StepObjectives& objectives = steps_[call.line].objectives;
+  const ShardedBucket bucket = sharded(call);
+  Deferred deferred{job, aside_of(call, bucket), {}};
+  collective_.accumulate(bucket, objectives.pass(call.pass), deferred.aside->tile);
+  if (call.leaves_open) {
+    std::memset(call.output.mutable_data_ptr(), 0, call.output.nbytes());
+    return;
+  }
+  deferred.aside->is_open = false;
+  deferred.gramian = collective_.exchange_gramian(deferred.aside->tile, objectives);
+  if (options_.scope == Scope::model && call.line == kHookLine) {
+    deferred_.push_back(std::move(deferred));
+    return;
+  }
+  solve_tile(call.bucket, call, deferred.gramian.solution);
+  combine_tile(deferred, deferred.gramian.solution);
+}
+
+ShardedBucket HostBackend::sharded(const PlacedReduction& call) const {
+  void* const output = call.output.mutable_data_ptr();
+  const std::int64_t n = call.output.numel();
+  constexpr std::int64_t kLimit = MooCollective::kSumTileBytes;
+  return call.operation == Operation::reduce_scatter
+             ? sharded_apart(output, call.input.const_data_ptr(), n, call.dtype(), world_size(), kLimit)
+             : sharded_in_place(output, n, call.dtype(), rank(), world_size(), kLimit);
+}
+
+/// What was put aside for a bucket in this step; nothing yet where this is the first time. Raises AgreedError if other
+/// buckets hold something for some of its parameters.
+std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReduction& call, const ShardedBucket& bucket) {
+  const std::lock_guard lock(mutex_);
+  book_.for_each_overlapping(call.bucket, [&](const Book::Page& page) {
+    if (page.aside && page.aside->is_open && page.aside->step == call.step) {
+      throw AgreedError(c10::str(
+          "bucket_moo_ext: in pass ", call.pass + 1, " of step ", call.step, " the bucket of parameter '",
+          call.bucket[0].name, "' holds other parameters than in the passes before, whose gradients were put aside ",
+          "(DDP with static_graph rebuilds its buckets after its second backward pass: run two outside of "
+          "accumulate() first)"));
+    }
+  });
+  std::shared_ptr<PutAside>& aside = book_.open(call.bucket).aside;
+  if (!aside) {
+    aside = std::make_shared<PutAside>();
+  }
+  if (!aside->is_open || aside->step != call.step) {
+    aside->step = call.step;
+    aside->is_open = true;
+    aside->tile.begin(bucket);
+  }
+  return aside;
+}
+
+void HostBackend::solve_tile(const BucketId& owner, const PlacedReduction& call, BucketSolution& result) {
+  const std::vector<std::string>& objectives = steps_[call.line].objectives.names();
+  std::vector<double> memory = load_memory(owner, objectives);
+  collective_.solve(key_of(call, options_.seed), memory.empty() ? nullptr : memory.data(), result);
+  store_memory(owner, objectives, memory);
+}
+
+void HostBackend::combine_tile(const Deferred& bucket, const BucketSolution& solved) {
+  const PlacedReduction& call = bucket.job->call;
+  const ShardedBucket where = sharded(call);
+  collective_.combine_tile(bucket.aside->tile, bucket.gramian.shares, solved.weights, where);
+  if (call.operation != Operation::reduce_scatter) {
+    collective_.all_gather_shards(where);
+  }
+  BucketRecord record = record_of(call, options_.sketch);
+  record.objectives = steps_[call.line].objectives.names();
+  record.result = {bucket.gramian.solution.gramian, solved.weights, solved.solution};
+  keep_record(call, std::move(record));
+}
+
+void HostBackend::end_step() {
+  if (options_.scope != Scope::model) {
+    return;
+  }
+  worker_.submit([self = shared_from_this()]() mutable {
+    if (!self->deferred_.empty() && !self->failure_of(kHookLine)) {
+      self->attempt(kHookLine, [&] { self->solve_model(); });
+    }
+    const std::exception_ptr failure = self->failure_of(kHookLine);
+    const std::vector<Deferred> done = std::exchange(self->deferred_, {});
+    self.reset();
+    for (const Deferred& bucket : done) {
+      complete(*bucket.job, failure);
+    }
+  });
+}
+
+/// One problem for all buckets: their Gramians add up.
+void HostBackend::solve_model() {
+  const PlacedReduction& first = deferred_.front().job->call;
+  BucketSolution model = deferred_.front().gramian.solution;
+  for (std::size_t b = 1; b < deferred_.size(); ++b) {
+    const std::vector<double>& gramian = deferred_[b].gramian.solution.gramian;
+    std::transform(gramian.begin(), gramian.end(), model.gramian.begin(), model.gramian.begin(), std::plus<>());
+  }
+  solve_tile({{.name = kModel}}, first, model);
+  for (const Deferred& bucket : deferred_) {
+    combine_tile(bucket, model);
+  }
+}
+
+void HostBackend::fail_deferred(const std::exception_ptr& failure) {
+  for (const Deferred& bucket : std::exchange(deferred_, {})) {
+    complete(*bucket.job, failure);
+  }
 }
 
 /// Returns the weights that were used.
@@ -220,12 +403,13 @@ void HostBackend::prepare_next() {
 /// Waits for the sketches of the job's bucket, and keeps what it solves for where that is to be used again.
 HostBackend::KeptWeights HostBackend::solve(Job& job) {
   const PlacedReduction& call = job.call;
-  std::vector<double> memory = load_memory(call);
+  const std::vector<std::string>& objectives = collective_.objectives().names;
+  std::vector<double> memory = load_memory(call.bucket, objectives);
   const RandomKey key = key_of(call, options_.seed);
   KeptWeights solved{
-      collective_.objectives().names, call.step,
+      objectives, call.step,
       collective_.solve_sketched(std::move(job.sketched), key, memory.empty() ? nullptr : memory.data())};
-  store_memory(call, memory);
+  store_memory(call.bucket, objectives, memory);
   if (options_.keeps_weights() && solved.solution.solution.status != Status::nonfinite) {
     const std::lock_guard lock(mutex_);
     book_.open(call.bucket).kept = solved;
@@ -251,20 +435,21 @@ std::unique_lock<std::mutex> HostBackend::lock_after_late_solve() const {
 }
 
 /// Empty for methods without a memory.
-std::vector<double> HostBackend::load_memory(const PlacedReduction& call) {
+std::vector<double> HostBackend::load_memory(const BucketId& bucket, const std::vector<std::string>& objectives) {
   if (!has_memory(method_)) {
     return {};
   }
   const std::lock_guard lock(mutex_);
-  return memory_of(call.bucket).load(collective_.objectives().names);
+  return memory_of(bucket).load(objectives);
 }
 
-void HostBackend::store_memory(const PlacedReduction& call, const std::vector<double>& values) {
+void HostBackend::store_memory(const BucketId& bucket, const std::vector<std::string>& objectives,
+                               const std::vector<double>& values) {
   if (values.empty()) {
     return;
   }
   const std::lock_guard lock(mutex_);
-  memory_of(call.bucket).store(collective_.objectives().names, values);
+  memory_of(bucket).store(objectives, values);
 }
 
 SolverMemory& HostBackend::memory_of(const BucketId& bucket) {
@@ -341,6 +526,7 @@ void HostBackend::shutdown() {
     transport_->abort();
   }
   worker_.stop();
+  fail_deferred(broken_off());
 }
 
 }  // namespace bucket_moo

@@ -8,6 +8,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -16,8 +17,10 @@
 #include <vector>
 
 #include "collective/moo_collective.hpp"
+#include "collective/objective_tile.hpp"
 #include "collective/point_to_point_transport.hpp"
 #include "engine/backend.hpp"
+#include "collective/step_objectives.hpp"
 #include "engine/bucket_book.hpp"
 #include "engine/engine_options.hpp"
 #include "engine/solver_memory.hpp"
@@ -27,10 +30,9 @@ namespace bucket_moo {
 
 /// Runs first-in first-out on one worker thread, over a group that nothing else uses.
 ///
-/// What all ranks find wrong with a step before its first bucket (AgreedError: other calls, other configuration, too
-/// many objectives) fails that step on every rank, and the next one may be right again. After any other failure every
-/// later reduction fails at once with the same error: ranks are out of step, and only a new state over a new group can
-/// go on.
+/// What all ranks find wrong with a step (AgreedError: other calls, other configuration, too many objectives) fails
+/// what is left of that step on every rank, and the next one may be right again. After any other failure every later
+/// reduction fails at once with the same error: ranks are out of step, and only a new state over a new group can go on.
 class HostBackend final : public Backend, public std::enable_shared_from_this<HostBackend> {
  public:
   /// `group`: a group of CPU ranks (Gloo) that nothing else uses; null for a single rank.
@@ -41,7 +43,8 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   int world_size() const override { return collective_.world_size(); }
   void check(const Reduction&) override {}
   FuturePtr submit(PlacedReduction call) override;
-  void end_step() override {}
+  void end_step() override;
+  bool takes_several_passes() const override { return true; }
   bool tells_refusals() const override { return true; }
   void continue_from(std::int64_t step) override;
   std::optional<std::int64_t> counted_steps() const override { return std::nullopt; }
@@ -61,24 +64,57 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
     BucketSolution solution;
   };
 
-  using Book = BucketBook<BucketRecord, KeptWeights, SolverMemory>;
+  /// The gradients of a bucket, by objective, of the passes of a step so far.
+  struct PutAside {
+    std::int64_t step = 0;
+    bool is_open = false;
+    ObjectiveTile tile;
+  };
+
+  using Book = BucketBook<BucketRecord, KeptWeights, SolverMemory, std::shared_ptr<PutAside>>;
 
   /// A reduction on its way through the worker. With a sketch its prepare() may run while the one before it still sums,
   /// and where weights lag its solve() runs when its Future is done.
   struct Job {
     PlacedReduction call;
+    FuturePtr future;
     bool prepared = false;
     std::unique_ptr<SketchedBucket> sketched;  // null: the weights are kept ones
     std::optional<KeptWeights> kept;           // what serves in this step if nothing has to be waited for
   };
+  using JobPtr = std::shared_ptr<Job>;
+
+  /// A bucket that waits for the weights of its whole step.
+  struct Deferred {
+    JobPtr job;
+    std::shared_ptr<PutAside> aside;
+    TileGramian gramian;
+  };
+
+  /// A step as far as it has come.
+  struct Step {
+    StepObjectives objectives;
+    std::exception_ptr failure;  // alike on every rank
+  };
 
   HostBackend(std::shared_ptr<Transport> transport, EngineOptions options);
 
-  void run_step_of(Job& job);
-  void attempt(const std::function<void()>& part);
-  void run(Job& job);
+  void work_on(const JobPtr& job);
+  void attempt(std::uint64_t line, const std::function<void()>& part);
+  std::exception_ptr failure_of(std::uint64_t line) const;
+  static void complete(Job& job, const std::exception_ptr& failure);
+  void run(const JobPtr& job);
+  void begin_pass(const PlacedReduction& call);
+  bool reduces_at_once(const PlacedReduction& call) const;
   void reduce_dense(Job& job);
   BucketSolution reduce_exact(const PlacedReduction& call);
+  void put_aside(const JobPtr& job);
+  std::shared_ptr<PutAside> aside_of(const PlacedReduction& call, const ShardedBucket& bucket);
+  ShardedBucket sharded(const PlacedReduction& call) const;
+  void solve_model();
+  void solve_tile(const BucketId& owner, const PlacedReduction& call, BucketSolution& result);
+  void combine_tile(const Deferred& bucket, const BucketSolution& solved);
+  void fail_deferred(const std::exception_ptr& failure);
   KeptWeights reduce_sketched(Job& job);
   void prepare(Job& job);
   void prepare_next();
@@ -86,8 +122,10 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   static RandomKey key_of(const PlacedReduction& call, std::uint64_t seed);
   void set_solving_late(bool is_solving);
   std::unique_lock<std::mutex> lock_after_late_solve() const;
-  std::vector<double> load_memory(const PlacedReduction& call);
-  void store_memory(const PlacedReduction& call, const std::vector<double>& values);
+  std::vector<double> load_memory(const BucketId& bucket, const std::vector<std::string>& objectives);
+  void store_memory(const BucketId& bucket, const std::vector<std::string>& objectives,
+                    const std::vector<double>& values);
+  void keep_record(const PlacedReduction& call, BucketRecord record);
   SolverMemory& memory_of(const BucketId& bucket);
   void reduce_sparse(const PlacedReduction& call);
   void all_gather(const at::Tensor& blocks);
@@ -99,11 +137,12 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   // Used by the worker alone.
   MooCollective collective_;
   bool configuration_checked_ = false;
-  std::exception_ptr step_failure_;  // of this step, alike on every rank
-  std::exception_ptr failure_;       // for good
+  std::exception_ptr failure_;          // for good
+  std::map<std::uint64_t, Step> steps_;  // by line
+  std::vector<Deferred> deferred_;       // of the hook's step, in order
 
-  mutable std::mutex mutex_;                  // guards what follows
-  std::deque<std::shared_ptr<Job>> waiting_;  // jobs that the worker has not begun
+  mutable std::mutex mutex_;    // guards what follows
+  std::deque<JobPtr> waiting_;  // jobs that the worker has not begun
   Book book_;
   Counters counters_;
   std::size_t scratch_bytes_ = 0;

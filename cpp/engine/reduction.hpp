@@ -6,6 +6,7 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "bucket_moo/objective_table.hpp"
 #include "engine/bucket_id.hpp"
@@ -22,20 +23,32 @@ struct Reduction {
   BucketId bucket = {};
   /// Bytes of other ranks' gradients to hold at a time, for what is larger is exchanged in pieces. 0: all of them.
   std::int64_t tile_limit = 0;
+  /// The pass of the step that the gradient is of, from 0; nothing: the newest.
+  std::optional<int> of_pass = {};
 
   /// What holds this rank's gradient.
   const at::Tensor& gradient() const { return operation == Operation::reduce_scatter ? input : output; }
   DType dtype() const { return dtype_of(gradient().scalar_type(), "a bucket"); }
 };
 
+/// Steps follow one another in lines, which do not know of each other: that of a hook, and one of every bucket of
+/// direct calls, by its hash.
+inline constexpr std::uint64_t kHookLine = 0;
+
 /// A reduction at its place among the others, as a backend takes it.
 struct PlacedReduction : Reduction {
+  std::uint64_t line = kHookLine;
   std::int64_t step = 0;
-  std::int64_t index = 0;   ///< in its step, from 0
-  StepRecord record = {};   ///< of its step, where it is the first one there
-  c10::IValue result = {};  ///< what the Future is to hold
+  int pass = 0;              ///< in its step, from 0
+  bool leaves_open = false;  ///< whether its step goes on with another pass
+  std::int64_t index = 0;    ///< in its pass, from 0
+  StepRecord record = {};    ///< of its pass, where it is the first one there
+  c10::IValue result = {};   ///< what the Future is to hold
 
-  bool starts_step() const { return index == 0; }
+  bool starts_pass() const { return index == 0; }
+  bool starts_step() const { return pass == 0 && starts_pass(); }
+  /// Whether nothing was or is put aside for its step.
+  bool is_alone_in_step() const { return pass == 0 && !leaves_open; }
 };
 
 }  // namespace bucket_moo

@@ -1,5 +1,7 @@
 #include "hooks/ddp_buckets.hpp"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/core/jit_type.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -14,7 +16,7 @@ DdpBuckets::DdpBuckets(std::shared_ptr<Engine> engine, std::int64_t bucket_cap)
 FuturePtr DdpBuckets::run(c10d::GradBucket& bucket, c10::IValue result) {
   const bool starts_pass = bucket.getIndex() == 0;
   if (starts_pass) {
-    engine_->begin_step();
+    begin_pass();
   }
   const std::vector<at::Tensor> parameters = bucket.getParameters();
   Reduction reduction{.operation = Operation::ddp_bucket,
@@ -22,13 +24,60 @@ FuturePtr DdpBuckets::run(c10d::GradBucket& bucket, c10::IValue result) {
                       .input = {},
                       .bucket = names_.bucket_of(parameters),
                       .tile_limit = tile_limit(parameters)};
+  if (keeps_this_pass_) {
+    return keep(reduction, std::move(result));
+  }
   engine_->check(reduction);
   check_kept_gradients(reduction, parameters, starts_pass);
+  if (first_pass_.is_kept() && !reduction.output.is_sparse()) {
+    bring_first_pass(reduction);
+  }
+  if (engine_->closes_several_passes() && !reduction.output.is_sparse()) {
+    left_alone_.watch(reduction.output, parameters);
+  }
   FuturePtr done = engine_->reduce(std::move(reduction), std::move(result));
   if (bucket.isLast()) {
-    engine_->end_step();
+    first_pass_.forget();
+    engine_->end_pass();
   }
   return done;
+}
+
+void DdpBuckets::begin_pass() {
+  PassOptions options = engine_->next_pass();
+  const bool is_first = !std::exchange(has_begun_, true);
+  keeps_this_pass_ = is_first && options.leaves_open && engine_->takes_several_passes();
+  if (keeps_this_pass_) {
+    first_pass_.begin(std::move(options));
+    return;
+  }
+  if (first_pass_.is_kept()) {
+    engine_->begin_pass(first_pass_.options());
+  }
+  engine_->begin_pass(std::move(options));
+}
+
+/// Hands back zeros. What is sparse comes back as it is: DDP adds it to the next pass's, and the mean of sums is what
+/// becomes of that.
+FuturePtr DdpBuckets::keep(const Reduction& reduction, c10::IValue result) {
+  engine_->check_alone(reduction);
+  if (!reduction.output.is_sparse()) {
+    const at::NoGradGuard no_grad;
+    first_pass_.keep(reduction.bucket, reduction.output);
+    reduction.output.zero_();
+  }
+  const c10::TypePtr type = result.isNone() ? c10::TypePtr(c10::TensorType::get()) : c10::AnyType::get();
+  auto done = c10::make_intrusive<c10::ivalue::Future>(type);
+  done->markCompleted(result.isNone() ? c10::IValue(reduction.output) : std::move(result));
+  return done;
+}
+
+/// What goes wrong with it goes wrong with the bucket's reduction in this pass, too.
+void DdpBuckets::bring_first_pass(const Reduction& reduction) {
+  Reduction first = reduction;
+  first.output = first_pass_.row_of(reduction.bucket, reduction.output);
+  first.of_pass = 0;
+  engine_->reduce(std::move(first));
 }
 
 /// DDP closes a bucket once it has reached the cap, hence a regular one holds at most this.

@@ -12,13 +12,15 @@
 #include <vector>
 
 #include "engine/engine.hpp"
+#include "hooks/first_pass.hpp"
 #include "hooks/kept_gradients.hpp"
+#include "hooks/left_alone.hpp"
 #include "hooks/parameter_names.hpp"
 
 namespace bucket_moo {
 
-/// Reduces the buckets that DDP hands to a communication hook, for one engine. A backward pass is a step: it begins
-/// with the bucket of index 0 and ends with DDP's last one. Thread-safe.
+/// Reduces the buckets that DDP hands to a communication hook, for one engine. A backward pass that is reduced is a
+/// pass: it begins with the bucket of index 0 and ends with DDP's last one. DDP hands over one bucket at a time.
 class DdpBuckets {
  public:
   /// `bucket_cap`: bytes up to which DDP fills its buckets. Larger ones are exchanged in pieces, so that the single
@@ -33,7 +35,14 @@ class DdpBuckets {
   /// Reduces a bucket in place. Errors, and `result`: as for Engine::reduce().
   FuturePtr run(c10d::GradBucket& bucket, c10::IValue result = {});
 
+  /// Passes of an open step that the engine does not know of yet.
+  int kept_passes() const { return first_pass_.is_kept() ? 1 : 0; }
+  void discard_kept_passes() { first_pass_.forget(); }
+
  private:
+  void begin_pass();
+  FuturePtr keep(const Reduction& reduction, c10::IValue result);
+  void bring_first_pass(const Reduction& reduction);
   std::int64_t tile_limit(const std::vector<at::Tensor>& parameters) const;
   void check_kept_gradients(const Reduction& reduction, const std::vector<at::Tensor>& parameters, bool starts_pass);
 
@@ -41,6 +50,10 @@ class DdpBuckets {
   const std::int64_t bucket_cap_;
   ParameterNames names_;
   KeptGradients kept_gradients_;
+  FirstPass first_pass_;
+  LeftAlone left_alone_;
+  bool keeps_this_pass_ = false;
+  bool has_begun_ = false;  // a pass
 };
 
 }  // namespace bucket_moo

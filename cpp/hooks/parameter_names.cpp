@@ -21,7 +21,7 @@ BucketId ParameterNames::bucket_of(const std::vector<at::Tensor>& parameters) {
       ++reduced_;
     }
     bucket.push_back({.name = found.name,
-                      .numel = parameter.numel(),
+                      .numel = parameter.is_complex() ? 2 * parameter.numel() : parameter.numel(),
                       .title = found.given.empty() ? c10::str("parameter", parameter.sizes()) : found.given});
   }
   return bucket;

@@ -125,8 +125,12 @@ def check_source(gramian: object) -> GramianSource:
     return gramian
 
 
-def choose(gramian: GramianSource, group: dist.ProcessGroup) -> Chosen:
-    """What `gramian` means for the ranks of `group`. Collective over the group."""
+def choose(gramian: GramianSource, group: dist.ProcessGroup | None) -> Chosen:
+    """What `gramian` means for the ranks of `group`, or for one process without one. Collective over the group."""
+    if group is None:
+        if isinstance(gramian, Sketch):
+            return Chosen(gramian, repr(gramian))
+        return Chosen(None, "exact" if gramian == "exact" else "exact (auto: one process)")
     # Whatever this rank was given: another one may be "auto", and must not wait before the ranks can compare.
     announced = announce_node(group)
     if isinstance(gramian, Sketch):

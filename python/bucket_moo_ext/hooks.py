@@ -1,4 +1,4 @@
-"""Where the reduction enters DistributedDataParallel."""
+"""Where the reduction enters a module: DistributedDataParallel, or a plain one."""
 
 from collections.abc import Callable
 from typing import Any, SupportsFloat, SupportsIndex
@@ -8,12 +8,14 @@ import torch.distributed as dist
 from torch import nn
 
 from bucket_moo_ext import _C, private_torch
-from bucket_moo_ext.adapters.ddp import check_module, check_whole, find_ddp
+from bucket_moo_ext.adapters.ddp import check_module, find_ddp, is_plain
 from bucket_moo_ext.adapters.ddp_copies import watch_copies
+from bucket_moo_ext.adapters.local import LocalBuckets
+from bucket_moo_ext.adapters.parameters import check_whole
 from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method
-from bucket_moo_ext.process_group import parent_group
+from bucket_moo_ext.process_group import is_alone, parent_group
 from bucket_moo_ext.state import BucketMOO
 
 
@@ -25,25 +27,33 @@ def register(
     objective: str | SupportsIndex | None = None,
     weight: SupportsFloat = 1.0,
     gramian: str | Sketch = "exact",
+    layout: str = "ranks",
+    scope: str = "bucket",
     process_group: dist.ProcessGroup | None = None,
     seed: SupportsIndex = 0,
 ) -> BucketMOO:
-    """Makes a DDP module reduce its gradients conflict-aware, with a native hook: no Python in the backward pass.
+    """Makes a module reduce its gradients conflict-aware: a DDP module, natively, or in one process a plain one.
 
-    To be called on every rank of the module's group, before its first backward pass.
+    To be called on every rank of a DDP module's group, before its first backward pass.
+
+    In one process (no process group, or one of a single rank) a plain module has as many objectives as a step has
+    passes: see ``BucketMOO.backward()`` and ``BucketMOO.accumulate()``. Gradients are put aside bucket by bucket as
+    they appear, a row for every objective, and ``.grad`` is freed until the last pass brings the answer. Call
+    ``zero_grad()`` between steps. Activation checkpointing with ``use_reentrant=True`` is not supported there.
 
     Args:
         module: A DistributedDataParallel module, or one compiled (``torch.compile``) or set up by Lightning Fabric that
-            runs one. What DDP reduces must be float32, bfloat16, float16 or float64, on the CPU or, in a build with
-            CUDA kernels, on one GPU; parameters that DDP ignores or does not train may be anything.
-        method, objective, weight, gramian, seed: As for ``BucketMOO``.
-        process_group: None, or the group that the module was made with.
+            runs one; or any module in one process. What is reduced must be float32, bfloat16, float16 or float64, on
+            the CPU or, in a build with CUDA kernels, on one GPU; parameters that DDP ignores or that are not trained
+            may be anything.
+        method, objective, weight, gramian, layout, scope, seed: As for ``BucketMOO``.
+        process_group: None, or the group that the DDP module was made with.
 
     Returns:
         The state: set ``objective`` and ``weight`` on it for the next step, ask it for a ``report()``.
 
     Raises:
-        TypeError: ``module`` is not DDP, or a parameter has an unsupported dtype.
+        TypeError: ``module`` is neither DDP nor alone in its process, or a parameter has an unsupported dtype.
         ValueError: A bad argument, a parameter on an unsupported device or of a model-parallel module, or a DDP option
             that cannot be combined.
         RuntimeError: The module has a hook already or has reduced a backward pass.
@@ -51,6 +61,19 @@ def register(
     A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
     reduced, and where a copy of the module trains without a hook.
     """
+    if isinstance(module, nn.Module) and process_group is None and is_alone() and is_plain(module):
+        state = BucketMOO(
+            method,
+            objective=objective,
+            weight=weight,
+            gramian=gramian,
+            layout=layout,
+            scope=scope,
+            seed=seed,
+        )
+        state._is_alone = True
+        LocalBuckets(module, state, round(state._bucket_cap_mb * 2**20))
+        return state
     ddp = find_ddp(module)
     group = ddp.process_group
     if process_group is not None and parent_group(process_group) is not group:
@@ -61,6 +84,8 @@ def register(
         objective=objective,
         weight=weight,
         gramian=gramian,
+        layout=layout,
+        scope=scope,
         process_group=group,
         seed=seed,
         bucket_cap_mb=max([ddp.bucket_bytes_cap, *getattr(ddp, "bucket_bytes_cap_list", ())]) / 2**20,

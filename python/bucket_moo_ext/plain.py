@@ -79,3 +79,19 @@ def number(value: Any) -> float | None:
 def is_finite(value: object) -> TypeGuard[float]:
     """Whether it is a finite real number, Python's or NumPy's, and no bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    """``value`` as one of the ``allowed`` strings.
+
+    Raises:
+        TypeError: It is no string.
+        ValueError: It is another one.
+    """
+    expected = f"{name} must be {' or '.join(map(repr, allowed))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{expected}; got {type(value).__name__} {value!r}")
+    plain = text(value)
+    if plain not in allowed:
+        raise ValueError(f"{expected}; got {value!r}")
+    return plain

@@ -51,6 +51,14 @@ def gloo_group(store: dist.Store, rank: int, size: int, timeout: timedelta) -> d
     return group
 
 
+# --- autograd ---
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Has a function called when the backward pass is over in which this is called."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
 # --- DistributedDataParallel ---
 
 

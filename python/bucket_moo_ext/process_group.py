@@ -22,6 +22,11 @@ def _note_inherited() -> None:
 os.register_at_fork(after_in_child=_note_inherited)
 
 
+def is_alone() -> bool:
+    """Whether there are no other ranks."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
 def parent_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """``group``, or the default group.
 

@@ -5,7 +5,7 @@ from __future__ import annotations  # BucketRecord exists in the stub only
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,8 @@ class BucketReport:
         numel: Elements.
         dtype: Their type.
         objectives: K names, in the order of every K below.
+        rows: K numbers: how many gradients (of a rank, in a pass) each objective's is the mean of, those of weight 0
+            among them.
         width: Columns of the sketches that the Gramian is from; 0: it is exact.
         solved_step: The step whose gradients Gramian and weights are from: the report's, or an earlier one where a
             ``Sketch`` keeps weights (``refresh_every``, ``lag``).
@@ -49,6 +51,7 @@ class BucketReport:
     numel: int
     dtype: str
     objectives: tuple[str, ...]
+    rows: tuple[int, ...]
     width: int
     solved_step: int
     gramian: torch.Tensor
@@ -71,6 +74,9 @@ class Report:
         step: Number of the step.
         method: The method with its parameters.
         estimator: How Gramians are found: "exact" or the ``Sketch``, and for "auto" why.
+        layout: "ranks" or "passes", as for ``BucketMOO``.
+        scope: "bucket" or "model": the weights are the same in all buckets.
+        passes: Backward passes of the step.
         objectives: K names.
         buckets: The buckets, by index.
         gramian: ``[K, K]`` float64, the sum over buckets: inner products of the objectives' whole gradients.
@@ -86,6 +92,9 @@ class Report:
     step: int
     method: str
     estimator: str
+    layout: str
+    scope: str
+    passes: int
     objectives: tuple[str, ...]
     buckets: tuple[BucketReport, ...]
     gramian: torch.Tensor
@@ -106,7 +115,8 @@ class Report:
         """A table, one line a bucket."""
         width = max(8, *(len(name) for name in self.objectives))
         head = (
-            f"step {self.step}: {self.method}, {len(self.objectives)} objectives, {len(self.buckets)} buckets\n"
+            f"step {self.step}: {self.method}, {len(self.objectives)} objectives, {len(self.buckets)} buckets"
+            f"{self._passes()}\n"
             f"conflicting pairs: {_percent(self.conflict_share)} in buckets, "
             f"{_percent(self.global_conflict_share)} in whole gradients; "
             f"stationarity residual of the whole gradients: {self.residual:.3e}\n"
@@ -128,6 +138,16 @@ class Report:
             )
         return head + "\n".join(lines)
 
+    def _passes(self) -> str:
+        """What is not as it is by default."""
+        rows = max((bucket.rows for bucket in self.buckets), key=sum)
+        counted = ", ".join(f"{name} {n}" for name, n in zip(self.objectives, rows, strict=False))
+        return (
+            (f", {self.passes} passes (rows: {counted})" if self.passes > 1 else "")
+            + (f", layout {self.layout}" if self.layout != "ranks" else "")
+            + (f", one problem for the {self.scope}" if self.scope != "bucket" else "")
+        )
+
     def _accuracy(self) -> str:
         """How far the cosines may be off, and whether weights are older than the step."""
         sketched = [bucket for bucket in self.buckets if bucket.width > 0]
@@ -144,15 +164,24 @@ class Report:
         )
 
 
-def make_report(method: str, estimator: str, records: list[_C.BucketRecord], counters: dict[str, int]) -> Report:
+class Setup(NamedTuple):
+    """How a state reduces, as ``Report`` says it."""
+
+    method: str
+    estimator: str
+    layout: str
+    scope: str
+
+
+def make_report(setup: Setup, records: list[_C.BucketRecord], counters: dict[str, int]) -> Report:
     """The report of one step's records, of which there is at least one."""
     buckets = tuple(_bucket(record) for record in records)
     total = torch.stack([bucket.gramian for bucket in buckets]).sum(0)
     conflicts, pairs = _count_conflicts(total)
     return Report(
         step=records[0]["step"],
-        method=method,
-        estimator=estimator,
+        **setup._asdict(),
+        passes=records[0]["passes"],
         objectives=buckets[0].objectives,
         buckets=buckets,
         gramian=total,
@@ -178,6 +207,7 @@ def _bucket(record: _C.BucketRecord) -> BucketReport:
         numel=record["numel"],
         dtype=record["dtype"],
         objectives=tuple(record["objectives"]),
+        rows=tuple(record["rows"]),
         width=width,
         solved_step=record["solved_step"],
         gramian=gramian,

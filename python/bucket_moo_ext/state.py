@@ -1,9 +1,10 @@
 """The state of a hook: what to solve, for whom, and what came out."""
 
 import atexit
+import contextlib
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
 
 import torch
@@ -13,9 +14,9 @@ from bucket_moo_ext import _C
 from bucket_moo_ext.gramian_source import GramianSource, Sketch, check_source, choose
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, describe, resolve
-from bucket_moo_ext.plain import integer, is_finite, number, text, word
+from bucket_moo_ext.plain import choice, integer, is_finite, number, text, word
 from bucket_moo_ext.process_group import device_group, parent_group, private_group
-from bucket_moo_ext.report import Report, make_report
+from bucket_moo_ext.report import Report, Setup, make_report
 
 _Bucket: TypeAlias = tuple[list[str], list[str], list[float]]  # parameters, objectives and values of a solver state
 
@@ -104,6 +105,11 @@ class BucketMOO:
         gramian: How a bucket's Gramian is found: "exact"; a ``Sketch``, which estimates it at the price of an ordinary
             all-reduce; or "auto": exact where all ranks are on one node and at most 16, else ``Sketch()``. The same on
             every rank. ``report()`` says what was used.
+        layout: How objectives are laid out over ranks and passes. "ranks": a pass may have other objectives on other
+            ranks; "passes": every pass has one objective on all ranks, which is checked. The same on every rank.
+        scope: What one problem is solved for: "bucket"; or "model": for the sum of all buckets' Gramians, so that all
+            buckets of a step have the same weights (direct calls of the collectives are models of one bucket). The same
+            on every rank.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
         seed: Key of the methods' random choices, 0 to 2**64 - 1. The same on every rank.
         bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, >= 0 (``register`` reads it off the module). DDP's
@@ -125,6 +131,8 @@ class BucketMOO:
         objective: str | SupportsIndex | None = None,
         weight: SupportsFloat = 1.0,
         gramian: str | Sketch = "exact",
+        layout: str = "ranks",
+        scope: str = "bucket",
         process_group: dist.ProcessGroup | None = None,
         seed: SupportsIndex = 0,
         bucket_cap_mb: SupportsFloat = 25.0,
@@ -132,6 +140,8 @@ class BucketMOO:
         self._method = resolve(method)
         self._gramian: GramianSource = check_source(gramian)
         self._estimator = ""  # what that came to, once there is a native state
+        self._layout = choice("layout", layout, ("ranks", "passes"))
+        self._scope = choice("scope", scope, ("bucket", "model"))
         self._seed = word("seed", seed)
         cap = None if isinstance(bucket_cap_mb, bool) else number(bucket_cap_mb)
         if cap is None:
@@ -143,6 +153,8 @@ class BucketMOO:
         self._made: _C.Engine | None = None  # use _engine
         self._ddp_buckets: _C.DdpBuckets | None = None
         self._device: torch.device | None = None  # of the engine
+        self._accumulating = False
+        self._is_alone = False  # one process, without a process group
         self._step: int = 0
         self._saved_buckets: list[_Bucket] = []  # until there is an engine
         self._named: list[tuple[str, torch.Tensor]] = []  # until there is somebody to tell
@@ -171,8 +183,18 @@ class BucketMOO:
         return self._gramian
 
     @property
+    def layout(self) -> str:
+        """How objectives are laid out over ranks and passes."""
+        return self._layout
+
+    @property
+    def scope(self) -> str:
+        """What one problem is solved for."""
+        return self._scope
+
+    @property
     def objective(self) -> str | int | None:
-        """What this rank's gradient belongs to, from the next step on."""
+        """What this rank's gradient belongs to, from the next pass on."""
         return self._objective
 
     @objective.setter
@@ -184,7 +206,7 @@ class BucketMOO:
 
     @property
     def weight(self) -> float:
-        """Weight of this rank inside its objective, from the next step on."""
+        """Weight of this rank inside its objective, from the next pass on."""
         return self._weight
 
     @weight.setter
@@ -198,6 +220,99 @@ class BucketMOO:
     def step(self) -> int:
         """Steps so far: backward passes that reduced, and calls of the collectives, refused ones among them."""
         return self._step if self._engine is None else self._engine.step
+
+    @contextlib.contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Backward passes inside leave their step open; the first one outside closes it.
+
+        A step of several passes, used as DDP's ``no_sync()``. In every pass each rank stands for one objective with one
+        weight, and both may change from pass to pass::
+
+            with state.accumulate():
+                state.objective = "de"
+                loss(model(german)).backward()
+            state.objective = "sw"
+            loss(model(swahili)).backward()  # closes the step
+            optimizer.step()
+
+        What a rank brings in a pass is a row. An objective's gradient is the weighted mean of its rows over ranks and
+        passes, so any number of objectives (up to 64) goes with any number of ranks. A pass inside hands back zeros:
+        what it brought is put aside, as a sum for every objective of this rank's shard, in float32 (float64 for
+        float64). After the closing pass ``.grad`` is the answer. All ranks must agree on which passes close a step; a
+        pass is to use the same parameters as the ones before it, or no gradient for some of them.
+
+        ``no_sync()`` keeps its meaning inside: what it accumulates is one row. A direct call of a collective is a pass
+        of its bucket. Needs no ``zero_grad()`` between the passes of a step.
+
+        Raises:
+            NotImplementedError: From ``backward()``, on a GPU: not supported there yet.
+            ValueError: From ``backward()``, on every rank: ranks that disagree on whether the step is open, or more
+                than 64 objectives.
+        """
+        before = self._accumulating
+        self._set_accumulating(True)
+        try:
+            yield
+        finally:
+            self._set_accumulating(before)
+
+    def _set_accumulating(self, accumulating: bool) -> None:
+        if self._engine is not None:
+            self._engine.set_accumulating(accumulating)
+        self._accumulating = accumulating
+
+    def backward(self, losses: Mapping[str | int, torch.Tensor], *, retain_graph: bool = False) -> None:
+        """A step of one backward pass for each objective: ``state.backward({"de": loss_de, "sw": loss_sw})``.
+
+        The same as the passes one by one, under ``accumulate()`` but for the last. For a module without a wrapper the
+        losses may share a forward pass, whose graph is kept up to the last of them; DDP needs a forward pass for each
+        backward pass, so losses of one DDP module must not be computed ahead of it.
+
+        Args:
+            losses: A scalar for each objective, in the order of the passes.
+            retain_graph: Keep the graph after the last pass too.
+
+        Raises:
+            TypeError, ValueError: No losses, or one that is no scalar or needs no gradient: before any pass.
+        """
+        if not isinstance(losses, Mapping):
+            raise TypeError(f"losses must be a mapping from objectives to scalar tensors; got {type(losses).__name__}")
+        if not losses:
+            raise ValueError("losses must have an objective at least; got none")
+        for name, loss in losses.items():
+            _check_objective(name)
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+                raise ValueError(f"losses[{name!r}] must be a scalar tensor that requires a gradient; got {got}")
+        before, last = self._objective, list(losses)[-1]
+        try:
+            for name, loss in losses.items():
+                self.objective = name
+                with contextlib.nullcontext() if name == last else self.accumulate():
+                    torch.autograd.backward(loss, retain_graph=retain_graph or name != last)
+        finally:
+            self.objective = before
+
+    def discard(self) -> None:
+        """Gives up what an open step has put aside, so that the next pass begins a step.
+
+        For a step that cannot go on: an exception in the middle of ``accumulate()``, a batch that is skipped. To be
+        called on every rank.
+        """
+        if self._engine is not None:
+            self._engine.discard_open_steps()
+        if self._ddp_buckets is not None:
+            self._ddp_buckets.discard_kept_passes()
+
+    def _check_closed(self, what: str) -> None:
+        """Raises RuntimeError while a step is open."""
+        passes = 0 if self._engine is None else self._engine.open_passes()
+        passes += 0 if self._ddp_buckets is None else self._ddp_buckets.kept_passes()
+        if passes:
+            raise RuntimeError(
+                f"{what}: the step is open, {passes} pass{'es'[: 2 * (passes > 1)]} put aside; run its last backward "
+                "pass outside of accumulate(), or give it up with discard()"
+            )
 
     def name_parameters(self, named_parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Gives parameters the names that ``report()`` shows: ``state.name_parameters(model.named_parameters())``.
@@ -217,12 +332,14 @@ class BucketMOO:
         the reductions: their results stay on the device until somebody asks.
 
         Raises:
-            RuntimeError: Nothing was reduced yet.
+            RuntimeError: Nothing was reduced yet, or the step is open.
         """
+        self._check_closed("report()")
         records = [] if self._engine is None else self._engine.records()
         if self._engine is None or not records:
             raise RuntimeError("there is nothing to report: no bucket was reduced yet")
-        return make_report(describe(self._method), self._estimator, records, self._engine.counters())
+        how = Setup(describe(self._method), self._estimator, self._layout, self._scope)
+        return make_report(how, records, self._engine.counters())
 
     def memory(self) -> int:
         """Bytes of scratch memory that the reductions hold."""
@@ -239,9 +356,13 @@ class BucketMOO:
 
         With it a resumed run makes the choices of an uninterrupted one wherever the buckets are the same; a fresh DDP
         module has one bucket in its first iteration, so run one backward pass, whose gradients are thrown away, before
-        ``load_state_dict``.
+        ``load_state_dict``. With ``scope="model"`` the memory is that of one bucket, "model:".
+
+        Raises:
+            RuntimeError: The step is open.
         """
-        saved = {"step": self.step, "method": describe(self._method), "seed": self._seed}
+        self._check_closed("state_dict()")
+        saved = {"step": self.step, "method": describe(self._method), "seed": self._seed, "scope": self._scope}
         if self._method._native().state_size(1) > 0:
             saved["buckets"] = [
                 {"parameters": list(parameters), "objectives": list(objectives), "values": list(values)}
@@ -257,14 +378,16 @@ class BucketMOO:
                 as it was.
         """
         mine = self.state_dict()
-        missing = mine.keys() - state_dict.keys()
+        missing = mine.keys() - state_dict.keys() - {"scope"}
         if missing:
             raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}")
-        for field in ("method", "seed"):
-            if state_dict[field] != mine[field]:
-                raise ValueError(
-                    f"state_dict was saved with {field} {state_dict[field]!r}, this state has {mine[field]!r}"
-                )
+        for field, saved in (
+            ("method", state_dict["method"]),
+            ("seed", state_dict["seed"]),
+            ("scope", state_dict.get("scope", "bucket")),  # older ones know no other
+        ):
+            if saved != mine[field]:
+                raise ValueError(f"state_dict was saved with {field} {saved!r}, this state has {mine[field]!r}")
         step = state_dict["step"]
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise ValueError(f"state_dict: step must be an integer >= 0; got {step!r}")
@@ -291,6 +414,8 @@ class BucketMOO:
             "objective": self._objective,
             "weight": self._weight,
             "gramian": self._gramian,
+            "layout": self._layout,
+            "scope": self._scope,
             "seed": self._seed,
             "bucket_cap_mb": self._bucket_cap_mb,
             "step": self.step,
@@ -311,12 +436,13 @@ class BucketMOO:
         step = self.step if self._made is None or self._made.is_at_home() else "that of another process"
         return (
             f"BucketMOO({describe(self._method)}, objective={self._objective!r}, weight={self._weight!r}, "
-            f"gramian={self._gramian!r}, seed={self._seed}, step={step})"
+            f"gramian={self._gramian!r}, layout={self._layout!r}, scope={self._scope!r}, seed={self._seed}, "
+            f"step={step})"
         )
 
     def _objective_name(self, objective: str | int | None) -> str:
-        if objective is not None:
-            return str(objective)
+        if objective is not None or self._is_alone:
+            return str(objective or 0)
         return str(parent_group(self._process_group).rank())
 
     def _bound(self, device: torch.device) -> _C.Engine:
@@ -351,13 +477,17 @@ class BucketMOO:
         self._named.clear()
 
     def _make_engine(self, device: torch.device) -> _C.Engine:
-        parent = parent_group(self._process_group)
         objective = self._objective_name(self._objective)
-        group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
+        parent = None if self._is_alone else parent_group(self._process_group)
+        group = None
+        if parent is not None:
+            group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
         sketch, estimator = choose(self._gramian, parent)
         configuration = [
             ("method", describe(self._method)),
             ("gramian", str(self._gramian)),
+            ("layout", self._layout),
+            ("scope", self._scope),
             ("seed", str(self._seed)),
             ("bucket_cap_mb", repr(self._bucket_cap_mb)),
             ("version", str(_C.build_info()["version"])),
@@ -368,11 +498,14 @@ class BucketMOO:
             self._method._native(),
             self._seed,
             sketch._native() if sketch else None,
+            self._layout == "passes",
+            self._scope == "model",
             configuration,
         )
         self._estimator = estimator
         engine.set_objective(objective)
         engine.set_weight(self._weight)
+        engine.set_accumulating(self._accumulating)
         engine.step = self._step
         engine.set_solver_states(self._saved_buckets)
         return engine

@@ -34,21 +34,23 @@ BUCKET_MOO_HD inline bool same_name(const ObjectiveName& a, const ObjectiveName&
 /// The kind of call a step starts with. `invalid`: the rank's arguments were refused; it only tells the others so.
 enum class Operation : std::int32_t { ddp_bucket, all_reduce, reduce_scatter, invalid };
 
-/// What a rank tells the others at the start of a step. Sent as raw bytes, so every rank must run the same build.
+/// What a rank tells the others at the start of a pass. Sent as raw bytes, so every rank must run the same build.
 struct StepRecord {
   ObjectiveName objective;
-  double weight = 1.0;         ///< weight of this rank inside its objective, >= 0
-  std::int64_t step = 0;       ///< counted by the state
-  std::int64_t numel = 0;      ///< elements of the step's first bucket
-  std::int32_t dtype = 0;      ///< DType of the step's first bucket
-  std::int32_t operation = 0;  ///< Operation of the step's first bucket
-  std::uint64_t bucket = 0;    ///< of what a direct call's bucket is called; 0 for DDP's
+  double weight = 1.0;           ///< weight of this rank inside its objective, >= 0
+  std::int64_t step = 0;         ///< counted by the state
+  std::int64_t numel = 0;        ///< elements of the pass's first bucket
+  std::int32_t dtype = 0;        ///< DType of the pass's first bucket
+  std::int32_t operation = 0;    ///< Operation of the pass's first bucket
+  std::uint64_t bucket = 0;      ///< of what a direct call's bucket is called; 0 for DDP's
+  std::int32_t pass = 0;         ///< of its step, from 0
+  std::int32_t leaves_open = 0;  ///< whether the step goes on with another pass
 };
-static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 104);
+static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 112);
 
 BUCKET_MOO_HD inline bool same_call(const StepRecord& a, const StepRecord& b) {
   return a.step == b.step && a.numel == b.numel && a.dtype == b.dtype && a.operation == b.operation &&
-         a.bucket == b.bucket;
+         a.bucket == b.bucket && a.pass == b.pass && a.leaves_open == b.leaves_open;
 }
 
 /// What is wrong with a step, alike on every rank.

@@ -1,14 +1,11 @@
 """What a module given to ``register`` is, and whether its reducer's buckets can be reduced."""
 
-from collections.abc import Iterable, Sequence
-
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bucket_moo_ext import _C, private_torch
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from bucket_moo_ext.adapters.parameters import check_parameters
 
 # Wrappers that run another module, by the name they have for it: Lightning Fabric's, torch.compile's. In this order: a
 # Fabric module passes on what it does not have to the model inside the DDP module.
@@ -42,14 +39,26 @@ def find_ddp(module: object) -> DistributedDataParallel:
     return inner
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether the module neither is nor has in it a wrapper that reduces gradients."""
+    return not any(isinstance(part, DistributedDataParallel) or _wrapper_of(part) for part in module.modules())
+
+
+def _wrapper_of(module: object) -> str:
+    """What wrapper a module is, of those that are known but not supported; empty: none."""
+    for cls in type(module).__mro__:
+        for (package, name), what in _OTHER_WRAPPERS.items():
+            if cls.__name__ == name and cls.__module__.startswith(package):
+                return what
+    return ""
+
+
 def _what_else(module: object, inner: object) -> str:
     got = f"module must be a DistributedDataParallel module; got {type(module).__name__}"
     if inner is not module:
         got += f" around {type(inner).__name__}"
-    for cls in type(inner).__mro__:
-        for (package, name), what in _OTHER_WRAPPERS.items():
-            if cls.__name__ == name and cls.__module__.startswith(package):
-                return f"{got}: {what}, and that is not supported yet; use torch's DistributedDataParallel(model)"
+    if what := _wrapper_of(inner):
+        return f"{got}: {what}, and that is not supported yet; use torch's DistributedDataParallel(model)"
     if isinstance(inner, nn.Module):
         for path, part in inner.named_modules():
             if isinstance(part, DistributedDataParallel):
@@ -70,54 +79,9 @@ def check_module(ddp: DistributedDataParallel) -> torch.device:
     names = {parameter: name for name, parameter in ddp.module.named_parameters()}
     # What the reducer has is not what the module has: some are ignored, some were frozen later.
     reduced = [(names.get(p, f"of shape {tuple(p.shape)}"), p) for p in _C.parameters_of(ddp.reducer)]
-    check_whole(reduced)
-    device = _check_parameters(reduced)
+    device = check_parameters(reduced, "DDP")
     _check_unused(ddp)
     return device
-
-
-def check_whole(named_parameters: Iterable[tuple[object, torch.Tensor]]) -> None:
-    """Refuses parameters of which other ranks hold other pieces, as tensor parallelism leaves them.
-
-    Raises:
-        ValueError: There is one, and more than one rank to hold pieces.
-    """
-    for name, parameter in named_parameters:
-        mesh = private_torch.mesh_of(parameter)
-        if mesh is not None and mesh.size() > 1:
-            dimensions = ", ".join(mesh.mesh_dim_names or ("unnamed",))
-            raise ValueError(
-                f"parameter {name!r} is a piece of a DTensor over the mesh dimension {dimensions}: tensor parallelism "
-                "beside data parallelism is not supported. Every rank of that dimension would solve for weights of its "
-                "own, and parameters that they hold copies of would drift apart"
-            )
-
-
-def _check_parameters(reduced: Sequence[tuple[str, torch.Tensor]]) -> torch.device:
-    """The one device of parameters that can be reduced there."""
-    devices: dict[torch.device, str] = {}
-    for name, parameter in reduced:
-        device = parameter.device
-        if device.type != "cpu" and not _C.reduces_on_device(device):
-            raise ValueError(f"module: parameter {name!r} is on {device}; {_where()}")
-        devices.setdefault(device, name)
-        real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
-        if real.dtype not in _DTYPES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"module: parameter {name!r} has dtype {parameter.dtype}; allowed: {allowed}")
-    if len(devices) != 1:
-        places = ", ".join(f"{name!r} on {device}" for device, name in devices.items()) or "no parameter"
-        raise ValueError(f"module: all parameters that DDP reduces must be on one device; got {places}")
-    return next(iter(devices))
-
-
-def _where() -> str:
-    if _C.build_info()["cuda"]:
-        return "gradients are reduced on the CPU and on CUDA devices"
-    return (
-        "this build reduces CPU gradients only (build_info()['cuda'] is False); rebuild it with nvcc on the PATH for "
-        "CUDA"
-    )
 
 
 def _check_options(ddp: DistributedDataParallel) -> None:

@@ -1,0 +1,182 @@
+"""Steps of several passes: random schedules of objectives and weights over ranks and passes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import bucket_moo_ext as moo
+import pytest
+import torch
+
+from tests.support import checks
+from tests.support import reference as ref
+from tests.support.checks import Outcome, break_if_left_out, draw, outcome
+from tests.support.errors import error_of, expect
+
+Runner = Callable[..., list[Any]]
+METHODS: list[tuple[str, dict[str, Any]]] = [("mean", {}), ("mgda", {}), ("cagrad", {"c": 0.3})]
+SIZES = (7, 4099, 20_011)  # all tail; sharded; sharded with a tail
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bucket's step: what each rank stands for in each pass."""
+
+    method: str
+    options: dict[str, Any]
+    dtype: torch.dtype
+    n: int
+    scatter: bool
+    objective: list[list[str]]  # by pass, then rank
+    weight: list[list[float]]
+
+    def rows(self, seed: int, world: int) -> list[list[torch.Tensor]]:
+        """By pass, then rank."""
+        n = -(-self.n // world) * world if self.scatter else self.n
+        return [
+            [
+                break_if_left_out(draw(seed, (p, n, r), n, self.dtype), self.weight[p][r])
+                if n > 7
+                else draw(seed, (p, n, r), n, self.dtype)
+                for r in range(world)
+            ]
+            for p in range(len(self.objective))
+        ]
+
+
+def cases_of(seed: int, world: int, layout: str = "ranks", count: int = 24) -> list[Case]:
+    rng = Random(f"{seed} {world} {layout}")
+    cases = []
+    for index in range(count):
+        passes, k = rng.randint(1, 6), rng.randint(1, 12)
+        names = [f"objective {i}" for i in range(k)]
+        objective, weight = [], []
+        size = rng.choice(SIZES)
+        for _ in range(passes):
+            chosen = rng.choices(names, k=world)
+            objective.append([chosen[0]] * world if layout == "passes" else chosen)
+            # A weight of 0 leaves a row out; rows of 7 elements are too short to be broken there.
+            kinds = [1.0, rng.uniform(0.1, 10.0), 2.0 ** rng.randint(-60, 60), 0.0 if size > 7 else 1.0]
+            weight.append([rng.choice(kinds) for _ in range(world)])
+        method, options = METHODS[index % len(METHODS)]
+        cases.append(Case(method, options, ref.DTYPES[index % 4], size, rng.random() < 0.4, objective, weight))
+    return cases
+
+
+def state_of(case: Case, **options: Any) -> moo.BucketMOO:
+    return moo.BucketMOO(moo.CAGrad(**case.options) if case.method == "cagrad" else case.method, **options)
+
+
+def run_pass(case: Case, row: torch.Tensor, rank: int, world: int, state: moo.BucketMOO) -> torch.Tensor:
+    if not case.scatter:
+        moo.all_reduce(row, state, bucket="b")
+        return row
+    shard = torch.full((row.numel() // world,), 7.0, dtype=row.dtype)
+    before = row.clone()
+    moo.reduce_scatter(shard, row, state, bucket="b")
+    assert torch.equal(row.view(torch.uint8), before.view(torch.uint8))  # only read
+    return shard
+
+
+def rank_schedules(rank: int, world: int, seed: int, layout: str) -> list[Outcome]:
+    results = []
+    for case in cases_of(seed, world, layout):
+        state = state_of(case, layout=layout)
+        for _ in range(2):  # memory is used again
+            rows = case.rows(seed, world)
+            for p, of_ranks in enumerate(rows):
+                state.objective, state.weight = case.objective[p][rank], case.weight[p][rank]
+                row = of_ranks[rank].clone()
+                if p == len(rows) - 1:
+                    answer = run_pass(case, row, rank, world, state)
+                else:
+                    with state.accumulate():
+                        assert not run_pass(case, row, rank, world, state).any()
+        report = state.report()
+        assert (report.passes, report.layout, report.step) == (len(case.objective), layout, 2)
+        counted = [name for names in case.objective for name in names]
+        assert report.buckets[0].rows == tuple(counted.count(name) for name in dict.fromkeys(counted))
+        results.append(outcome(answer, state))
+    return results
+
+
+@pytest.mark.parametrize("layout", ["ranks", "passes"])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_any_schedule_is_one_step_of_all_its_rows(run_ranks: Runner, random_seed: int, world: int, layout: str) -> None:
+    results = run_ranks(world, rank_schedules, random_seed, layout)
+    for index, case in enumerate(cases_of(random_seed, world, layout)):
+        got = [result[index] for result in results]
+        label = f"case {index}: {case}"
+        rows = [
+            row if w else torch.zeros_like(row)
+            for p, of_ranks in enumerate(case.rows(random_seed, world))
+            for row, w in zip(of_ranks, case.weight[p], strict=True)
+        ]
+        objective = [name for names in case.objective for name in names]
+        weight = [w for weights in case.weight for w in weights]
+        assert all((o.weights == got[0].weights).all() and (o.gramian == got[0].gramian).all() for o in got), label
+        if case.scatter:
+            size = rows[0].numel() // world
+            for rank, of_rank in enumerate(got):
+                shard = slice(rank * size, (rank + 1) * size)
+                checks.verify(
+                    label, rows, of_rank, case.method, case.options, objective=objective, weight=weight, shard=shard
+                )
+        else:
+            assert all(o.result == got[0].result for o in got), label
+            checks.verify(label, rows, got[0], case.method, case.options, objective=objective, weight=weight)
+
+
+# --- wrong use ---
+
+
+def rank_disagree(rank: int, world: int) -> list[Any]:
+    state = moo.BucketMOO()
+    errors = []
+    row = torch.ones(100)
+    if rank == 0:
+        with state.accumulate():
+            errors.append(error_of(lambda: moo.all_reduce(row, state)))
+    else:
+        errors.append(error_of(lambda: moo.all_reduce(row, state)))
+    state.discard()
+    one = moo.BucketMOO(layout="passes")
+    one.objective = "de" if rank == 1 else "sw"
+    errors.append(error_of(lambda: moo.all_reduce(row, one)))
+    one.objective = "de"
+    moo.all_reduce(row, one)  # the next step is right again
+    many = moo.BucketMOO()
+    for i in range(33):
+        many.objective = f"{i} {rank}"
+        with many.accumulate():
+            errors.append(error_of(lambda: moo.all_reduce(row, many)))
+    return errors[:2] + errors[33:]
+
+
+def test_ranks_that_disagree_all_raise(run_ranks: Runner) -> None:
+    for errors in run_ranks(2, rank_disagree):
+        disagree, other, most, too_many = errors
+        expect(disagree, ValueError, "leaves it open")
+        expect(other, ValueError, "layout='passes'", "rank 0 has 'sw', rank 1 'de'")
+        assert most is None
+        expect(too_many, ValueError, "at most 64 objectives", "passes")
+
+
+def rank_open(rank: int, world: int) -> None:
+    state = moo.BucketMOO(moo.GradVac())
+    row = torch.ones(100)
+    with state.accumulate():
+        moo.all_reduce(row, state)
+    for use in (state.report, state.state_dict):
+        expect(error_of(use), RuntimeError, "the step is open, 1 pass put aside", r"discard\(\)")
+    state.discard()
+    row = torch.full((100,), float(rank + 1))
+    moo.all_reduce(row, state)
+    report = state.report()
+    assert report.passes == 1
+    assert report.buckets[0].gramian.tolist() == [[100.0, 200.0], [200.0, 400.0]]  # of what was put aside nothing
+
+
+def test_an_open_step_is_neither_reported_nor_saved_and_can_be_given_up(run_ranks: Runner) -> None:
+    run_ranks(2, rank_open)
