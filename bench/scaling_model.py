@@ -2,7 +2,7 @@
 
     python bench/scaling_model.py                          # the tables
     python bench/scaling_model.py --plot figure.png        # matplotlib is needed for this alone
-    python bench/scaling_model.py --bucket-mb 200 --nics 8 4 1
+    python bench/scaling_model.py --bucket-mb 200 --nics 8 4 1 --passes 1 8
 
 This project has not run on a GPU. The model adds up latencies, bytes over NVLink, bytes over network cards (NICs) and
 passes over memory, with constants that are public figures for H100 nodes or estimates that are called so (`Constants`).
@@ -15,6 +15,9 @@ Compared per bucket and per step:
                 are those of the step before: all-reduces of the sketches and solves come after the step's last bucket,
                 and their latency is taken to be over before the next step's first bucket is ready
     all_gather  every rank gets every gradient
+
+and, for steps of one pass and of several, the layouts of objectives of scaling/layouts.py. Their path on the device is
+being written: what is counted for them is a plan.
 
 Assumptions: a bucket's stages and the buckets follow each other, on one stream; within a collective NVLink and NICs
 work at the same time and the slower one counts; every collective reaches the bandwidth of large messages once its
@@ -32,8 +35,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from scaling.choices import choice_rows
 from scaling.constants import TREE_SHARES, Constants
 from scaling.figure import plot
+from scaling.layout_tables import print_layout_tables
+from scaling.layouts import Layouts, layout_row
 from scaling.public_figures import public_rows
 from scaling.reductions import Reductions
 from scaling.setup import Setup
@@ -41,6 +47,7 @@ from scaling.tables import print_bandwidths, print_ways
 
 DEFAULT_GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 DEFAULT_NICS = (8, 4, 1)
+DEFAULT_PASSES = (1, 4)
 
 
 def model_rows(base: Setup, gpus: Iterable[int], nics: Iterable[int]) -> list[dict[str, Any]]:
@@ -72,12 +79,23 @@ def model_rows(base: Setup, gpus: Iterable[int], nics: Iterable[int]) -> list[di
     return rows
 
 
+def layout_rows(
+    base: Setup, gpus: Iterable[int], nics: Iterable[int], passes: Iterable[int], summed: bool = False
+) -> list[dict[str, Any]]:
+    """One row for every number of passes, NICs and GPUs: steps in all layouts of objectives."""
+    machines = [replace(base, gpus=world, nics_per_node=nic) for nic in nics for world in gpus]
+    return [layout_row(Layouts(machine, count, summed)) for count in passes for machine in machines]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prints the tables; writes JSON and a figure where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="+", default=list(DEFAULT_GPUS))
     parser.add_argument("--gpus-per-node", type=int, default=8)
     parser.add_argument("--nics", type=int, nargs="+", default=list(DEFAULT_NICS), help="NICs a node (default 8 4 1)")
+    parser.add_argument(
+        "--passes", type=int, nargs="+", default=list(DEFAULT_PASSES), help="backward passes of a step (default 1 4)"
+    )
     parser.add_argument("--objectives", type=int, default=8, help="K (default 8)")
     parser.add_argument("--gradient-gb", type=float, default=2.0, help="10^9 bytes of gradients (default 2)")
     parser.add_argument("--bucket-mb", type=float, default=25.0, help="2^20 bytes of a bucket, as for DDP (default 25)")
@@ -99,9 +117,13 @@ def main(arguments: list[str] | None = None) -> None:
             sketch_columns=options.sketch_columns,
         )
         rows = model_rows(base, options.gpus, options.nics)
+        layouts = layout_rows(base, options.gpus, options.nics, options.passes)
     except ValueError as error:
         parser.error(str(error))
+    both_nics = (options.nics[0], options.nics[-1])
+    choices = choice_rows(base, options.gpus, both_nics)
     print_ways(base, rows)
+    print_layout_tables(base, layouts, layout_rows(base, options.gpus, options.nics[:1], (1,), summed=True), choices)
     print_bandwidths()
     if options.json:
         document = {
@@ -111,10 +133,12 @@ def main(arguments: list[str] | None = None) -> None:
             "tree_shares": TREE_SHARES,
             "public_figures": public_rows(),
             "rows": rows,
+            "layouts": layouts,
+            "choices": choices,
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     if options.plot:
-        plot(rows, (options.nics[0], options.nics[-1]), base, options.plot)
+        plot(rows, layouts, both_nics, base, options.plot)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ SKETCH_KERNELS = 2  # sketches of parts, their sum
 SKETCHED_SOLVE_KERNELS = 1  # Gramian
 SCALE_KERNELS = 1  # of the bucket, or of the factor of a pre-multiplied sum
 GATHER_KERNELS = 2  # Gramian, combination
+# Planned: the device path for several passes, and for layouts other than "ranks", is being written.
+ADD_KERNELS = 1  # adds a pass's rows to the tile, and the own tail to the rows of tails
+ZERO_FILLS = 1  # of the gradient, in a pass that leaves the step open; taken to cost what a kernel does
 
 
 def room(objectives: int, most: int) -> int:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 import scaling_model as model  # noqa: E402
 from scaling import device_path  # noqa: E402
+from scaling.choices import choice_rows  # noqa: E402
 from scaling.constants import Constants  # noqa: E402
 from scaling.network import Network  # noqa: E402
 from scaling.public_figures import public_rows  # noqa: E402
@@ -340,6 +341,15 @@ def test_the_stored_results_are_the_models() -> None:
         assert stored["nics_per_node"] == row["nics_per_node"]
         for name, way in row["ways"].items():
             assert stored["ways"][name]["ms"] == pytest.approx(way["ms"])
+    layouts = model.layout_rows(Setup(8), model.DEFAULT_GPUS, model.DEFAULT_NICS, model.DEFAULT_PASSES)
+    assert len(document["layouts"]) == len(layouts)
+    for stored, row in zip(document["layouts"], layouts, strict=True):
+        for name in ("gpus", "nics_per_node", "passes"):
+            assert stored[name] == row[name]
+        for case, layout in row["layouts"].items():
+            assert stored["layouts"][case]["ms"] == pytest.approx(layout["ms"])
+    choices = choice_rows(Setup(8), model.DEFAULT_GPUS, (8, 1))
+    assert [row["choose"] for row in document["choices"]] == [row["choose"] for row in choices]
 
 
 def test_the_documentation_shows_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,6 +357,6 @@ def test_the_documentation_shows_what_the_script_prints(capsys: pytest.CaptureFi
     printed = capsys.readouterr().out.splitlines()
     text = (ROOT / "docs" / "scaling.md").read_text()
     rows = [line for line in text.split("## Constants")[0].splitlines() if line.startswith("|")]
-    assert len(rows) > 40
+    assert len(rows) > 140
     for row in rows:
         assert row in printed
