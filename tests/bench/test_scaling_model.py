@@ -13,22 +13,29 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 
 import scaling_model as model  # noqa: E402
+from scaling import device_path  # noqa: E402
+from scaling.choices import choice_rows  # noqa: E402
+from scaling.constants import Constants  # noqa: E402
+from scaling.network import Network  # noqa: E402
+from scaling.public_figures import public_rows  # noqa: E402
+from scaling.reductions import Reductions  # noqa: E402
+from scaling.setup import Setup  # noqa: E402
 
 N = 1e9  # a size at which latencies still count for something
 
 
-def _reductions(gpus: int, **options: int) -> model.Reductions:
-    return model.Reductions(model.Setup(gpus, **options))
+def _reductions(gpus: int, **options: int) -> Reductions:
+    return Reductions(Setup(gpus, **options))
 
 
-def _with(name: str, value: float) -> model.Constants:
-    constants = model.Constants()
+def _with(name: str, value: float) -> Constants:
+    constants = Constants()
     return replace(constants, **{name: replace(getattr(constants, name), value=value)})
 
 
 @pytest.mark.parametrize("gpus", [2, 3, 8, 16, 256])
 def test_a_ring_sends_what_textbooks_say(gpus: int) -> None:
-    cost = model.Network(model.Setup(gpus, objectives=2)).ring(N)
+    cost = Network(Setup(gpus, objectives=2).world).ring(N)
     assert cost.nvlink_bytes + cost.nic_bytes == pytest.approx(2 * N * (gpus - 1) / gpus)
 
 
@@ -36,19 +43,19 @@ def test_one_node_sends_nothing_over_nics() -> None:
     for name, cost in _reductions(8).steps().items():
         assert cost.nic_bytes == 0, name
         assert cost.nvlink_bytes > 0, name
-    network = model.Network(model.Setup(8))
+    network = Network(Setup(8).world)
     assert network.hierarchical_tree(N) is None
     assert network.hierarchical_ring(N) is None
     assert network.nvls(N).nvlink_bytes == pytest.approx(N * 9 / 8)  # type: ignore[union-attr]
 
 
 def test_nvls_is_the_only_way_to_beat_a_ring_in_a_node() -> None:
-    network = model.Network(model.Setup(8))
+    network = Network(Setup(8).world)
     assert network.all_reduce(N)[0] == "nvls"
     # 25 us, and a bucket at 275 GB/s
     assert network.nvls(25e6).total_us == pytest.approx(25 + 25e6 / 275e3)  # type: ignore[union-attr]
     assert network.nvls(N).total_us < network.ring(N).total_us  # type: ignore[union-attr]
-    assert model.Network(model.Setup(16)).nvls(N) is None
+    assert Network(Setup(16).world).nvls(N) is None
 
 
 @pytest.mark.parametrize("nodes", [2, 4, 16, 128])
@@ -56,7 +63,7 @@ def test_all_to_all_sends_eight_times_a_hierarchical_reduce_scatter(nodes: int) 
     # Of a GPU's gradient all but 8 of the W shards leave the node: N (W - 8) / W. A hierarchical reduce-scatter first
     # adds up in the node, so that each of 8 GPUs has an eighth left, of which (nodes - 1) / nodes leave.
     gpus = 8 * nodes
-    network = model.Network(model.Setup(gpus))
+    network = Network(Setup(gpus).world)
     out = network.all_to_all(N).nic_bytes
     assert out == pytest.approx(N * (gpus - 8) / gpus)
     leg = N / 8 * (nodes - 1) / nodes
@@ -85,7 +92,7 @@ def test_exact_at_two_nodes() -> None:
     [(2, 2, 2, 2), (8, 1, 8, 4), (8, 8, 8, 8), (16, 5, 16, 8), (64, 8, 16, 8), (32, 9, 32, 16), (128, 33, 64, 64)],
 )
 def test_room_for_objectives(gpus: int, objectives: int, exact: int, sketch: int) -> None:
-    setup = model.Setup(gpus, objectives=objectives)
+    setup = Setup(gpus, objectives=objectives)
     assert (setup.rows, setup.sketch_rows) == (exact, sketch)
     assert setup.sketch_bytes == sketch * 16384 * 4
     # Sketches of float64 are float64.
@@ -120,7 +127,7 @@ def test_a_sketch_of_large_buckets_costs_its_passes_over_memory() -> None:
     reductions = _reductions(8, dtype_bytes=4)
     assert reductions.sketch(size).total_us / reductions.plain(size).total_us == pytest.approx(by_hand, rel=1e-3)
     # With memory for nothing it costs what plain all-reduce costs; the exact way still sends more.
-    reductions = model.Reductions(model.Setup(8), _with("hbm", 1e9))
+    reductions = Reductions(Setup(8), _with("hbm", 1e9))
     plain = reductions.plain(size).total_us
     assert reductions.sketch(size).total_us / plain == pytest.approx(1, rel=1e-3)
     assert reductions.exact(size).total_us / plain == pytest.approx(2 * 7 / 8 / 370 * 275, rel=1e-3)
@@ -130,8 +137,8 @@ def test_a_sketch_of_large_buckets_costs_its_passes_over_memory() -> None:
 
 
 def test_a_premultiplied_sum_is_not_for_the_switches() -> None:
-    network = model.Network(model.Setup(8))
-    name, cost = network.all_reduce(N, model.Network.PREMULTIPLIED)
+    network = Network(Setup(8).world)
+    name, cost = network.all_reduce(N, Network.PREMULTIPLIED)
     assert name in ("ring", "tree")
     assert cost.total_us > network.all_reduce(N)[1].total_us
 
@@ -172,16 +179,25 @@ def test_kernels_are_those_of_the_device_path() -> None:
     # What tests/collectives/test_operation_budget.py counts. A solve is a kernel there and no count of the model's.
     budget = json.loads((ROOT / "cuda" / "operations.json").read_text())
     kernels = {name: counts["kernels"] for name, counts in budget.items()}
-    assert kernels["a step"] == model.RECORD_KERNELS
-    assert kernels["all-reduce, shards and a tail"] == model.EXACT_KERNELS + 1
-    assert budget["all-reduce, shards and a tail"]["memory"] == model.TAIL_COPIES
-    sketch, solve, scale = model.SKETCH_KERNELS, model.SKETCHED_SOLVE_KERNELS + 1, model.SCALE_KERNELS
+    assert kernels["a step"] == device_path.RECORD_KERNELS
+    assert kernels["all-reduce, shards and a tail"] == device_path.EXACT_KERNELS + 1
+    assert budget["all-reduce, shards and a tail"]["memory"] == device_path.TAIL_COPIES
+    sketch, solve, scale = device_path.SKETCH_KERNELS, device_path.SKETCHED_SOLVE_KERNELS + 1, device_path.SCALE_KERNELS
     assert kernels["sketch"] == sketch + solve + scale
     assert kernels["sketch, kept weights"] == scale
     assert kernels["sketch, lag=1"] == sketch + scale
     assert kernels["sketch, lag=1, behind the step"] == solve
     for name in ("a step", "sketch", "sketch, kept weights", "sketch, lag=1", "sketch, lag=1, behind the step"):
         assert budget[name]["memory"] == 0, name
+    # Launches are all of them, collectives included.
+    operations = {name: sum(counts.values()) - counts["events"] for name, counts in budget.items()}
+    reductions = _reductions(8)
+    assert reductions.plain(N).launches == 1
+    assert reductions.records().launches == operations["a step"]
+    assert reductions.exact(N).launches == operations["all-reduce, shards and a tail"]
+    assert reductions.sketch(N).launches == operations["sketch"]
+    lag = operations["sketch, lag=1"] + operations["sketch, lag=1, behind the step"]
+    assert reductions.sketch(N, lag=1).launches == lag
 
 
 @pytest.mark.parametrize(
@@ -198,7 +214,7 @@ def test_a_long_tail_takes_a_kernel_more(gpus: int, objectives: int, dtype_bytes
 
 def test_every_step_with_objectives_gathers_records() -> None:
     # Seven steps of a ring by LL; two kernels. The bytes take less than a hundredth.
-    reductions = model.Reductions(model.Setup(8, gradient_bytes=1e8, bucket_bytes=1e8))
+    reductions = Reductions(Setup(8, gradient_bytes=1e8, bucket_bytes=1e8))
     steps = reductions.steps()
     for name, way in (
         ("exact", reductions.exact(1e8)),
@@ -229,7 +245,7 @@ def test_fewer_nics_take_longer_for_the_same_bytes() -> None:
         assert one[name].total_us > eight[name].total_us, name
         assert one["exact"].nic_bytes == eight["exact"].nic_bytes
     # Bound by NICs: 8 GPUs share 48 GB/s.
-    cost = model.Network(model.Setup(64, nics_per_node=1)).all_to_all(N)
+    cost = Network(Setup(64, nics_per_node=1).world).all_to_all(N)
     assert cost.wire_us == pytest.approx(N * 56 / 64 * 8 / 48e3)
 
 
@@ -242,23 +258,23 @@ def test_the_all_gather_receives_every_gradient() -> None:
 
 
 def test_a_step_is_its_buckets() -> None:
-    setup = model.Setup(8, gradient_bytes=2.5e8, bucket_bytes=1e8)
+    setup = Setup(8, gradient_bytes=2.5e8, bucket_bytes=1e8)
     assert setup.buckets() == [(2, 1e8), (1, 5e7)]
-    reductions = model.Reductions(setup)
+    reductions = Reductions(setup)
     by_hand = 2 * reductions.plain(1e8).total_us + reductions.plain(5e7).total_us
     assert reductions.steps()["plain"].total_us == pytest.approx(by_hand)
     assert reductions.steps()["exact"].total_us > 2 * reductions.exact(1e8).total_us + reductions.exact(5e7).total_us
-    assert model.Setup(8, gradient_bytes=1e7, bucket_bytes=1e8).buckets() == [(1, 1e7)]
+    assert Setup(8, gradient_bytes=1e7, bucket_bytes=1e8).buckets() == [(1, 1e7)]
 
 
 def test_what_others_measured_is_within_a_factor_of_two() -> None:
-    for row in model.public_rows():
+    for row in public_rows():
         assert 0.5 < row["model"] / row["reported"] < 2, row
 
 
 def test_every_constant_has_a_unit_and_a_source() -> None:
-    for field in fields(model.Constants):
-        constant = getattr(model.Constants(), field.name)
+    for field in fields(Constants):
+        constant = getattr(Constants(), field.name)
         assert constant.value > 0, field.name
         assert math.isfinite(constant.value), field.name
         assert constant.unit, field.name
@@ -285,7 +301,7 @@ def test_every_constant_has_a_unit_and_a_source() -> None:
 )
 def test_wrong_arguments_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be .*got {value!r}"):
-        model.Setup(**{"gpus": 16, name: value})  # type: ignore[arg-type]
+        Setup(**{"gpus": 16, name: value})  # type: ignore[arg-type]
 
 
 def test_wrong_lag_and_refresh_are_named() -> None:
@@ -318,13 +334,22 @@ def test_the_script_needs_python_alone(tmp_path: Path) -> None:
 
 def test_the_stored_results_are_the_models() -> None:
     document = json.loads((ROOT / "bench" / "results" / "scaling_model.json").read_text())
-    rows = model.model_rows(model.Setup(8), model.DEFAULT_GPUS, (8, 4, 1))
+    rows = model.model_rows(Setup(8), model.DEFAULT_GPUS, model.DEFAULT_NICS)
     assert len(document["rows"]) == len(rows)
     for stored, row in zip(document["rows"], rows, strict=True):
         assert stored["gpus"] == row["gpus"]
         assert stored["nics_per_node"] == row["nics_per_node"]
         for name, way in row["ways"].items():
             assert stored["ways"][name]["ms"] == pytest.approx(way["ms"])
+    layouts = model.layout_rows(Setup(8), model.DEFAULT_GPUS, model.DEFAULT_NICS, model.DEFAULT_PASSES)
+    assert len(document["layouts"]) == len(layouts)
+    for stored, row in zip(document["layouts"], layouts, strict=True):
+        for name in ("gpus", "nics_per_node", "passes"):
+            assert stored[name] == row[name]
+        for case, layout in row["layouts"].items():
+            assert stored["layouts"][case]["ms"] == pytest.approx(layout["ms"])
+    choices = choice_rows(Setup(8), model.DEFAULT_GPUS, (8, 1))
+    assert [row["choose"] for row in document["choices"]] == [row["choose"] for row in choices]
 
 
 def test_the_documentation_shows_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,6 +357,6 @@ def test_the_documentation_shows_what_the_script_prints(capsys: pytest.CaptureFi
     printed = capsys.readouterr().out.splitlines()
     text = (ROOT / "docs" / "scaling.md").read_text()
     rows = [line for line in text.split("## Constants")[0].splitlines() if line.startswith("|")]
-    assert len(rows) > 40
+    assert len(rows) > 140
     for row in rows:
         assert row in printed
