@@ -1,7 +1,7 @@
 // Memory bandwidth of the CPU kernels, beside a plain copy and a plain read.
 //
 // A tile of `megabytes` (default 25) holds K rows of megabytes / K each: once a multiple of 1024 elements, as kernels
-// like it best, and once an odd number. The four measurements alternate within each repetition, so that what else the
+// like it best, and once an odd number. The five measurements alternate within each repetition, so that what else the
 // machine does hits all of them alike; printed are medians, and medians of the ratios.
 //
 //   kernel_bandwidth [megabytes] [repetitions] [variant]
@@ -14,6 +14,7 @@
 #include <ctime>
 #include <vector>
 
+#include "kernels/accumulate.hpp"
 #include "kernels/isa/variant.hpp"
 
 namespace {
@@ -83,6 +84,7 @@ void measure(const bucket_moo::isa::Variant& variant, const Case& c, int k, std:
   std::vector<char> tile(bytes);
   std::vector<char> copy(bytes);
   std::vector<char> out(row_bytes);
+  std::vector<char> sum(length * bucket_moo::element_size(bucket_moo::accumulation_dtype(c.dtype)));
   std::uint32_t state = 1;
   for (std::size_t i = 0; i + 4 <= bytes; i += 4) {
     state = state * 1664525U + 1013904223U;
@@ -103,7 +105,7 @@ void measure(const bucket_moo::isa::Variant& variant, const Case& c, int k, std:
   const bucket_moo::ObjectiveMap map{objective.data(), share.data(), k};
   std::vector<double> g(static_cast<std::size_t>(k * k));
 
-  std::vector<double> gramian, combine, copied, read, gramian_ratio, combine_ratio;
+  std::vector<double> gramian, combine, accumulate, copied, read, gramian_ratio, combine_ratio, accumulate_ratio;
   for (int i = 0; i < repetitions + 1; ++i) {
     // Before each, the other buffer is written, so that no measurement finds its input in the last-level cache.
     const double t_read = (std::memset(copy.data(), i, bytes), seconds_of([&] { read_sum(tile, bytes); }));
@@ -114,18 +116,23 @@ void measure(const bucket_moo::isa::Variant& variant, const Case& c, int k, std:
         (std::memset(copy.data(), i, bytes), seconds_of([&] {
            variant.combine(rows, coefficient.data(), bucket_moo::ZeroRows::skip, out.data(), c.dtype);
          }));
+    const double t_accumulate =
+        (std::memset(copy.data(), i, bytes),
+         seconds_of([&] { variant.accumulate(rows, coefficient.data(), i == 0 ? 0.0 : 1.0, sum.data()); }));
     if (i == 0) continue;  // page faults
     const double size = static_cast<double>(bytes);
     gramian.push_back(size / t_gramian);
     combine.push_back((size + static_cast<double>(row_bytes)) / t_combine);
+    accumulate.push_back((size + 2 * static_cast<double>(sum.size())) / t_accumulate);
     copied.push_back(2 * size / t_copy);
     read.push_back(size / t_read);
     gramian_ratio.push_back(t_read / t_gramian);
     combine_ratio.push_back(combine.back() / copied.back());
+    accumulate_ratio.push_back(accumulate.back() / copied.back());
   }
-  std::printf("%-9s %-9s %3d %9zu %9.1f %9.1f %9.1f %9.1f %14.2f %15.2f\n", variant.name, c.name, k, length,
-              median(read) / 1e9, median(gramian) / 1e9, median(copied) / 1e9, median(combine) / 1e9,
-              median(gramian_ratio), median(combine_ratio));
+  std::printf("%-9s %-9s %3d %9zu %9.1f %9.1f %9.1f %9.1f %11.1f %13.2f %15.2f %18.2f\n", variant.name, c.name, k,
+              length, median(read) / 1e9, median(gramian) / 1e9, median(copied) / 1e9, median(combine) / 1e9,
+              median(accumulate) / 1e9, median(gramian_ratio), median(combine_ratio), median(accumulate_ratio));
 }
 
 }  // namespace
@@ -135,9 +142,10 @@ int main(int argc, char** argv) {
   const int repetitions = argc > 2 ? std::atoi(argv[2]) : 21;
   const char* wanted = argc > 3 ? argv[3] : bucket_moo::isa::active_variant().name;
   const std::size_t bytes = static_cast<std::size_t>(megabytes * 1e6);
-  std::printf("GB/s (combine and memcpy: bytes read plus bytes written), tile of %.0f MB over all K rows\n", megabytes);
-  std::printf("%-9s %-9s %3s %9s %9s %9s %9s %9s %14s %15s\n", "variant", "dtype", "K", "n", "read", "gramian",
-              "memcpy", "combine", "gramian/read", "combine/memcpy");
+  std::printf("GB/s (memcpy, combine and accumulate: bytes read plus bytes written), tile of %.0f MB over all K rows\n",
+              megabytes);
+  std::printf("%-9s %-9s %3s %9s %9s %9s %9s %9s %11s %13s %15s %18s\n", "variant", "dtype", "K", "n", "read",
+              "gramian", "memcpy", "combine", "accumulate", "gramian/read", "combine/memcpy", "accumulate/memcpy");
   int count = 0;
   const bucket_moo::isa::Variant* all = bucket_moo::isa::variants(&count);
   for (int v = 0; v < count; ++v) {

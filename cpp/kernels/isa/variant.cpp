@@ -10,6 +10,7 @@ namespace bucket_moo::isa {
   namespace name {                                                        \
   void gramian(const Rows&, const ObjectiveMap&, double*);                \
   void combine(const Rows&, const double*, ZeroRows, void*, DType);       \
+  void accumulate(const Rows&, const double*, double, void*);             \
   void sketch(const void*, std::int64_t, DType, const SketchMap&, void*); \
   }
 BUCKET_MOO_DECLARE_VARIANT(baseline)
@@ -46,10 +47,10 @@ constexpr bool kBaselineFuses = false;
 #endif
 
 constexpr Variant kVariants[] = {
-    {"baseline", kBaselineFuses, always, baseline::gramian, baseline::combine, baseline::sketch},
+    {"baseline", kBaselineFuses, always, baseline::gramian, baseline::combine, baseline::accumulate, baseline::sketch},
 #if defined(__x86_64__)
-    {"avx2", true, has_avx2, avx2::gramian, avx2::combine, avx2::sketch},
-    {"avx512", true, has_avx512, avx512::gramian, avx512::combine, avx512::sketch},
+    {"avx2", true, has_avx2, avx2::gramian, avx2::combine, avx2::accumulate, avx2::sketch},
+    {"avx512", true, has_avx512, avx512::gramian, avx512::combine, avx512::accumulate, avx512::sketch},
 #endif
 };
 constexpr int kCount = static_cast<int>(sizeof kVariants / sizeof kVariants[0]);
