@@ -467,6 +467,9 @@ void HostBackend::all_gather(const at::Tensor& blocks) {
 
 void HostBackend::reduce_sparse(const PlacedReduction& call) {
   reduce_sparse_mean(call.output, rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); });
+  if (call.pass > 0 && !call.leaves_open) {  // whose gradient, added up by autograd, is the sum of all passes' means
+    call.output._values().mul_(1.0 / (call.pass + 1));
+  }
   const std::lock_guard lock(mutex_);
   ++counters_.buckets;
   ++counters_.sparse;

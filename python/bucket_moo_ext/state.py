@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bucket_moo_ext import _C
 from bucket_moo_ext.gramian_source import GramianSource, Sketch, check_source, choose
@@ -91,6 +93,22 @@ def _shut_down() -> None:
             engine.shutdown()
 
 
+# States with an open step, which an optimizer must not come between.
+_accumulated: "weakref.WeakSet[BucketMOO]" = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    """Makes every optimizer refuse a step with parameters whose gradients are put aside."""
+
+    def check(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        for state in list(_accumulated):
+            if any(p in state._parameters for group in optimizer.param_groups for p in group["params"]):
+                state._check_closed("optimizer.step()")
+
+    register_optimizer_step_pre_hook(check)
+
+
 class BucketMOO:
     """Configuration and state of a conflict-aware reduction over one process group.
 
@@ -142,6 +160,8 @@ class BucketMOO:
         self._estimator = ""  # what that came to, once there is a native state
         self._layout = choice("layout", layout, ("ranks", "passes"))
         self._scope = choice("scope", scope, ("bucket", "model"))
+        if self._scope == "model" and isinstance(self._gramian, Sketch):
+            raise NotImplementedError("scope='model' is not supported with a Sketch yet; use gramian='exact'")
         self._seed = word("seed", seed)
         cap = None if isinstance(bucket_cap_mb, bool) else number(bucket_cap_mb)
         if cap is None:
@@ -157,6 +177,7 @@ class BucketMOO:
         self._is_alone = False  # one process, without a process group
         self._step: int = 0
         self._saved_buckets: list[_Bucket] = []  # until there is an engine
+        self._parameters: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()  # that have names
         self._named: list[tuple[str, torch.Tensor]] = []  # until there is somebody to tell
         self.objective = objective
         self.weight = weight
@@ -245,10 +266,16 @@ class BucketMOO:
         of its bucket. Needs no ``zero_grad()`` between the passes of a step.
 
         Raises:
-            NotImplementedError: From ``backward()``, on a GPU: not supported there yet.
+            NotImplementedError: With a ``Sketch``, and from ``backward()`` on a GPU: not supported there yet.
             ValueError: From ``backward()``, on every rank: ranks that disagree on whether the step is open, or more
                 than 64 objectives.
+            RuntimeError: From ``optimizer.step()`` while the step is open, for parameters that ``register`` or
+                ``name_parameters`` has seen.
         """
+        if isinstance(self._gramian, Sketch) or self._estimator.startswith("Sketch"):
+            raise NotImplementedError("accumulate() is not supported with a Sketch yet; use gramian='exact'")
+        _watch_optimizers()
+        _accumulated.add(self)
         before = self._accumulating
         self._set_accumulating(True)
         try:
@@ -261,7 +288,9 @@ class BucketMOO:
             self._engine.set_accumulating(accumulating)
         self._accumulating = accumulating
 
-    def backward(self, losses: Mapping[str | int, torch.Tensor], *, retain_graph: bool = False) -> None:
+    def backward(
+        self, losses: Mapping[str, torch.Tensor] | Mapping[int, torch.Tensor], *, retain_graph: bool = False
+    ) -> None:
         """A step of one backward pass for each objective: ``state.backward({"de": loss_de, "sw": loss_sw})``.
 
         The same as the passes one by one, under ``accumulate()`` but for the last. For a module without a wrapper the
@@ -321,7 +350,9 @@ class BucketMOO:
         ``state_dict()`` knows a parameter by the name that it had when it was first reduced, so call this before the
         first backward pass. Names must be distinct.
         """
-        self._named.extend(named_parameters)
+        named = list(named_parameters)
+        self._named.extend(named)
+        self._parameters.update(parameter for _, parameter in named)
         if self._engine is not None and self._ddp_buckets is not None:
             self._hand_over_names(self._ddp_buckets)
 
@@ -482,7 +513,8 @@ class BucketMOO:
         group = None
         if parent is not None:
             group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
-        sketch, estimator = choose(self._gramian, parent)
+        wanted = "exact" if self._scope == "model" else self._gramian  # nothing else is supported there yet
+        sketch, estimator = choose(wanted, parent)
         configuration = [
             ("method", describe(self._method)),
             ("gramian", str(self._gramian)),

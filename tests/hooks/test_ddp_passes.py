@@ -45,6 +45,10 @@ def _row(rank: int, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor]
     return batch_of(3, 10 * number + rank, step)
 
 
+def _loss_on(batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[nn.Module], torch.Tensor]:
+    return lambda model: loss_of(model, batch)
+
+
 def _step(ddp: nn.Module, state: moo.BucketMOO, schedule: Sequence[Sequence[int]], rank: int, step: int) -> None:
     for number, objectives in enumerate(schedule):
         is_last = number == len(schedule) - 1
@@ -57,7 +61,7 @@ def _step(ddp: nn.Module, state: moo.BucketMOO, schedule: Sequence[Sequence[int]
 
 def _local(model: nn.Module, schedule: Sequence[Sequence[int]], step: int) -> list[dict[str, np.ndarray]]:
     return [
-        gradients(model, lambda m, r=r, number=number: loss_of(m, _row(r, step, number)))  # type: ignore[misc]
+        gradients(model, _loss_on(_row(r, step, number)))
         for number, objectives in enumerate(schedule)
         for r in range(len(objectives))
     ]
@@ -135,10 +139,7 @@ def _leave_out(rank: int, world: int, view: bool) -> str:
         local = []
         for number, branch in enumerate(branches):
             ddp.module.branch = branch
-            local += [
-                gradients(ddp.module, lambda m, r=r, number=number: loss_of(m, _row(r, step, number)))  # type: ignore[misc]
-                for r in range(world)
-            ]
+            local += [gradients(ddp.module, _loss_on(_row(r, step, number))) for r in range(world)]
         for number, branch in enumerate(branches):
             ddp.module.branch, state.objective = branch, f"{branch}{rank}"
             with state.accumulate() if number == 0 else contextlib.nullcontext():
@@ -187,7 +188,7 @@ def _scaled(rank: int, world: int) -> None:
         optimizer.zero_grad()
         before = [p.detach().clone() for p in ddp.parameters()]
         local = [
-            gradients(ddp.module, lambda m, r=r, n=n: loss_of(m, batch_of(3, 10 * n + r, step, torch.float32)))  # type: ignore[misc]
+            gradients(ddp.module, _loss_on(batch_of(3, 10 * n + r, step, torch.float32)))
             for n in range(2)
             for r in range(world)
         ]
@@ -245,14 +246,14 @@ def _no_counterexample(rank: int, world: int) -> None:
     """Two buckets of one element: each is stationary, the model is not (docs/semantics.md)."""
     for scope, moves in (("bucket", False), ("model", True)):
         module = nn.ParameterDict({"a": nn.Parameter(torch.zeros(1)), "b": nn.Parameter(torch.zeros(1))})
-        module.forward = lambda slope, m=module: m["a"] * slope[0] + m["b"] * slope[1]  # type: ignore[method-assign,misc]
+        module.forward = lambda slope, m=module: m["a"] * slope[0] + m["b"] * slope[1]  # type: ignore[assignment]
         ddp = DDP(module, bucket_cap_mb=1e-6)
         state = moo.register(ddp, "mgda", scope=scope)
         for _ in range(2):  # the second time with a bucket for each
             ddp.zero_grad()
             ddp(torch.tensor([[1.0, 2.0], [-1.0, -1.0]][rank])).sum().backward()
         assert len(state.report().buckets) == 2
-        gradient = torch.cat([module["a"].grad, module["b"].grad])  # type: ignore[list-item]
+        gradient = torch.cat([module["a"].grad, module["b"].grad])
         assert bool(gradient.abs().max() > 0.1) == moves
         if moves:
             expected = mgda_weights(np.array([[1.0, 2.0], [-1.0, -1.0]])) @ np.array([[1.0, 2.0], [-1.0, -1.0]])
@@ -274,6 +275,14 @@ def _wrong_use(rank: int, world: int) -> list[Any]:
     loss = loss_of(ddp, _row(rank, 0, 0))
     with state.accumulate() if rank == 0 else contextlib.nullcontext():
         errors.append(error_of(loss.backward))
+    state = hook(other := DDP(mlp(1), bucket_cap_mb=CAP_MB), "register")
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    with state.accumulate():
+        loss_of(other, _row(rank, 0, 0)).backward()
+    errors.append(error_of(optimizer.step))
+    torch.optim.SGD(ddp.parameters(), lr=0.1).step()  # another model's
+    loss_of(other, _row(rank, 0, 0)).backward()
+    optimizer.step()
     static = DDP(mlp(1), bucket_cap_mb=CAP_MB, static_graph=True)
     state = hook(static, "register")
     with state.accumulate():
@@ -285,6 +294,7 @@ def _wrong_use(rank: int, world: int) -> list[Any]:
 
 
 def test_wrong_use_is_said_on_every_rank(run_ranks: RunRanks) -> None:
-    for disagree, rebuilt in run_ranks(2, _wrong_use):
+    for disagree, too_early, rebuilt in run_ranks(2, _wrong_use):
         expect(disagree, ValueError, "leaves it open")
+        expect(too_early, RuntimeError, r"optimizer.step\(\): the step is open, 1 pass put aside")
         expect(rebuilt, ValueError, "static_graph", "run two outside of accumulate")

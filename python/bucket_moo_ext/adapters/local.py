@@ -26,25 +26,24 @@ class _Bucket:
 
     def flat(self) -> torch.Tensor:
         """The gradients, one after the other; zeros where there is none, or a sparse one."""
-        gradients = [parameter.grad for parameter in self.parameters]
-        if len(gradients) == 1 and _is_dense(gradients[0]) and gradients[0].is_contiguous():
-            return gradients[0].detach().view(-1)
         parts = [
-            gradient.detach() if _is_dense(gradient) else torch.zeros_like(parameter)
-            for gradient, parameter in zip(gradients, self.parameters, strict=True)
+            _real(parameter.grad if _is_dense(parameter.grad) else torch.zeros_like(parameter))
+            for parameter in self.parameters
         ]
+        if len(parts) == 1 and parts[0].is_contiguous():
+            return parts[0].view(-1)
         return torch.cat([part.reshape(-1) for part in parts])
 
     def put_back(self, flat: torch.Tensor) -> None:
         """Makes the pieces of ``flat`` the gradients, but for sparse ones."""
-        pieces = torch.split(flat, [parameter.numel() for parameter in self.parameters])
+        pieces = torch.split(flat, [_real(parameter).numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
-            gradient = parameter.grad
-            if _is_dense(gradient):
+            if parameter.grad is None and bool(piece.any()):  # of earlier passes alone
+                parameter.grad = torch.zeros_like(parameter)
+            if _is_dense(parameter.grad):
+                gradient = _real(parameter.grad)
                 if gradient.data_ptr() != piece.data_ptr():
-                    gradient.detach().copy_(piece.view_as(parameter))
-            elif gradient is None and bool(piece.any()):  # of earlier passes alone
-                parameter.grad = piece.view_as(parameter).clone()
+                    gradient.copy_(piece.view_as(gradient))
 
     def drop(self) -> None:
         """Frees the gradients, but for sparse ones."""
@@ -55,6 +54,12 @@ class _Bucket:
 
 def _is_dense(gradient: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
     return gradient is not None and gradient.layout == torch.strided
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """Without its history; complex numbers as pairs."""
+    plain = tensor.detach()
+    return torch.view_as_real(plain) if plain.is_complex() else plain
 
 
 class LocalBuckets:
@@ -74,6 +79,7 @@ class LocalBuckets:
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._device = check_parameters(named, "module")
         self._names = {parameter: name for name, parameter in named}
+        state.name_parameters(named)
         self._order: dict[nn.Parameter, None] = {}  # in which gradients became ready, of those in no bucket yet
         self._buckets: list[_Bucket] = []
         self._bucket_of: dict[nn.Parameter, _Bucket] = {}
@@ -133,9 +139,10 @@ class LocalBuckets:
     def _make_buckets(self, parameters: Iterable[nn.Parameter]) -> None:
         filling: dict[torch.dtype, _Bucket] = {}
         for parameter in parameters:
-            bucket = filling.get(parameter.dtype)
+            dtype = _real(parameter).dtype
+            bucket = filling.get(dtype)
             if bucket is None or bucket.nbytes >= self._cap:
-                bucket = filling[parameter.dtype] = _Bucket()
+                bucket = filling[dtype] = _Bucket()
                 self._buckets.append(bucket)
             bucket.add(parameter)
             self._bucket_of[parameter] = bucket
@@ -144,7 +151,7 @@ class LocalBuckets:
     def _reduce(self, bucket: _Bucket) -> None:
         self._pending.remove(bucket)
         flat = bucket.flat()
-        parameters = [(self._names[parameter], parameter.numel()) for parameter in bucket.parameters]
+        parameters = [(self._names[parameter], _real(parameter).numel()) for parameter in bucket.parameters]
         done = self._state._bound(self._device).reduce(flat, parameters)
         if self._leaves_open:
             bucket.drop()

@@ -1,0 +1,1 @@
+"""Tests of where the reduction enters a module, apart from DDP."""
