@@ -103,7 +103,7 @@ def _watch_optimizers() -> None:
 
     def check(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         for state in list(_accumulated):
-            if any(p in state._parameters for group in optimizer.param_groups for p in group["params"]):
+            if any(id(p) in state._parameters for group in optimizer.param_groups for p in group["params"]):
                 state._check_closed("optimizer.step()")
 
     register_optimizer_step_pre_hook(check)
@@ -177,7 +177,8 @@ class BucketMOO:
         self._is_alone = False  # one process, without a process group
         self._step: int = 0
         self._saved_buckets: list[_Bucket] = []  # until there is an engine
-        self._parameters: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()  # that have names
+        # Those that have names, by their identity: tensors have no other equality.
+        self._parameters: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
         self._named: list[tuple[str, torch.Tensor]] = []  # until there is somebody to tell
         self.objective = objective
         self.weight = weight
@@ -352,7 +353,7 @@ class BucketMOO:
         """
         named = list(named_parameters)
         self._named.extend(named)
-        self._parameters.update(parameter for _, parameter in named)
+        self._parameters.update((id(parameter), parameter) for _, parameter in named)
         if self._engine is not None and self._ddp_buckets is not None:
             self._hand_over_names(self._ddp_buckets)
 

@@ -242,18 +242,26 @@ def test_one_problem_for_all_buckets(run_ranks: RunRanks, world: int, passes: in
     same_on_all_ranks(run_ranks(world, _one_problem, passes))
 
 
+class _Slope(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, slope: torch.Tensor) -> torch.Tensor:
+        return self.a * slope[0] + self.b * slope[1]
+
+
 def _no_counterexample(rank: int, world: int) -> None:
     """Two buckets of one element: each is stationary, the model is not (docs/semantics.md)."""
     for scope, moves in (("bucket", False), ("model", True)):
-        module = nn.ParameterDict({"a": nn.Parameter(torch.zeros(1)), "b": nn.Parameter(torch.zeros(1))})
-        module.forward = lambda slope, m=module: m["a"] * slope[0] + m["b"] * slope[1]  # type: ignore[assignment]
+        module = _Slope()
         ddp = DDP(module, bucket_cap_mb=1e-6)
         state = moo.register(ddp, "mgda", scope=scope)
         for _ in range(2):  # the second time with a bucket for each
             ddp.zero_grad()
             ddp(torch.tensor([[1.0, 2.0], [-1.0, -1.0]][rank])).sum().backward()
         assert len(state.report().buckets) == 2
-        gradient = torch.cat([module["a"].grad, module["b"].grad])
+        gradient = torch.cat([module.a.grad, module.b.grad])
         assert bool(gradient.abs().max() > 0.1) == moves
         if moves:
             expected = mgda_weights(np.array([[1.0, 2.0], [-1.0, -1.0]])) @ np.array([[1.0, 2.0], [-1.0, -1.0]])
@@ -280,7 +288,7 @@ def _wrong_use(rank: int, world: int) -> list[Any]:
     with state.accumulate():
         loss_of(other, _row(rank, 0, 0)).backward()
     errors.append(error_of(optimizer.step))
-    torch.optim.SGD(ddp.parameters(), lr=0.1).step()  # another model's
+    torch.optim.SGD(mlp(2).parameters(), lr=0.1).step()  # of no concern
     loss_of(other, _row(rank, 0, 0)).backward()
     optimizer.step()
     static = DDP(mlp(1), bucket_cap_mb=CAP_MB, static_graph=True)
