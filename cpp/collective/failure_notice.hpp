@@ -1,11 +1,11 @@
 // What the device tells the host without being asked.
 #pragma once
 
-#include "bucket_moo/objective_table.hpp"
+#include "step.cuh"
 
 namespace bucket_moo {
 
-/// The header of the first step that had an error, in pinned memory: a kernel writes it there, see
+/// What is wrong with the first step that had an error, in pinned memory: a kernel writes it there, see
 /// cuda::launch_make_table(), and the host looks whenever it likes. Nothing is copied, nothing waits.
 ///
 /// The memory, a page, is never given back: a kernel that is still to come, or a graph, may write to it when its state
@@ -18,14 +18,14 @@ class FailureNotice {
   FailureNotice& operator=(const FailureNotice&) = delete;
 
   /// For kernels.
-  StepHeader* on_device() const { return on_device_; }
+  cuda::StepNotice* on_device() const { return on_device_; }
 
   /// As far as the device has come; error == none: no step had one.
-  StepHeader look() const;
+  cuda::StepNotice look() const;
 
  private:
-  StepHeader* on_host_ = nullptr;
-  StepHeader* on_device_ = nullptr;
+  cuda::StepNotice* on_host_ = nullptr;
+  cuda::StepNotice* on_device_ = nullptr;
 };
 
 }  // namespace bucket_moo

@@ -94,7 +94,7 @@ FuturePtr Engine::reduce_next(Reduction reduction, c10::IValue result) {
   if (reduction.bucket.empty()) {
     reduction.bucket = bucket_of_size(reduction);
   }
-  backend_->check(reduction);
+  backend_->check(reduction, reductions_ == 0);
   return place(std::move(reduction), std::move(result));
 }
 

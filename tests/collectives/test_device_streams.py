@@ -205,6 +205,7 @@ def rank_hears_of_an_error(rank: int, world: int) -> None:
         state.objective = "one"
         with emulated_cuda.counting() as counted:
             moo.all_reduce(row, state)
+            moo.all_reduce(row, state)  # what one rank knows by now, another may not
             for _ in range(2):
                 with pytest.raises(ValueError, match="another number of objectives than the 1 of step 2"):
                     moo.all_reduce(row, state)
@@ -216,6 +217,36 @@ def rank_hears_of_an_error(rank: int, world: int) -> None:
 def test_the_host_hears_of_an_error_without_a_copy(run_ranks: Runner) -> None:
     """That it need not wait to read what the kernel wrote shows that the kernel fenced."""
     run_ranks(2, rank_hears_of_an_error, backend=emulated_cuda.nccl)
+
+
+def rank_error_in_a_step_of_several_buckets(rank: int, world: int, seed: int) -> None:
+    with emulated_cuda.stream():
+        ddp = DistributedDataParallel(mlp(seed, torch.float32).to("cuda"), bucket_cap_mb=CAP_MB)
+        state = moo.register(ddp, moo.Mean(weights=(1.0, 3.0)), objective=f"o{rank}")
+
+        def backward(step: int) -> bool:
+            ddp.zero_grad()
+            x, y = (part.to("cuda") for part in batch_of(seed, rank, step, torch.float32))
+            loss_of(ddp, (x, y)).backward()
+            return all(bool(p.grad.isfinite().all()) for p in ddp.parameters() if p.grad is not None)
+
+        for step in range(3):
+            assert backward(step)
+        assert len(state.report().buckets) > 1
+        state.objective = "one"
+        assert not backward(3)
+        state.objective = f"o{rank}"
+        assert backward(4)
+        row = torch.ones(5000).to("cuda")
+        for call in (lambda: backward(5), lambda: moo.all_reduce(row, state), lambda: moo.all_reduce(row, state)):
+            with pytest.raises(ValueError, match="another number of objectives than the 1 of step 4"):
+                call()
+        assert state.step == 5
+
+
+def test_an_error_is_raised_where_a_step_begins(run_ranks: Runner, random_seed: int) -> None:
+    """The emulation's host knows of it before the step's second bucket, where another's would go on."""
+    run_ranks(2, rank_error_in_a_step_of_several_buckets, random_seed, backend=emulated_cuda.nccl)
 
 
 def rank_first_iteration(rank: int, world: int, seed: int) -> list[bytes]:
