@@ -42,7 +42,12 @@ void write(T* device_memory, const T* host, std::size_t count, cudaStream_t stre
 }  // namespace
 
 DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules)
-    : exchange_(exchange), device_(device), rules_(rules), step_buffer_(device), registry_buffer_(device) {
+    : exchange_(exchange),
+      device_(device),
+      rules_(rules),
+      step_buffer_(device),
+      registry_buffer_(device),
+      first_failure_(device) {
   MemoryLayout needed(nullptr);
   lay_out(needed, exchange_.size());
   MemoryLayout layout(step_buffer_.reserve(needed.used()));

@@ -97,6 +97,9 @@ class DeviceStep {
   std::vector<std::string> remembered_names() const;
   void set_remembered_names(const std::vector<std::string>& names);
 
+  /// A graph uses what is held here, and may go on to do so.
+  void keep_memory() { first_failure_.keep(); }
+
   /// Bytes of device memory held.
   std::size_t bytes() const { return step_buffer_.capacity() + registry_buffer_.capacity(); }
 
