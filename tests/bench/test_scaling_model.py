@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -182,6 +183,13 @@ def test_kernels_are_those_of_the_device_path() -> None:
     assert kernels["sketch, lag=1, behind the step"] == solve
     for name in ("a step", "sketch", "sketch, kept weights", "sketch, lag=1", "sketch, lag=1, behind the step"):
         assert budget[name]["memory"] == 0, name
+
+
+def test_a_solve_has_the_threads_and_products_of_the_kernel() -> None:
+    source = (ROOT / "cuda" / "solve.cu").read_text()
+    constants = dict(re.findall(r"^ *constexpr int (k\w+) = (\d+);$", source, re.MULTILINE))
+    assert int(constants["kStepThreads"]) == model.SOLVE_THREADS
+    assert int(constants["kMostProducts"]) == model.SOLVE_PRODUCTS
 
 
 @pytest.mark.parametrize(
