@@ -16,19 +16,20 @@ __global__ void write_record(const StepRecord own, std::int64_t* counter, StepRe
 }
 
 /// For a host that looks at any time: `error` comes last, when the rest has arrived.
-__device__ void tell_host(const StepHeader& header, StepHeader* told) {
-  told->k = header.k;
-  told->one_to_one = header.one_to_one;
-  told->culprit = header.culprit;
-  told->step = header.step;
+__device__ void tell_host(const StepHeader& header, const std::int64_t begun, StepNotice* told) {
+  told->header.k = header.k;
+  told->header.one_to_one = header.one_to_one;
+  told->header.culprit = header.culprit;
+  told->header.step = header.step;
+  told->begun = begun;
   __threadfence_system();
-  *static_cast<volatile StepError*>(&told->error) = header.error;
+  *static_cast<volatile StepError*>(&told->header.error) = header.error;
 }
 
 __global__ void __launch_bounds__(kWarp)
     make_table(const StepRecord* __restrict__ records, const int world, const StepLimits limits,
                const ObjectiveTable table, const FirstObjectives first, const ObjectiveRegistry registry,
-               unsigned* __restrict__ tickets, StepHeader* failed, StepHeader* told) {
+               unsigned* __restrict__ tickets, StepHeader* failed, StepNotice* told, const std::int64_t begun) {
   // As they should be already. If launches that shared them ran at the same time, which they must not, it is that step
   // alone that is wrong.
   for (int i = static_cast<int>(threadIdx.x); i < kGramianTickets; i += kWarp) tickets[i] = 0;
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(kWarp)
   if (registry.names != nullptr) assign_slots(WarpLanes{}, records, table, registry);
   if (threadIdx.x == 0 && failed->error == StepError::none && table.header->error != StepError::none) {
     *failed = *table.header;
-    tell_host(*failed, told);
+    tell_host(*failed, begun, told);
   }
 }
 
@@ -50,9 +51,10 @@ cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, St
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
                               const ObjectiveRegistry& registry, unsigned* tickets, StepHeader* failed,
-                              StepHeader* told, cudaStream_t stream) {
+                              StepNotice* told, std::int64_t begun, cudaStream_t stream) {
   if (world < 1) return cudaErrorInvalidValue;
-  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, tickets, failed, told);
+  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, tickets, failed, told,
+                begun);
 }
 
 }  // namespace bucket_moo::cuda

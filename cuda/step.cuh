@@ -16,6 +16,12 @@ namespace bucket_moo::cuda {
 /// \param slot    this rank's place among the records, device
 cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, StepRecord* slot, cudaStream_t stream);
 
+/// What the host is told of the first step that had an error.
+struct StepNotice {
+  StepHeader header;       ///< error == none: there was none yet
+  std::int64_t begun = 0;  ///< of launch_make_table(): the host's own number of that step
+};
+
 /// Enqueues make_objective_table(), and after it require_same_objectives() if `first` has names and assign_slots() if
 /// `registry` has.
 /// \param records [world], device
@@ -24,10 +30,11 @@ cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, St
 /// \param failed  header of the first step that had an error, device; error == none: there was none yet
 /// \param told    the same in host memory that the device can write, for a host that waits for nothing: whoever loads
 ///                an `error` from it, with acquire semantics, finds the rest there too. Written for that step alone
+/// \param begun   steps that the host has begun, this one included. A replayed graph repeats that of its capture
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
                               const ObjectiveRegistry& registry, unsigned* tickets, StepHeader* failed,
-                              StepHeader* told, cudaStream_t stream);
+                              StepNotice* told, std::int64_t begun, cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda
 

@@ -86,6 +86,7 @@ void DeviceCollective::keep_memory() {
   for (DeviceBuffer* const buffer : {&tile_, &outgoing_, &messages_, &scaled_, &workspace_}) {
     buffer->keep_all();
   }
+  step_.keep_memory();
 }
 
 void DeviceCollective::all_reduce(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit,

@@ -42,7 +42,12 @@ void write(T* device_memory, const T* host, std::size_t count, cudaStream_t stre
 }  // namespace
 
 DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules)
-    : exchange_(exchange), device_(device), rules_(rules), step_buffer_(device), registry_buffer_(device) {
+    : exchange_(exchange),
+      device_(device),
+      rules_(rules),
+      step_buffer_(device),
+      registry_buffer_(device),
+      first_failure_(device) {
   MemoryLayout needed(nullptr);
   lay_out(needed, exchange_.size());
   MemoryLayout layout(step_buffer_.reserve(needed.used()));
@@ -101,13 +106,14 @@ void DeviceStep::bound_objectives(int first_k, int limit) {
 void DeviceStep::begin(const StepRecord& own) {
   const cuda::NvtxRange range("bucket_moo step");
   const int world = exchange_.size();
+  ++begun_;
   check_cuda(cuda::launch_write_record(own, &memory_.counters->step, memory_.records + exchange_.rank(), stream()),
              "enqueueing the step's record");
   exchange_.all_gather(step_buffer_.tensor(static_cast<std::size_t>(world) * sizeof(StepRecord)));
   check_cuda(
       cuda::launch_make_table(memory_.records, world, {.objectives = k_bound_, .expected = rules_.expected_objectives},
                               memory_.table, rules_.keeps_objectives ? memory_.first : FirstObjectives{}, registry_,
-                              memory_.gramian_tickets, memory_.failed, first_failure_.on_device(), stream()),
+                              memory_.gramian_tickets, memory_.failed, first_failure_.on_device(), begun_, stream()),
       "enqueueing the step's table");
 }
 
@@ -118,7 +124,12 @@ void DeviceStep::forget_objectives() {
   write(memory_.first.count, &none, 1, stream());
 }
 
-void DeviceStep::check_past_steps() const { check(first_failure_.look()); }
+void DeviceStep::check_past_steps() const {
+  const cuda::StepNotice failure = first_failure_.look();
+  if (failure.begun < begun_) {
+    check(failure.header);
+  }
+}
 
 void DeviceStep::check(const StepHeader& header) const { check_step(header, {}, k_bound_); }
 

@@ -32,7 +32,7 @@ struct StepRules {
 
 /// The step that a group of ranks is in, as its device knows it: the host tells each device who its rank stands for,
 /// the devices exchange that, and every later kernel reads K and the members of each objective from the table that
-/// comes of it. Everything is enqueued on the current stream of the calling thread.
+/// comes of it. Everything is enqueued on the current stream of the calling thread, which is always the same one.
 ///
 /// The objectives of the first step are read on the host, which waits for the device once. What is wrong with a later
 /// step (other calls, too many objectives) is found on the device, which turns the step's results into NaN; it is
@@ -67,7 +67,14 @@ class DeviceStep {
   /// The next step may have other objectives than those before, whatever the rules. Waits for the device.
   void forget_objectives();
 
-  /// Raises AgreedError if a step had an error and the host has come to know of it. Does not wait.
+  /// Raises AgreedError if a step before the last one begun had an error and the host knows of it. Does not wait. To be
+  /// called before a step begins.
+  ///
+  /// All devices find the same error in the same step, but their hosts hear of it when their devices come to it, and a
+  /// rank that raises leaves the others waiting in NCCL if they do not. So the newest step's error, which one host may
+  /// know and another not yet, is kept for a step: where no host is two steps ahead of its device, as in loops that
+  /// read their loss, all ranks raise at the start of the same step. One that is further ahead raises at a later step,
+  /// unless its program waits for the device first. To agree in every case hosts would have to wait.
   void check_past_steps() const;
   /// The same for the header of a result.
   void check(const StepHeader& header) const;
@@ -89,6 +96,9 @@ class DeviceStep {
   /// The names of the registry, by number. At most kMaxRememberedNames.
   std::vector<std::string> remembered_names() const;
   void set_remembered_names(const std::vector<std::string>& names);
+
+  /// A graph uses what is held here, and may go on to do so.
+  void keep_memory() { first_failure_.keep(); }
 
   /// Bytes of device memory held.
   std::size_t bytes() const { return step_buffer_.capacity() + registry_buffer_.capacity(); }
@@ -113,6 +123,7 @@ class DeviceStep {
   const StepRules rules_;
   int first_k_ = 0;
   int k_bound_ = 0;
+  std::int64_t begun_ = 0;  // steps; ranks count alike, whatever numbers their steps have
   DeviceBuffer step_buffer_;
   DeviceBuffer registry_buffer_;
   Memory memory_ = {};

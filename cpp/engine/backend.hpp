@@ -22,7 +22,7 @@ class Backend {
 
   /// Raises for a reduction that cannot be run here, before anything is sent or counted. Where it does not, submit()
   /// follows: a backend may prepare for that.
-  virtual void check(const Reduction& reduction) = 0;
+  virtual void check(const Reduction& reduction, bool starts_step) = 0;
 
   /// Does the work of a reduction whose arguments are right. Raises or puts into the Future what goes wrong.
   virtual FuturePtr submit(PlacedReduction reduction) = 0;

@@ -70,13 +70,15 @@ DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::
       }()),
       sketches_{DeviceBuffer(device)} {}
 
-void DeviceBackend::check(const Reduction& reduction) {
+void DeviceBackend::check(const Reduction& reduction, bool starts_step) {
   TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
   const std::lock_guard in_order(enqueue_);
   if (failure_) {
     std::rethrow_exception(failure_);
   }
-  collective_.step().check_past_steps();
+  if (starts_step) {  // in its midst some ranks would, and others would wait for them
+    collective_.step().check_past_steps();
+  }
   check_capture(reduction);
 }
 

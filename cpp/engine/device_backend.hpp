@@ -26,8 +26,9 @@ namespace bucket_moo {
 /// once: who waits for it waits for the stream. The first reduction waits for the device (ranks compare configurations
 /// and objectives), every later one does not. Reports do.
 ///
-/// What is wrong with a later step is found on the device: its results are NaN, and a later call raises AgreedError, as
-/// does every call after it. After any other failure, too, every later reduction fails at once with the same error.
+/// What is wrong with a later step is found on the device: its results are NaN, and the step after the next one raises
+/// AgreedError as it starts, or one behind it, as does every later one: see DeviceStep::check_past_steps(). After any
+/// other failure every later reduction fails at once with the same error.
 ///
 /// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight
 /// of its capture, the device counts the steps, and the engine must outlive the graph. The host decides which steps
@@ -39,7 +40,7 @@ class DeviceBackend final : public Backend {
 
   int rank() const override { return collective_.rank(); }
   int world_size() const override { return collective_.world_size(); }
-  void check(const Reduction& reduction) override;
+  void check(const Reduction& reduction, bool starts_step) override;
   FuturePtr submit(PlacedReduction call) override;
   void end_step() override;
   bool takes_several_passes() const override { return false; }

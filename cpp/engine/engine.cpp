@@ -151,7 +151,7 @@ void Engine::discard_open_steps() {
 
 FuturePtr Engine::reduce_next(Step& step, Reduction reduction, c10::IValue result) {
   check_or_refuse(step, reduction);
-  backend_->check(reduction);
+  backend_->check(reduction, step.passes.size() == 1 && step.passes.back().reductions == 0);
   return place(step, std::move(reduction), std::move(result));
 }
 

@@ -41,7 +41,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
 
   int rank() const override { return collective_.rank(); }
   int world_size() const override { return collective_.world_size(); }
-  void check(const Reduction&) override {}
+  void check(const Reduction&, bool) override {}
   FuturePtr submit(PlacedReduction call) override;
   void end_step() override;
   bool takes_several_passes() const override { return true; }

@@ -6,11 +6,11 @@
 // None has a derivative. On CUDA everything is enqueued on torch's current stream, and nothing waits for the device.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <cstddef>
 #include <limits>
 #include <string_view>
 #include <tuple>
@@ -247,13 +247,15 @@ at::Tensor gramian_cuda(at::TensorList jacobian) {
   const at::Tensor packed = at::empty({packed_size(k)}, out.options());
   std::size_t bytes = 0;
   check_cuda(cuda::gramian_workspace_size(k, &bytes), "sizing the Gramian's workspace");
-  const at::Tensor workspace = workspace_of(bytes, out);
-  const at::Tensor tickets = at::zeros({cuda::kGramianTickets}, out.options().dtype(at::kInt));
+  constexpr std::size_t kTicketBytes = cuda::kGramianTickets * sizeof(unsigned);
+  const at::Tensor workspace = workspace_of(bytes + kTicketBytes, out);
+  void* const tickets = static_cast<std::byte*>(workspace.mutable_data_ptr()) + bytes;  // which are those of doubles
+  check_cuda(cudaMemsetAsync(tickets, 0, kTicketBytes, stream), "clearing the Gramian's tickets");
   cuda::GramianArguments arguments;
   arguments.rows = device_rows(rows);
   arguments.packed = packed.mutable_data_ptr<double>();
   arguments.workspace = workspace.mutable_data_ptr();
-  arguments.tickets = static_cast<unsigned*>(tickets.mutable_data_ptr());
+  arguments.tickets = static_cast<unsigned*>(tickets);
   check_cuda(cuda::launch_gramian(arguments, stream), "enqueueing the Gramian");
   check_cuda(cuda::launch_unpack_gramian(arguments.packed, k, out.mutable_data_ptr<double>(), stream),
              "enqueueing the Gramian's unpacking");

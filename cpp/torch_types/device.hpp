@@ -39,6 +39,19 @@ inline bool is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+/// While another thread captures a graph, this one may allocate memory of the host and ask for events, for its scope:
+/// else that is an error, and spoils the capture.
+class BesideCaptures {
+ public:
+  BesideCaptures() { check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_), "leaving captures alone"); }
+  ~BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  BesideCaptures(const BesideCaptures&) = delete;
+  BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // afterwards the thread's own
+};
+
 /// Makes a device current for torch and for our own CUDA runtime, for its scope.
 class KernelDeviceGuard {
  public:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -198,6 +199,13 @@ def test_kernels_are_those_of_the_device_path() -> None:
     assert reductions.sketch(N).launches == operations["sketch"]
     lag = operations["sketch, lag=1"] + operations["sketch, lag=1, behind the step"]
     assert reductions.sketch(N, lag=1).launches == lag
+
+
+def test_a_solve_has_the_threads_and_products_of_the_kernel() -> None:
+    source = (ROOT / "cuda" / "solve.cu").read_text()
+    constants = dict(re.findall(r"^ *constexpr int (k\w+) = (\d+);$", source, re.MULTILINE))
+    assert int(constants["kStepThreads"]) == model.SOLVE_THREADS
+    assert int(constants["kMostProducts"]) == model.SOLVE_PRODUCTS
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,14 @@ def rank_options_for_another_k(rank: int, world: int, seed: int) -> None:
     moo.all_reduce(row, state)
     assert row.isfinite().all()
     state.objective = "one"
-    moo.all_reduce(row, state)  # enqueued before anybody could know
-    assert row.isnan().all()
-    for call in (state.report, lambda: moo.all_reduce(row, state), lambda: moo.all_reduce(row, state)):
+    for _ in range(2):  # enqueued before every rank could know
+        moo.all_reduce(row, state)
+        assert row.isnan().all()
+    for call in (lambda: moo.all_reduce(row, state), lambda: moo.all_reduce(row, state)):
         with pytest.raises(ValueError, match="options are for another number of objectives than the 1 of step 2"):
             call()
+    with pytest.raises(ValueError, match="options are for another number of objectives than the 1 of step 3"):
+        state.report()  # of the newest step
 
 
 def test_a_later_step_that_the_method_cannot_solve_is_nan_and_then_an_error(
@@ -64,8 +67,9 @@ def rank_many_names(rank: int, world: int) -> None:
     saved = state.state_dict()
     assert len(saved["buckets"][0]["objectives"]) == 256
     state.objective = "one more"
-    moo.all_reduce(row, state)
-    assert row.isnan().all()
+    for _ in range(2):
+        moo.all_reduce(row, state)
+        assert row.isnan().all()
     with pytest.raises(ValueError, match="257 objective names, more than it can remember"):
         moo.all_reduce(row, state)
     fresh = moo.BucketMOO(moo.Smoothed("mgda", 0.5))
@@ -147,11 +151,13 @@ def rank_kept_for_others(rank: int, world: int, seed: int, sketch: moo.Sketch) -
         assert row.isfinite().all()
     state.objective = f"another {rank}"
     row = draw(seed, (3, rank), n, torch.float32)
-    moo.all_reduce(row, state)  # enqueued before anybody could know
-    assert row.isnan().all()
-    for call in (state.report, lambda: moo.all_reduce(row, state)):
-        with pytest.raises(ValueError, match=r"objectives of the first step in every step.*step 4 has others"):
-            call()
+    for step in (4, 5):  # enqueued before every rank could know
+        moo.all_reduce(row, state)
+        assert row.isnan().all()
+        with pytest.raises(ValueError, match=rf"objectives of the first step in every step.*step {step} has others"):
+            state.report()
+    with pytest.raises(ValueError, match=r"objectives of the first step in every step.*step 4 has others"):
+        moo.all_reduce(row, state)
     # From a step that is set on, there may be others.
     fresh = moo.BucketMOO("mgda", objective=f"o{rank}", gramian=sketch)
     for name in ("a", "b"):

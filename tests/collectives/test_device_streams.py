@@ -4,6 +4,7 @@ Runs on the emulated CUDA device, over a stand-in for NCCL: `make test-emulated`
 for ends a rank there, so that every test here is also one of all the streams, events and memory that it passes.
 """
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -205,6 +206,7 @@ def rank_hears_of_an_error(rank: int, world: int) -> None:
         state.objective = "one"
         with emulated_cuda.counting() as counted:
             moo.all_reduce(row, state)
+            moo.all_reduce(row, state)  # what one rank knows by now, another may not
             for _ in range(2):
                 with pytest.raises(ValueError, match="another number of objectives than the 1 of step 2"):
                     moo.all_reduce(row, state)
@@ -216,6 +218,97 @@ def rank_hears_of_an_error(rank: int, world: int) -> None:
 def test_the_host_hears_of_an_error_without_a_copy(run_ranks: Runner) -> None:
     """That it need not wait to read what the kernel wrote shows that the kernel fenced."""
     run_ranks(2, rank_hears_of_an_error, backend=emulated_cuda.nccl)
+
+
+def rank_error_in_a_step_of_several_buckets(rank: int, world: int, seed: int) -> None:
+    with emulated_cuda.stream():
+        ddp = DistributedDataParallel(mlp(seed, torch.float32).to("cuda"), bucket_cap_mb=CAP_MB)
+        state = moo.register(ddp, moo.Mean(weights=(1.0, 3.0)), objective=f"o{rank}")
+
+        def backward(step: int) -> bool:
+            ddp.zero_grad()
+            x, y = (part.to("cuda") for part in batch_of(seed, rank, step, torch.float32))
+            loss_of(ddp, (x, y)).backward()
+            return all(bool(p.grad.isfinite().all()) for p in ddp.parameters() if p.grad is not None)
+
+        for step in range(3):
+            assert backward(step)
+        assert len(state.report().buckets) > 1
+        state.objective = "one"
+        assert not backward(3)
+        state.objective = f"o{rank}"
+        assert backward(4)
+        row = torch.ones(5000).to("cuda")
+        for call in (lambda: backward(5), lambda: moo.all_reduce(row, state), lambda: moo.all_reduce(row, state)):
+            with pytest.raises(ValueError, match="another number of objectives than the 1 of step 4"):
+                call()
+        assert state.step == 5
+
+
+def test_an_error_is_raised_where_a_step_begins(run_ranks: Runner, random_seed: int) -> None:
+    """The emulation's host knows of it before the step's second bucket, where another's would go on."""
+    run_ranks(2, rank_error_in_a_step_of_several_buckets, random_seed, backend=emulated_cuda.nccl)
+
+
+def failed_state(rank: int, row: torch.Tensor) -> moo.BucketMOO:
+    state = moo.BucketMOO(moo.Mean(weights=(1.0, 3.0)), objective=f"o{rank}")
+    moo.all_reduce(row, state)
+    state.objective = "one"
+    moo.all_reduce(row, state)
+    return state
+
+
+def rank_makes_states(rank: int, world: int) -> None:
+    with emulated_cuda.stream():
+        row = torch.ones(5000).to("cuda")
+        kept = failed_state(rank, row)
+        for allocations in (1, 0, 0):
+            with emulated_cuda.counting() as counted:
+                state = failed_state(rank, row)
+            assert counted.get("allocations", 0) == allocations
+            del state
+            gc.collect()
+        with emulated_cuda.counting() as counted:
+            states = [moo.BucketMOO("mgda") for _ in range(2)]
+            for state in states:
+                for _ in range(3):  # without the errors of the states before
+                    row.fill_(1.0)
+                    moo.all_reduce(row, state)
+        assert counted["allocations"] == 1
+        with emulated_cuda.Graph():
+            moo.all_reduce(row, states[0])
+        del state, states, kept
+        gc.collect()
+        with emulated_cuda.counting() as counted:
+            states = [failed_state(rank, row) for _ in range(3)]
+        assert len(states) == 3
+        assert counted["allocations"] == 1, "a graph may write to what its state had"
+
+
+def test_pinned_memory_is_used_again(run_ranks: Runner) -> None:
+    """By states that come and go; that a host writes to it that has not waited would be a fault."""
+    run_ranks(2, rank_makes_states, backend=emulated_cuda.nccl)
+
+
+def rank_is_made_beside_a_capture(rank: int, world: int) -> None:
+    with emulated_cuda.stream():
+        row = torch.ones(5000).to("cuda")
+        made = moo.BucketMOO("mgda")
+        for _ in range(2):
+            moo.all_reduce(row, made)
+        row.fill_(1.0)
+        with emulated_cuda.Graph() as graph:  # of another thread, as it were
+            moo.all_reduce(row, made)
+            with emulated_cuda.stream(), emulated_cuda.cached_memory():
+                state = moo.BucketMOO("mgda")
+                with pytest.raises(ValueError, match="contiguous"):  # of a state that is made by now
+                    moo.all_reduce(torch.empty(4, 4, device="cuda").t(), state)
+        graph.replay()
+        assert bool((row == 1.0).all().cpu())
+
+
+def test_a_state_may_be_made_while_a_graph_is_captured(run_ranks: Runner) -> None:
+    run_ranks(1, rank_is_made_beside_a_capture, backend=emulated_cuda.nccl)
 
 
 def rank_first_iteration(rank: int, world: int, seed: int) -> list[bytes]:

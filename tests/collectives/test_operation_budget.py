@@ -248,6 +248,32 @@ def test_an_operation_more_is_found(run_ranks: Runner, random_seed: int) -> None
 CEILINGS = {"all-reduce, shards and a tail": 9, "sketch": 8, "sketch, lag=1": 8, "sketch, kept weights": 7}
 
 
+def rank_operators(rank: int, world: int, seed: int) -> list[Counts]:
+    """The functions, each with rows of 5000 elements for three objectives."""
+    counts = []
+    with emulated_cuda.stream():
+        rows = [draw(seed, (row,), 5000, torch.float32).to("cuda") for row in range(3)]
+        gramian = torch.ops.bucket_moo.gramian(rows)
+        weights = torch.full((3,), 1 / 3, dtype=torch.float64).to("cuda")
+        for call in (
+            lambda: torch.ops.bucket_moo.gramian(rows),
+            lambda: torch.ops.bucket_moo.solve(gramian, "mgda"),
+            lambda: torch.ops.bucket_moo.combine(rows, weights),
+        ):
+            with emulated_cuda.counting() as counted:
+                call()
+            counts.append(by_kind(counted))
+    return counts
+
+
+def test_functions_launch_their_kernels_and_no_other(run_ranks: Runner, random_seed: int) -> None:
+    """Gramian and solve unpack what they wrote; what counts the Gramian's blocks is cleared by a fill of bytes."""
+    ((gramian, solve, combine),) = run_ranks(1, rank_operators, random_seed, backend=emulated_cuda.nccl)
+    assert gramian == {"kernels": 2, "collectives": 0, "memory": 1, "events": 0}
+    assert solve == {"kernels": 2, "collectives": 0, "memory": 0, "events": 0}
+    assert combine == {"kernels": 1, "collectives": 0, "memory": 0, "events": 0}
+
+
 @pytest.mark.parametrize("what", CEILINGS)
 def test_ceilings(what: str) -> None:
     """Kernels, collectives and memory operations, those behind the step included."""

@@ -1,6 +1,7 @@
 #include "streams.hpp"
 
 #include <unordered_map>
+#include <utility>
 
 #include "memory.hpp"
 
@@ -16,6 +17,9 @@ struct CUevent_st {
 
 namespace bucket_moo::emulation {
 namespace {
+
+/// Of the thread.
+thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 
 struct Streams {
   std::recursive_mutex mutex;
@@ -100,6 +104,10 @@ cudaError_t not_while_capturing() {
   return invalidate_all(cudaErrorStreamCaptureUnsupported) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
+cudaError_t not_beside_captures() {
+  return capture_mode == cudaStreamCaptureModeRelaxed ? cudaSuccess : not_while_capturing();
+}
+
 }  // namespace bucket_moo::emulation
 
 using emulation::all;
@@ -131,12 +139,20 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
   return cudaSuccess;
 }
 
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  if (mode == nullptr || (*mode != cudaStreamCaptureModeGlobal && *mode != cudaStreamCaptureModeRelaxed)) {
+    return cudaErrorInvalidValue;
+  }
+  std::swap(emulation::capture_mode, *mode);
+  return cudaSuccess;
+}
+
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   const std::lock_guard lock(all().mutex);
   emulation::Stream* const stream = find_stream(handle);
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
   count(&Operations::synchronisations);
-  const cudaError_t status = emulation::not_while_capturing();
+  const cudaError_t status = stream->capture ? emulation::not_while_capturing() : emulation::not_beside_captures();
   if (status != cudaSuccess) return status;
   emulation::follow_legacy(*stream);
   all().host.join(stream->clock);
@@ -203,7 +219,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
   CUevent_st* const event = find_event(handle);
   if (event == nullptr) return cudaErrorInvalidResourceHandle;
   count(&Operations::synchronisations);
-  const cudaError_t status = emulation::not_while_capturing();
+  const cudaError_t status = emulation::not_beside_captures();
   if (status != cudaSuccess) return status;
   if (event->captured.capture) return cudaErrorCapturedEvent;
   if (event->recorded) all().host.join(event->clock);

@@ -58,9 +58,11 @@ cudaError_t enqueue(cudaStream_t handle, const Task& task);
 /// Runs `task` on a stream that is not being captured.
 cudaError_t execute(Stream& stream, const Task& task);
 
-/// For calls in which the host waits, allocates or frees: no graph can hold them, and while one is captured they are an
-/// error that invalidates the capture.
+/// For calls that no graph can hold: while one is captured they are an error that invalidates the capture.
 cudaError_t not_while_capturing();
+/// The same for those that have nothing to do with what is captured, such as an allocation: a thread that says that it
+/// knows what it does, cudaThreadExchangeStreamCaptureMode(), may make them.
+cudaError_t not_beside_captures();
 
 /// The host waits for everything.
 void wait_for_device();

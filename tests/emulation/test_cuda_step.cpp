@@ -17,6 +17,7 @@ namespace emulation = bucket_moo::emulation;
 using bucket_moo::StepError;
 using bucket_moo::StepHeader;
 using bucket_moo::StepRecord;
+using bucket_moo::cuda::StepNotice;
 
 /// A table of `world` ranks and what the kernel needs around it.
 struct Table {
@@ -46,32 +47,34 @@ void an_error_arrives_behind_the_rest() {
   StepHeader failed;
   std::vector<unsigned> tickets(bucket_moo::cuda::kGramianTickets, 7u);  // as a step that went wrong may leave them
   void* memory = nullptr;
-  CHECK(cudaHostAlloc(&memory, sizeof(StepHeader), cudaHostAllocMapped) == cudaSuccess);
-  auto* const told = new (memory) StepHeader;
-  std::optional<StepHeader> at_fence;
+  CHECK(cudaHostAlloc(&memory, sizeof(StepNotice), cudaHostAllocMapped) == cudaSuccess);
+  auto* const told = new (memory) StepNotice;
+  std::optional<StepNotice> at_fence;
   emulation::on_system_fence([&] { at_fence = *told; });
 
   const auto step = [&](std::int64_t number, int most) {
     for (StepRecord& record : records) record.step = number;
     CHECK(bucket_moo::cuda::launch_make_table(records.data(), kWorld, {.objectives = most, .expected = 0},
-                                              table.pointers(), {}, {}, tickets.data(), &failed, told,
+                                              table.pointers(), {}, {}, tickets.data(), &failed, told, number + 10,
                                               nullptr) == cudaSuccess);
   };
   step(1, 3);
   CHECK(tickets == std::vector<unsigned>(tickets.size(), 0u));
-  CHECK(told->error == StepError::none);
+  CHECK(told->header.error == StepError::none);
   CHECK(!at_fence);
   step(2, 2);
-  CHECK(at_fence && at_fence->error == StepError::none);
-  for (const StepHeader& header : {*at_fence, *told}) {
-    CHECK(header.culprit == 3);
-    CHECK(header.step == 2);
+  CHECK(at_fence && at_fence->header.error == StepError::none);
+  for (const StepNotice& notice : {*at_fence, *told}) {
+    CHECK(notice.header.culprit == 3);
+    CHECK(notice.header.step == 2);
+    CHECK(notice.begun == 12);
   }
-  CHECK(told->error == StepError::too_many_objectives);
+  CHECK(told->header.error == StepError::too_many_objectives);
   at_fence.reset();
   step(3, 2);  // the first one stays
   CHECK(!at_fence);
-  CHECK(told->step == 2);
+  CHECK(told->header.step == 2);
+  CHECK(told->begun == 12);
   emulation::on_system_fence({});
   CHECK(emulation::take_faults().empty());
   CHECK(cudaFreeHost(memory) == cudaSuccess);

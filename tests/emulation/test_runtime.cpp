@@ -410,6 +410,29 @@ void what_no_graph_can_hold_spoils_it() {
   }
   checks::context.clear();
   cudaGraphExec_t exec = nullptr;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  const auto beside = [&] {  // what a thread may do that knows of the capture
+    CHECK(cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess);
+    CHECK(mode == cudaStreamCaptureModeGlobal);
+    CHECK(cudaHostAlloc(&block, 8, 0) == cudaSuccess);
+    CHECK(cudaFreeHost(block) == cudaSuccess);
+    CHECK(cudaStreamSynchronize(s.b) == cudaSuccess);
+    CHECK(cudaEventQuery(s.done) == cudaSuccess);
+    CHECK(launch(add_one, s.a, s.x, kCount) == cudaSuccess);
+    CHECK(cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess);
+    CHECK(mode == cudaStreamCaptureModeRelaxed);
+  };
+  CHECK(capture(s, beside, &exec) == cudaSuccess);
+  CHECK(cudaGraphExecDestroy(exec) == cudaSuccess);
+  for (const bool waits_for_all : {false, true}) {  // nobody may wait for what is only written down
+    const auto wait = [&] {
+      CHECK(cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess);
+      CHECK((waits_for_all ? cudaDeviceSynchronize() : cudaStreamSynchronize(s.a)) ==
+            cudaErrorStreamCaptureUnsupported);
+      CHECK(cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess);
+    };
+    CHECK(capture(s, wait, &exec) == cudaErrorStreamCaptureInvalidated);
+  }
   cudaStream_t blocking = nullptr;
   CHECK(cudaStreamCreateWithFlags(&blocking, cudaStreamDefault) == cudaSuccess);
   for (const bool waits_for_legacy : {false, true}) {

@@ -85,7 +85,7 @@ void set_max_pitch(std::size_t bytes) { max_pitch = bytes; }
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   if (pointer == nullptr) return cudaErrorInvalidValue;
   count(&Operations::allocations);
-  const cudaError_t status = emulation::not_while_capturing();
+  const cudaError_t status = emulation::not_beside_captures();
   if (status != cudaSuccess) return status;
   *pointer = bytes == 0 ? nullptr : emulation::allocate(Place::device, bytes, nullptr);
   return bytes > 0 && *pointer == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
@@ -94,7 +94,7 @@ cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
 cudaError_t cudaHostAlloc(void** pointer, std::size_t bytes, unsigned flags) {
   if (pointer == nullptr || flags > 7) return cudaErrorInvalidValue;
   count(&Operations::allocations);
-  const cudaError_t status = emulation::not_while_capturing();
+  const cudaError_t status = emulation::not_beside_captures();
   if (status != cudaSuccess) return status;
   *pointer = bytes == 0 ? nullptr : emulation::allocate(Place::pinned, bytes, nullptr);
   return bytes > 0 && *pointer == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
@@ -105,7 +105,7 @@ static cudaError_t free_in(Place place, void* pointer) {
   if (pointer == nullptr) return cudaSuccess;
   count(&Operations::allocations);
   const std::lock_guard lock(emulation::runtime_mutex());
-  const cudaError_t status = emulation::not_while_capturing();
+  const cudaError_t status = emulation::not_beside_captures();
   if (status != cudaSuccess) return status;
   emulation::wait_for_device();
   return emulation::release(place, pointer, nullptr) ? cudaSuccess : cudaErrorInvalidValue;

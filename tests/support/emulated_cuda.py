@@ -68,6 +68,17 @@ def set_max_pitch(size: int) -> None:
     _native().set_max_pitch(size)
 
 
+@contextmanager
+def cached_memory() -> Iterator[None]:
+    """Inside, torch has all memory that it needs and asks CUDA for none, as after some steps on a GPU."""
+    native = _native()
+    native.set_cached(True)
+    try:
+        yield
+    finally:
+        native.set_cached(False)
+
+
 def stream() -> Any:
     """A context with a new stream as the current one, as torch.cuda.stream() makes it; not the legacy stream."""
     return _native().OnNewStream()

@@ -95,7 +95,7 @@ BUCKET_MOO_HD Solution solve_equilibrium(Lanes lanes, double alpha, int k, const
       product[i] = b[i] * moved[i];
       target[i] = level[i] * power(b[i], own);
       const double error = std::fabs(product[i] / target[i] - 1.0);
-      residual = error <= residual ? residual : error;
+      Max{residual}.join(error < kInfinity ? error : kInfinity);  // a NaN is as far as can be
       energy += product[i];
       length += b[i] * std::sqrt(h[i * k + i]);
       wanted += target[i];

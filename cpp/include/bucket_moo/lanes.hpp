@@ -9,6 +9,7 @@
 #define BUCKET_MOO_LANES_HPP
 
 #include <bucket_moo/config.hpp>
+#include <cmath>
 
 namespace bucket_moo {
 
@@ -24,21 +25,30 @@ BUCKET_MOO_HD constexpr bool comes_before(Located a, Located b) {
 }
 
 // What reduce() takes: a variable that holds this lane's part, and afterwards the whole. A lane without a part holds
-// the neutral element.
+// the neutral element. Two lanes that join each other's part end with the same: a.join(b) == b.join(a).
 
 struct Sum {
   double& value;
   BUCKET_MOO_HD void join(double other) const { value += other; }
 };
+/// The smallest number: a NaN is none, and -0 is smaller than 0.
 struct Min {
   double& value;
-  BUCKET_MOO_HD void join(double other) const { value = other < value ? other : value; }
+  BUCKET_MOO_HD void join(double other) const {
+    const bool lower_zero = other == value && std::copysign(1.0, other) < 0.0;
+    value = other < value || lower_zero || value != value ? other : value;
+  }
 };
+/// The largest number: a NaN is none, and 0 is larger than -0.
 struct Max {
   double& value;
-  BUCKET_MOO_HD void join(double other) const { value = other > value ? other : value; }
+  BUCKET_MOO_HD void join(double other) const {
+    const bool upper_zero = other == value && std::copysign(1.0, other) > 0.0;
+    value = other > value || upper_zero || value != value ? other : value;
+  }
 };
-/// The Located that comes before all others.
+/// The Located that comes before all others. Values are not NaN: where a lane starts with {infinity, k} and takes what
+/// comes before it, none is.
 struct First {
   Located& value;
   BUCKET_MOO_HD void join(Located other) const { value = comes_before(other, value) ? other : value; }

@@ -5,6 +5,7 @@
 #define BUCKET_MOO_LINEAR_ALGEBRA_HPP
 
 #include <bucket_moo/config.hpp>
+#include <bucket_moo/lanes.hpp>
 #include <cmath>
 
 namespace bucket_moo {
@@ -58,7 +59,7 @@ BUCKET_MOO_HD double dot(Lanes lanes, int k, const double* x, const double* y) {
 template <class Lanes>
 BUCKET_MOO_HD double smallest(Lanes lanes, int k, const double* x) {
   double value = x[0];
-  for (int i = lanes.lane(); i < k; i += lanes.count()) value = x[i] < value ? x[i] : value;
+  for (int i = lanes.lane(); i < k; i += lanes.count()) Min{value}.join(x[i]);
   return lanes.min(value);
 }
 

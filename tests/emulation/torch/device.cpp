@@ -6,6 +6,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/util/Exception.h>
 
+#include <atomic>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -92,15 +93,17 @@ struct Owned {
   cudaStream_t stream;
 };
 
-/// As torch's, but that nothing is cached: a stream that is captured has a pool of its own, and anybody else has to ask
-/// CUDA for memory, which cannot be while something is captured.
+std::atomic<bool> cached = false;
+
+/// As torch's, but that nothing is cached unless a test says so: a stream that is captured has a pool of its own, and
+/// anybody else has to ask CUDA for memory, which cannot be while something is captured.
 class Allocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
     if (bytes == 0) return {nullptr, nullptr, &drop, kDevice};
     const std::lock_guard lock(runtime_mutex());
     const cudaStream_t stream = handle_of(stream_of(current));
-    if (!find_stream(stream)->capture) check(not_while_capturing(), "cudaMalloc");
+    if (!find_stream(stream)->capture && !cached) check(not_beside_captures(), "cudaMalloc");
     void* const pointer = emulation::allocate(Place::device, bytes, find_stream(stream));
     TORCH_CHECK(pointer != nullptr, "out of memory");
     return {pointer, new Owned{pointer, stream}, &drop, kDevice};
@@ -153,6 +156,8 @@ void install_device() {
 void check(cudaError_t status, const char* what) {
   TORCH_CHECK(status == cudaSuccess, "CUDA emulation: ", what, ": ", cudaGetErrorName(status));
 }
+
+void set_cached(bool is_cached) { cached = is_cached; }
 
 c10::Stream current_stream() { return stream_of(current); }
 

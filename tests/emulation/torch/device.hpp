@@ -24,6 +24,9 @@ c10::Allocator* device_allocator();
 /// Raises RuntimeError for what a CUDA call says.
 void check(cudaError_t status, const char* what);
 
+/// Whether torch has all memory that it needs.
+void set_cached(bool is_cached);
+
 c10::Stream current_stream();
 c10::Stream new_stream();
 cudaStream_t handle_of(const c10::Stream& stream);

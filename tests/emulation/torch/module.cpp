@@ -76,6 +76,7 @@ PYBIND11_MODULE(_emulation, module) {
   module.def("operations", &operations);
   module.def("collect_faults", &emulation::collect_faults);
   module.def("take_faults", &emulation::take_faults);
+  module.def("set_cached", &emulation::set_cached);
   module.def("set_max_pitch", &emulation::set_max_pitch);
   py::class_<OnNewStream>(module, "OnNewStream")
       .def(py::init<>())

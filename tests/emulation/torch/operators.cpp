@@ -26,8 +26,9 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::opti
   return at::detail::empty_strided_generic(size, stride, device_allocator(), kKeys, c10::dtype_or_default(dtype));
 }
 
+/// By a kernel, as torch does it.
 at::Tensor& zero_(at::Tensor& self) {
-  enqueue_on_current("memset", &Operations::memsets, {}, {self}, [alias = on_host(self)]() mutable { alias.zero_(); });
+  enqueue_on_current("fill", &Operations::kernels, {}, {self}, [alias = on_host(self)]() mutable { alias.zero_(); });
   return self;
 }
 

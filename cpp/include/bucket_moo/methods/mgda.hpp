@@ -86,7 +86,7 @@ BUCKET_MOO_HD Solution solve_mgda(Lanes lanes, const MgdaOptions& options, int k
   BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     square += weights[i] * product[i];
-    lowest = product[i] < lowest ? product[i] : lowest;
+    Min{lowest}.join(product[i]);
     trace += gram[i * k + i];
   }
   lanes.reduce(Sum{square}, Min{lowest}, Sum{trace});
