@@ -5,6 +5,7 @@
 
 #include "combine.cuh"
 #include "elements.cuh"
+#include "kernels/combine.hpp"
 #include "kernels/normal_float32.hpp"
 #include "launch.cuh"
 
@@ -33,7 +34,7 @@ struct CombinePass {
   DeviceRows rows;
   const double* coefficient;
   void* out;
-  bool aligned;  ///< the rows and `out` can be accessed 16 bytes at a time
+  bool aligned;  ///< the rows can be accessed 16 bytes at a time, and `out` the elements of these
   CombineTail tail;
 };
 
@@ -44,7 +45,7 @@ struct CombineShared {
 };
 
 /// The sum in the accumulation type T; multiplied and added in two roundings, as on the host.
-template <DType D, class T>
+template <DType D, DType Out, class T>
 class Combination {
  public:
   __device__ explicit Combination(const CombinePass& pass)
@@ -94,7 +95,7 @@ class Combination {
         }
       }
       if (at < tail.size) {
-        static_cast<Bits<D>*>(tail.out)[at] = any ? Element<D>::rounded(static_cast<float>(sum)) : Bits<D>{};
+        static_cast<Bits<Out>*>(tail.out)[at] = any ? Element<Out>::rounded(static_cast<float>(sum)) : Bits<Out>{};
       }
     }
   }
@@ -143,12 +144,12 @@ class Combination {
     Vector vector;
 #pragma unroll
     for (int e = 0; e < kPerVector<D>; ++e) {
-      set_bits<D>(vector, e, any ? Element<D>::rounded(static_cast<float>(sum[e])) : Bits<D>{});
+      set_bits<Out>(vector, e, any ? Element<Out>::rounded(static_cast<float>(sum[e])) : Bits<Out>{});
     }
     if (whole) {
-      store_vector<D>(pass_.out, at, vector);
+      store_first<Out, kPerVector<D>>(pass_.out, at, vector);
     } else {
-      store_elements<D>(pass_.out, at, pass_.rows.size, vector);
+      store_elements<Out, kPerVector<D>>(pass_.out, at, pass_.rows.size, vector);
     }
   }
 
@@ -158,17 +159,28 @@ class Combination {
 };
 
 /// Each element is read from all rows by the thread that writes it, before it writes: `out` may be a row.
-template <DType D>
-__global__ void __launch_bounds__(kThreads, kResident) combine_kernel(const __grid_constant__ CombinePass pass) {
+template <DType D, DType Out>
+__device__ void combine(const CombinePass& pass) {
   bool wide = false;
   for (int r = static_cast<int>(threadIdx.x); r < pass.rows.count; r += kThreads) {
     wide = wide || !normal_float32(pass.coefficient[r]);
   }
   if (__syncthreads_or(wide ? 1 : 0) != 0) {
-    Combination<D, double>(pass).run();
+    Combination<D, Out, double>(pass).run();
   } else {
-    Combination<D, float>(pass).run();
+    Combination<D, Out, float>(pass).run();
   }
+}
+
+template <DType D>
+__global__ void __launch_bounds__(kThreads, kResident) combine_kernel(const __grid_constant__ CombinePass pass) {
+  combine<D, D>(pass);
+}
+
+/// From rows of float32.
+template <DType Out>
+__global__ void __launch_bounds__(kThreads, kResident) combine_float32_to(const __grid_constant__ CombinePass pass) {
+  combine<DType::float32, Out>(pass);
 }
 
 /// A thread an element, of the rows and then of the tail.
@@ -193,7 +205,10 @@ __global__ void __launch_bounds__(kThreads) combine_float64(const __grid_constan
 
 using Kernel = void (*)(CombinePass);
 
-Kernel kernel_of(DType dtype) {
+Kernel kernel_of(DType dtype, DType out_dtype) {
+  if (dtype != out_dtype) {
+    return out_dtype == DType::bfloat16 ? combine_float32_to<DType::bfloat16> : combine_float32_to<DType::float16>;
+  }
   switch (dtype) {
     case DType::float64:
       return combine_float64;
@@ -214,14 +229,22 @@ cudaError_t launch_combine(const DeviceRows& rows, const double* coefficient, vo
 
 cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& tail, void* tail_out,
                            const double* coefficient, cudaStream_t stream) {
+  return launch_combine(rows, out, tail, tail_out, rows.dtype, coefficient, stream);
+}
+
+cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& tail, void* tail_out, DType out_dtype,
+                           const double* coefficient, cudaStream_t stream) {
+  if (!combines_to(rows.dtype, out_dtype)) return cudaErrorInvalidValue;
   if (!valid(rows) || !valid(tail) || (rows.count > 0 && coefficient == nullptr)) return cudaErrorInvalidValue;
   if (rows.size > 0 && out == nullptr) return cudaErrorInvalidValue;
   const bool like_rows = tail.base != nullptr && tail.count == rows.count && tail.dtype == rows.dtype;
   if (tail.size > 0 && (!like_rows || tail_out == nullptr)) return cudaErrorInvalidValue;
   if (rows.size + tail.size == 0) return cudaSuccess;
-  const bool aligned = vector_aligned(rows) && reinterpret_cast<std::uintptr_t>(out) % kVectorBytes == 0;
+  const std::int64_t stored = kVectorBytes / element_bytes(rows.dtype) * element_bytes(out_dtype);
+  const bool aligned =
+      vector_aligned(rows) && reinterpret_cast<std::uintptr_t>(out) % static_cast<std::uintptr_t>(stored) == 0;
   const CombinePass pass{rows, coefficient, out, aligned, {tail.base, tail.pitch, tail.size, tail_out}};
-  const Kernel kernel = kernel_of(rows.dtype);
+  const Kernel kernel = kernel_of(rows.dtype, out_dtype);
 
   const std::int64_t tile = kThreads * kVectorBytes / element_bytes(rows.dtype);
   const std::int64_t tiles = (rows.size + tail.size + tile - 1) / tile;

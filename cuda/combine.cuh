@@ -22,6 +22,13 @@ cudaError_t launch_combine(const DeviceRows& rows, const double* coefficient, vo
 cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& tail, void* tail_out,
                            const double* coefficient, cudaStream_t stream);
 
+/// Enqueues the same, rounded to another dtype.
+/// \param out_dtype  of `out` and `tail_out`: combines_to(rows.dtype, out_dtype). If it is not the rows' dtype, neither
+///                   of them may overlap a row at all.
+/// \return as above
+cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& tail, void* tail_out, DType out_dtype,
+                           const double* coefficient, cudaStream_t stream);
+
 }  // namespace bucket_moo::cuda
 
 #endif  // BUCKET_MOO_CUDA_COMBINE_CUH

@@ -82,17 +82,28 @@ __device__ void store_vector(void* row, std::int64_t at, const Vector& vector) {
       make_uint4(vector.word[0], vector.word[1], vector.word[2], vector.word[3]);
 }
 
+/// The first Count of them.
+template <DType D, int Count>
+__device__ void store_first(void* row, std::int64_t at, const Vector& vector) {
+  if constexpr (Count == kPerVector<D>) {
+    store_vector<D>(row, at, vector);
+  } else {
+    static_assert(Count * 2 == kPerVector<D>);
+    *reinterpret_cast<uint2*>(static_cast<Bits<D>*>(row) + at) = make_uint2(vector.word[0], vector.word[1]);
+  }
+}
+
 template <DType D>
 __device__ Bits<D> bits_of(const Vector& vector, int e) {
   return static_cast<Bits<D>>(vector.word[e / kPerWord<D>] >> (e % kPerWord<D> * 16));
 }
 
-template <DType D>
+template <DType D, int Count = kPerVector<D>>
 __device__ void store_elements(void* row, std::int64_t at, std::int64_t size, const Vector& vector) {
   Bits<D>* const to = static_cast<Bits<D>*>(row) + at;
   const std::int64_t left = size - at;
 #pragma unroll
-  for (int e = 0; e < kPerVector<D>; ++e) {
+  for (int e = 0; e < Count; ++e) {
     if (e < left) to[e] = bits_of<D>(vector, e);
   }
 }

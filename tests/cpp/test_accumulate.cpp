@@ -230,6 +230,7 @@ void without_rows() {
         std::memcpy(before.at(i), &bits, bucket_moo::element_size(accumulation_dtype(d)));
       }
       Sum sum = before;
+      v->accumulate(none, nullptr, 1.0, nullptr);  // not touched
       v->accumulate(none, nullptr, 1.0, sum.at(0));
       CHECK(std::memcmp(sum.at(-1), before.at(-1), 78 * bucket_moo::element_size(accumulation_dtype(d))) == 0);
       v->accumulate(none, nullptr, 0.0, sum.at(0));

@@ -187,6 +187,59 @@ void combine_with_a_tail() {
   CHECK(bucket_moo::cuda::launch_combine(t.device(), out, t.device(), nullptr, c, nullptr) == cudaErrorInvalidValue);
 }
 
+/// float32 rows and tail to 16 bits, as on the host.
+void combine_to_another_dtype() {
+  for (const DType to : {DType::bfloat16, DType::float16}) {
+    for (const std::int64_t n : {0, 1, 3, 4, 1023, 1025, 2050}) {
+      for (const int w : {1, 2, 3, 5, 8, 13, 1025}) {
+        if ((w > 13 && n > 4) || tiles::leave_out()) continue;
+        const Layout layout = w > 13 ? Layout::odd_pitch : kLayouts[(w + n) % 4];
+        Tile t(DType::float32, w, n, layout);
+        Tile tail(DType::float32, w, n / 3, w % 2 == 0 ? Layout::block : Layout::odd_pitch);
+        checks::context = std::string("float32 to ") + name_of(to) + " n=" + std::to_string(n) +
+                          " W=" + std::to_string(w) + " layout " + std::to_string(static_cast<int>(layout));
+        std::vector<double> c = random_coefficients(w);
+        if (w == 5) c[2] = 1e-300;  // summed in float64
+        if (w == 8) c[3] = 0;
+        if (w == 13) c.assign(c.size(), 0.0);
+        const auto host = [&](const Tile& rows) {
+          std::vector<char> out(static_cast<std::size_t>(rows.size) * 2 + 1);
+          const std::vector<const void*> pointers = rows.pointers();
+          bucket_moo::combine({pointers.data(), rows.count(), rows.size, rows.dtype}, c.data(), out.data(), to);
+          out.pop_back();
+          return out;
+        };
+        for (const std::size_t skip : {0, 2, 8}) {  // bytes off a 16-byte alignment; 8 is enough for 4 elements
+          const std::size_t bytes = static_cast<std::size_t>(n) * 2;
+          std::vector<char> memory(bytes + 64, char{0x5a});
+          std::vector<char> tail_out(static_cast<std::size_t>(tail.size) * 2 + 1, char{0x5a});
+          const std::size_t start = 16 - reinterpret_cast<std::uintptr_t>(memory.data()) % 16 + skip;
+          CHECK(bucket_moo::cuda::launch_combine(t.device(), memory.data() + start, tail.device(), tail_out.data(), to,
+                                                 c.data(), nullptr) == cudaSuccess);
+          for (std::size_t i = 0; i < memory.size(); ++i) {
+            if (i < start || i >= start + bytes) CHECK(memory[i] == 0x5a);
+          }
+          CHECK(tail_out.back() == 0x5a);
+          tail_out.pop_back();
+          const auto first = memory.begin() + static_cast<std::ptrdiff_t>(start);
+          CHECK(same_elements(to, {first, first + static_cast<std::ptrdiff_t>(bytes)}, host(t)));
+          CHECK(same_elements(to, tail_out, host(tail)));
+        }
+      }
+    }
+  }
+  checks::context = "from one dtype to another";
+  const double c[] = {1, 2, 3};
+  double out[10];
+  for (const DType from : kDTypes) {
+    const Tile t(from, 3, 10);
+    for (const DType to : kDTypes) {
+      const cudaError_t expected = bucket_moo::combines_to(from, to) ? cudaSuccess : cudaErrorInvalidValue;
+      CHECK(bucket_moo::cuda::launch_combine(t.device(), out, {}, nullptr, to, c, nullptr) == expected);
+    }
+  }
+}
+
 /// An empty tensor has no address.
 void empty_rows_may_be_nowhere() {
   checks::context = "nowhere";
@@ -220,6 +273,7 @@ int main() {
   combine_rounds_once();
   combine_in_place();
   combine_with_a_tail();
+  combine_to_another_dtype();
   combine_refuses();
   empty_rows_may_be_nowhere();
   return checks::finish();

@@ -79,7 +79,7 @@ class Tile {
     rows.count = count();
     rows.size = size;
     rows.dtype = dtype;
-    if (in_block_) {
+    if (in_block_ && count() > 0) {
       rows.base = row(0);
       rows.pitch = pitch_;
     } else {

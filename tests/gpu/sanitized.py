@@ -112,14 +112,19 @@ def ranks(world: int) -> Counter[str]:
     return sum((Counter(results.get()) for _ in processes), Counter())
 
 
+# For steps of several passes, which the device path does not have yet. Their C++ tests launch them.
+NOT_IN_USE = ("accumulate_kernel", "combine_float32_to")
+
+
 def main() -> int:
-    """Runs all of it; 0 if, as far as launches are counted, every kernel was launched."""
+    """Runs all of it; 0 if, as far as launches are counted, every kernel in use was launched, and no other."""
     torch.manual_seed(0)
     functions()
     launched = Counter(DEVICE.kernel_launches()) + ranks(len(OBJECTIVES))
     DEVICE.synchronize()
-    missing = sorted(name for name in DEVICE.kernel_launches() if launched[name] == 0)
-    print("kernels that were not launched: " + ", ".join(missing) if missing else "all kernels ran")
+    in_use = {name: not name.startswith(NOT_IN_USE) for name in DEVICE.kernel_launches()}
+    missing = sorted(name for name, used in in_use.items() if used != (launched[name] > 0))
+    print("kernels that were not launched, or were and are listed as not in use: " + ", ".join(missing) if missing else "all kernels ran")
     return 1 if missing else 0
 
 
