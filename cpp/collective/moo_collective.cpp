@@ -268,9 +268,8 @@ void MooCollective::weighted_reduce_scatter(void* output, const void* input, std
                                             const std::function<void()>& meanwhile) {
   set_coefficients(weights);
   const ShardedBucket sharded = sharded_apart(output, input, shard, dtype, world_, kSumTileBytes);
-  stream_shard(sharded, [&](const Rows& rows, std::int64_t begin) {
-    sum_rows(rows, zero_rows, sharded.element_out(begin));
-  });
+  stream_shard(sharded,
+               [&](const Rows& rows, std::int64_t begin) { sum_rows(rows, zero_rows, sharded.element_out(begin)); });
   meanwhile();
 }
 

@@ -35,8 +35,8 @@ class ObjectiveTile {
   /// [K] what turns the sums into means; 0 where there is none. `objectives`: of the whole step.
   std::vector<double> close(const StepObjectives& objectives);
 
-  // After close(): the sums as rows, [K] of elements [begin, begin + size) of the shard, or of the tail. Valid until the
-  // next call.
+  // After close(): the sums as rows, [K] of elements [begin, begin + size) of the shard, or of the tail. Valid until
+  // the next call.
   Rows shard(std::int64_t begin, std::int64_t size);
   Rows tail();
 

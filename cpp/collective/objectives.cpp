@@ -85,10 +85,10 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
 void check_one_objective(std::span<const StepRecord> records) {
   for (std::size_t r = 1; r < records.size(); ++r) {
     if (!same_name(records[r].objective, records[0].objective)) {
-      throw AgreedError(c10::str(
-          "bucket_moo_ext: with layout='passes' all ranks must have the same objective in a pass; in step ",
-          records[0].step, ", pass ", records[0].pass + 1, " rank 0 has '", records[0].objective.text(), "', rank ", r,
-          " '", records[r].objective.text(), "' (layout='ranks' allows that)"));
+      throw AgreedError(
+          c10::str("bucket_moo_ext: with layout='passes' all ranks must have the same objective in a pass; in step ",
+                   records[0].step, ", pass ", records[0].pass + 1, " rank 0 has '", records[0].objective.text(),
+                   "', rank ", r, " '", records[r].objective.text(), "' (layout='ranks' allows that)"));
     }
   }
 }

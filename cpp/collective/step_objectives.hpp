@@ -43,10 +43,10 @@ class StepObjectives {
   std::size_t number_of(const ObjectiveName& name);
 
   std::vector<PassRows> passes_;
-  std::vector<std::string> names_;   // [K]
-  std::vector<std::int64_t> rows_;   // [K]
-  std::vector<double> unit_;         // [K] of the newest pass
-  std::vector<double> total_;        // [K] sum of weights, in that unit
+  std::vector<std::string> names_;  // [K]
+  std::vector<std::int64_t> rows_;  // [K]
+  std::vector<double> unit_;        // [K] of the newest pass
+  std::vector<double> total_;       // [K] sum of weights, in that unit
 };
 
 }  // namespace bucket_moo

@@ -17,8 +17,8 @@
 namespace bucket_moo {
 
 /// A page for every bucket, found by the names of its parameters. On it: the record of the last reduction (for
-/// kRememberedSteps) with the gradients that are put aside for a step of several passes, weights that are kept for later
-/// steps (until forget_steps()), and the memory of a method that has one (for good).
+/// kRememberedSteps) with the gradients that are put aside for a step of several passes, weights that are kept for
+/// later steps (until forget_steps()), and the memory of a method that has one (for good).
 ///
 /// Survives DDP's rebuilding of its buckets: every parameter belongs to the bucket that held it last. A bucket that is
 /// new starts with a copy of the memory that most of its elements belong to (of several, the one met first in the order

@@ -133,9 +133,9 @@ class Engine final {
   const MethodId method_;
   const std::shared_ptr<Backend> backend_;
 
-  mutable std::mutex order_;               // held while a call is checked and handed over; guards what follows
+  mutable std::mutex order_;  // held while a call is checked and handed over; guards what follows
   Step step_of_hook_;
-  std::map<std::uint64_t, Step> direct_;   // by line: steps of direct calls that are open
+  std::map<std::uint64_t, Step> direct_;  // by line: steps of direct calls that are open
 
   mutable std::mutex mutex_;  // guards what follows; taken after order_
   std::string objective_;

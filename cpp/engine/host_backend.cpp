@@ -205,7 +205,11 @@ void HostBackend::keep_record(const PlacedReduction& call, BucketRecord record) 
   counters_.nonfinite += record.result.solution.status == Status::nonfinite;
   scratch_bytes_ = collective_.scratch_bytes();
   book_.open(call.bucket).record = std::move(record);
-  book_.for_each_page([this](const Book::Page& page) { scratch_bytes_ += page.aside ? page.aside->tile.capacity() : 0; });
+  book_.for_each_page([this](const Book::Page& page) {
+    if (page.aside) {
+      scratch_bytes_ += page.aside->tile.capacity();
+    }
+  });
 }
 
 BucketSolution HostBackend::reduce_exact(const PlacedReduction& call) {

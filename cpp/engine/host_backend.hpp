@@ -19,8 +19,8 @@
 #include "collective/moo_collective.hpp"
 #include "collective/objective_tile.hpp"
 #include "collective/point_to_point_transport.hpp"
-#include "engine/backend.hpp"
 #include "collective/step_objectives.hpp"
+#include "engine/backend.hpp"
 #include "engine/bucket_book.hpp"
 #include "engine/engine_options.hpp"
 #include "engine/solver_memory.hpp"
@@ -137,7 +137,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   // Used by the worker alone.
   MooCollective collective_;
   bool configuration_checked_ = false;
-  std::exception_ptr failure_;          // for good
+  std::exception_ptr failure_;           // for good
   std::map<std::uint64_t, Step> steps_;  // by line
   std::vector<Deferred> deferred_;       // of the hook's step, in order
 

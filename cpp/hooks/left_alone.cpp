@@ -60,8 +60,8 @@ void LeftAlone::write(const Bucket& bucket) {
     }
     // As DDP lays parameters out in buckets: with their own strides where these leave no gaps.
     const bool is_dense = real.is_non_overlapping_and_dense();
-    const at::Tensor answer = is_dense ? flat.as_strided(real.sizes(), real.strides(), flat.storage_offset())
-                                       : flat.view(real.sizes());
+    const at::Tensor answer =
+        is_dense ? flat.as_strided(real.sizes(), real.strides(), flat.storage_offset()) : flat.view(real.sizes());
     if (!gradient.defined()) {
       gradient = at::zeros_like(parameter.detach());
     }

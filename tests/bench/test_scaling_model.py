@@ -204,8 +204,8 @@ def test_kernels_are_those_of_the_device_path() -> None:
 def test_a_solve_has_the_threads_and_products_of_the_kernel() -> None:
     source = (ROOT / "cuda" / "solve.cu").read_text()
     constants = dict(re.findall(r"^ *constexpr int (k\w+) = (\d+);$", source, re.MULTILINE))
-    assert int(constants["kStepThreads"]) == model.SOLVE_THREADS
-    assert int(constants["kMostProducts"]) == model.SOLVE_PRODUCTS
+    assert int(constants["kStepThreads"]) == device_path.SOLVE_THREADS
+    assert int(constants["kMostProducts"]) == device_path.SOLVE_PRODUCTS
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,11 @@ def main() -> int:
     DEVICE.synchronize()
     in_use = {name: not name.startswith(NOT_IN_USE) for name in DEVICE.kernel_launches()}
     missing = sorted(name for name, used in in_use.items() if used != (launched[name] > 0))
-    print("kernels that were not launched, or were and are listed as not in use: " + ", ".join(missing) if missing else "all kernels ran")
+    print(
+        "kernels that were not launched, or were and are listed as not in use: " + ", ".join(missing)
+        if missing
+        else "all kernels ran"
+    )
     return 1 if missing else 0
 
 

@@ -261,7 +261,7 @@ def _no_counterexample(rank: int, world: int) -> None:
             ddp.zero_grad()
             ddp(torch.tensor([[1.0, 2.0], [-1.0, -1.0]][rank])).sum().backward()
         assert len(state.report().buckets) == 2
-        gradient = torch.cat([module.a.grad, module.b.grad])
+        gradient = torch.cat([p.grad for p in module.parameters() if p.grad is not None])
         assert bool(gradient.abs().max() > 0.1) == moves
         if moves:
             expected = mgda_weights(np.array([[1.0, 2.0], [-1.0, -1.0]])) @ np.array([[1.0, 2.0], [-1.0, -1.0]])
