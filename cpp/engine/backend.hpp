@@ -27,8 +27,8 @@ class Backend {
   /// Does the work of a reduction whose arguments are right. Raises or puts into the Future what goes wrong.
   virtual FuturePtr submit(PlacedReduction reduction) = 0;
 
-  /// The step had its last reduction. Missing where a step broke off.
-  virtual void end_step() = 0;
+  /// The step of a line had its last reduction. Missing where a step broke off.
+  virtual void end_step(std::uint64_t line) = 0;
 
   /// Whether a step may have more than one pass.
   virtual bool takes_several_passes() const = 0;

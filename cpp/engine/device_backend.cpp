@@ -116,7 +116,7 @@ FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
   return complete(call);
 }
 
-void DeviceBackend::end_step() {
+void DeviceBackend::end_step(std::uint64_t) {
   const std::lock_guard in_order(enqueue_);
   if (late_.empty()) {
     return;

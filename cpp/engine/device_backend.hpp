@@ -42,7 +42,7 @@ class DeviceBackend final : public Backend {
   int world_size() const override { return collective_.world_size(); }
   void check(const Reduction& reduction, bool starts_step) override;
   FuturePtr submit(PlacedReduction call) override;
-  void end_step() override;
+  void end_step(std::uint64_t line) override;
   bool takes_several_passes() const override { return false; }
   bool tells_refusals() const override { return false; }
   void continue_from(std::int64_t step) override;

@@ -102,7 +102,7 @@ void Engine::end_pass() {
   check_at_home();
   const std::lock_guard in_order(order_);
   if (!step_of_hook_.is_open()) {
-    backend_->end_step();
+    backend_->end_step(kHookLine);
   }
 }
 
@@ -124,7 +124,7 @@ FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {
   });
   FuturePtr done = reduce_next(step, std::move(reduction), std::move(result));
   if (!step.is_open()) {
-    backend_->end_step();
+    backend_->end_step(line);
   }
   return done;
 }

@@ -205,11 +205,6 @@ void HostBackend::keep_record(const PlacedReduction& call, BucketRecord record) 
   counters_.nonfinite += record.result.solution.status == Status::nonfinite;
   scratch_bytes_ = collective_.scratch_bytes();
   book_.open(call.bucket).record = std::move(record);
-  book_.for_each_page([this](const Book::Page& page) {
-    if (page.aside) {
-      scratch_bytes_ += page.aside->tile.capacity();
-    }
-  });
 }
 
 BucketSolution HostBackend::reduce_exact(const PlacedReduction& call) {
@@ -238,6 +233,11 @@ void HostBackend::put_aside(const JobPtr& job) {
   const ShardedBucket bucket = sharded(call);
   Deferred deferred{job, aside_of(call, bucket), {}};
   collective_.accumulate(bucket, objectives.pass(call.pass), deferred.aside->tile);
+  {
+    const std::lock_guard lock(mutex_);
+    deferred.aside->bytes = deferred.aside->tile.capacity();
+    scratch_bytes_ = collective_.scratch_bytes();
+  }
   if (call.leaves_open) {
     std::memset(call.output.mutable_data_ptr(), 0, call.output.nbytes());
     return;
@@ -306,8 +306,8 @@ void HostBackend::combine_tile(const Deferred& bucket, const BucketSolution& sol
   keep_record(call, std::move(record));
 }
 
-void HostBackend::end_step() {
-  if (options_.scope != Scope::model) {
+void HostBackend::end_step(std::uint64_t line) {
+  if (options_.scope != Scope::model || line != kHookLine) {
     return;
   }
   worker_.submit([self = shared_from_this()]() mutable {
@@ -398,7 +398,7 @@ void HostBackend::prepare_next() {
       next = waiting_.front();
     }
   }
-  if (next != nullptr && !next->call.starts_step() && !next->call.output.is_sparse() &&
+  if (next != nullptr && !next->call.starts_pass() && !next->call.output.is_sparse() &&
       options_.sketch.width_for(next->call.gradient().numel()) > 0) {
     prepare(*next);
   }
@@ -495,7 +495,9 @@ Counters HostBackend::counters() const {
 
 std::size_t HostBackend::scratch_bytes() const {
   const std::lock_guard lock(mutex_);
-  return scratch_bytes_;
+  std::size_t bytes = scratch_bytes_;
+  book_.for_each_page([&](const Book::Page& page) { bytes += page.aside ? page.aside->bytes : 0; });
+  return bytes;
 }
 
 void HostBackend::continue_from(std::int64_t) {

@@ -43,7 +43,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   int world_size() const override { return collective_.world_size(); }
   void check(const Reduction&, bool) override {}
   FuturePtr submit(PlacedReduction call) override;
-  void end_step() override;
+  void end_step(std::uint64_t line) override;
   bool takes_several_passes() const override { return true; }
   bool tells_refusals() const override { return true; }
   void continue_from(std::int64_t step) override;
@@ -68,7 +68,8 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   struct PutAside {
     std::int64_t step = 0;
     bool is_open = false;
-    ObjectiveTile tile;
+    ObjectiveTile tile;     // the worker's
+    std::size_t bytes = 0;  // of the tile; guarded by mutex_
   };
 
   using Book = BucketBook<BucketRecord, KeptWeights, SolverMemory, std::shared_ptr<PutAside>>;

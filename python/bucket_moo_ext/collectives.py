@@ -46,7 +46,8 @@ def all_reduce(
     """Replaces every rank's ``tensor`` by the conflict-aware combination of all ranks' tensors, in place.
 
     The counterpart of ``torch.distributed.all_reduce`` with ``ReduceOp.AVG``; each call is a step of its own, in which
-    the ranks tell each other their objectives and weights.
+    the ranks tell each other their objectives and weights. Under ``state.accumulate()`` it is a pass: ``tensor``
+    becomes zeros, and the first call for the bucket outside brings the combination of all passes.
 
     Args:
         tensor: Contiguous, dense, on the CPU or a GPU, any shape; float32, bfloat16, float16 or float64. The same size

@@ -510,6 +510,11 @@ class BucketMOO:
 
     def _make_engine(self, device: torch.device) -> _C.Engine:
         objective = self._objective_name(self._objective)
+        if _C.reduces_on_device(device) and (self._layout, self._scope) != ("ranks", "bucket"):
+            raise NotImplementedError(
+                f"layout={self._layout!r} with scope={self._scope!r} is not supported on {device} yet; on a GPU use "
+                "layout='ranks' and scope='bucket'"
+            )
         parent = None if self._is_alone else parent_group(self._process_group)
         group = None
         if parent is not None:

@@ -163,6 +163,36 @@ def test_ranks_that_disagree_all_raise(run_ranks: Runner) -> None:
         expect(too_many, ValueError, "at most 64 objectives", "passes")
 
 
+def rank_on_device(rank: int, world: int) -> None:
+    for options in ({"scope": "model"}, {"layout": "passes"}):
+        state = moo.BucketMOO(objective="de", **options)  # type: ignore[arg-type]
+        expect(error_of(lambda: moo.all_reduce(torch.ones(9), state)), NotImplementedError, "layout=", "on a GPU")
+    state = moo.BucketMOO()
+    with state.accumulate():
+        expect(
+            error_of(lambda: moo.all_reduce(torch.ones(9), state)), NotImplementedError, "not supported on a GPU yet"
+        )
+    row = torch.ones(9)
+    moo.all_reduce(row, state)  # a step of one pass
+    assert row.eq(1.0).all()
+    assert state.report().step == 1
+
+
+@pytest.mark.device
+@pytest.mark.skipif(not checks.ON_DEVICE, reason="the CPU has all of it")
+def test_what_a_gpu_does_not_have_yet_is_refused(run_ranks: Runner) -> None:
+    run_ranks(2, rank_on_device)
+
+
+def rank_sketched(rank: int, world: int) -> None:
+    expect(error_of(moo.BucketMOO(gramian=moo.Sketch()).accumulate().__enter__), NotImplementedError, "Sketch")
+    expect(error_of(lambda: moo.BucketMOO(gramian=moo.Sketch(), scope="model")), NotImplementedError, "Sketch")
+
+
+def test_what_a_sketch_does_not_do_yet_is_refused(run_ranks: Runner) -> None:
+    run_ranks(1, rank_sketched)
+
+
 def rank_open(rank: int, world: int) -> None:
     state = moo.BucketMOO(moo.GradVac())
     row = torch.ones(100)

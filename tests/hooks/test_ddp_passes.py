@@ -217,10 +217,13 @@ def test_a_pass_that_is_not_finite_skips_the_step(run_ranks: RunRanks) -> None:
 # --- one problem for the model ---
 
 
-def _one_problem(rank: int, world: int, passes: int) -> str:
+def _one_problem(rank: int, world: int, passes: int, between: bool) -> str:
     schedule = [[10 * number + r for r in range(world)] for number in range(passes)]
     ddp = DDP(mlp(1), bucket_cap_mb=CAP_MB)
     state = moo.register(ddp, "mgda", scope="model")
+    if between:  # a collective amid the backward pass, which is none of its buckets
+        weight = next(ddp.module.parameters())
+        weight.register_hook(lambda _: moo.all_reduce(torch.full((4,), float(rank)), state, bucket="another"))
     for step in range(3):
         ddp.zero_grad()
         local = _local(ddp.module, schedule, step)
@@ -232,14 +235,19 @@ def _one_problem(rank: int, world: int, passes: int) -> str:
         assert_mgda(rows, got, 1e-8, f"step {step}")
         report = state.report()
         assert report.scope == "model"
+        if between:  # it was the newest step
+            assert report.buckets[0].parameters == ("another",)
+            continue
         assert len({tuple(bucket.weights.tolist()) for bucket in report.buckets}) == 1
         np.testing.assert_allclose(report.gramian.numpy(), rows @ rows.T, rtol=0, atol=1e-9 * (rows**2).sum(1).max())
     return gradient_digest(ddp)
 
 
-@pytest.mark.parametrize(("world", "passes"), [(1, 3), (2, 1), (2, 2), (3, 1)])
-def test_one_problem_for_all_buckets(run_ranks: RunRanks, world: int, passes: int) -> None:
-    same_on_all_ranks(run_ranks(world, _one_problem, passes))
+@pytest.mark.parametrize(
+    ("world", "passes", "between"), [(1, 3, False), (2, 1, False), (2, 2, False), (3, 1, False), (2, 1, True)]
+)
+def test_one_problem_for_all_buckets(run_ranks: RunRanks, world: int, passes: int, between: bool) -> None:
+    same_on_all_ranks(run_ranks(world, _one_problem, passes, between))
 
 
 class _Slope(nn.Module):
