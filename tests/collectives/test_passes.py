@@ -164,14 +164,14 @@ def test_ranks_that_disagree_all_raise(run_ranks: Runner) -> None:
 
 
 def rank_on_device(rank: int, world: int) -> None:
-    for options in ({"scope": "model"}, {"layout": "passes"}):
-        state = moo.BucketMOO(objective="de", **options)  # type: ignore[arg-type]
-        expect(error_of(lambda: moo.all_reduce(torch.ones(9), state)), NotImplementedError, "layout=", "on a GPU")
+    def error(state: moo.BucketMOO) -> Any:
+        return error_of(lambda: moo.all_reduce(torch.ones(9), state))
+
+    expect(error(moo.BucketMOO(scope="model")), NotImplementedError, "scope='model'", "on a GPU")
+    expect(error(moo.BucketMOO(layout="passes")), NotImplementedError, "layout='passes'", "on a GPU")
     state = moo.BucketMOO()
     with state.accumulate():
-        expect(
-            error_of(lambda: moo.all_reduce(torch.ones(9), state)), NotImplementedError, "not supported on a GPU yet"
-        )
+        expect(error(state), NotImplementedError, "not supported on a GPU yet")
     row = torch.ones(9)
     moo.all_reduce(row, state)  # a step of one pass
     assert row.eq(1.0).all()
