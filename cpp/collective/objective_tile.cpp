@@ -15,6 +15,11 @@ void ObjectiveTile::begin(const ShardedBucket& bucket) {
   }
 }
 
+bool ObjectiveTile::fits(const ShardedBucket& bucket) const {
+  return shard_size_ == bucket.shard_size && tail_size_ == bucket.tail_size &&
+         dtype_ == accumulation_dtype(bucket.dtype);
+}
+
 void ObjectiveTile::begin_pass(const PassRows& pass) {
   pass_ = &pass;
   if (sums_.size() < pass.unit.size()) {

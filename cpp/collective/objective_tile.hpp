@@ -18,6 +18,8 @@ class ObjectiveTile {
  public:
   /// Empties it, for a bucket of these sizes and this type.
   void begin(const ShardedBucket& bucket);
+  /// Whether it was begun for a bucket like this one.
+  bool fits(const ShardedBucket& bucket) const;
 
   /// The rows that are added from now on are those of `pass`, which must stay.
   void begin_pass(const PassRows& pass);

@@ -262,7 +262,7 @@ ShardedBucket HostBackend::sharded(const PlacedReduction& call) const {
 }
 
 /// What was put aside for a bucket in this step; nothing yet where this is the first time. Raises AgreedError if other
-/// buckets hold something for some of its parameters.
+/// buckets hold something for some of its parameters, or this one something of another kind.
 std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReduction& call, const ShardedBucket& bucket) {
   const std::lock_guard lock(mutex_);
   book_.for_each_overlapping(call.bucket, [&](const Book::Page& page) {
@@ -282,6 +282,10 @@ std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReducti
     aside->step = call.step;
     aside->is_open = true;
     aside->tile.begin(bucket);
+  } else if (!aside->tile.fits(bucket)) {
+    throw AgreedError(c10::str("bucket_moo_ext: in pass ", call.pass + 1, " of step ", call.step, " bucket '",
+                               call.bucket[0].name,
+                               "' is of another size, dtype or operation than in the passes before"));
   }
   return aside;
 }

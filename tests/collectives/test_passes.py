@@ -146,19 +146,25 @@ def rank_disagree(rank: int, world: int) -> list[Any]:
     errors.append(error_of(lambda: moo.all_reduce(row, one)))
     one.objective = "de"
     moo.all_reduce(row, one)  # the next step is right again
+    other_size = moo.BucketMOO()
+    with other_size.accumulate():
+        moo.all_reduce(row, other_size, bucket="b")
+    errors.append(error_of(lambda: moo.all_reduce(torch.ones(5000), other_size, bucket="b")))
+    moo.all_reduce(torch.ones(5000), other_size, bucket="b")  # a step of its own
     many = moo.BucketMOO()
     for i in range(33):
         many.objective = f"{i} {rank}"
         with many.accumulate():
             errors.append(error_of(lambda: moo.all_reduce(row, many)))
-    return errors[:2] + errors[33:]
+    return errors[:3] + errors[34:]
 
 
 def test_ranks_that_disagree_all_raise(run_ranks: Runner) -> None:
     for errors in run_ranks(2, rank_disagree):
-        disagree, other, most, too_many = errors
+        disagree, other, size, most, too_many = errors
         expect(disagree, ValueError, "leaves it open")
         expect(other, ValueError, "layout='passes'", "rank 0 has 'sw', rank 1 'de'")
+        expect(size, ValueError, "bucket 'bucket:b' is of another size, dtype or operation")
         assert most[0] is type(None)
         expect(too_many, ValueError, "at most 64 objectives", "passes")
 
