@@ -145,6 +145,16 @@ std::vector<std::string> DeviceStep::objective_names(int k) const {
   return names;
 }
 
+std::vector<std::int64_t> DeviceStep::objective_rows(int k) const {
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(k));
+  if (k > 0) {
+    for (const int objective : read(memory_.table.objective, static_cast<std::size_t>(exchange_.size()), stream())) {
+      ++rows[static_cast<std::size_t>(objective)];
+    }
+  }
+  return rows;
+}
+
 std::vector<std::string> DeviceStep::remembered_names() const {
   const int count = read(registry_.count, 1, stream())[0];
   std::vector<std::string> names;

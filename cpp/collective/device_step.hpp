@@ -93,6 +93,8 @@ class DeviceStep {
   cuda::DeviceCounters read_counters() const;
   /// Names of the newest step's objectives, of which there are k.
   std::vector<std::string> objective_names(int k) const;
+  /// Ranks that each of them has.
+  std::vector<std::int64_t> objective_rows(int k) const;
   /// The names of the registry, by number. At most kMaxRememberedNames.
   std::vector<std::string> remembered_names() const;
   void set_remembered_names(const std::vector<std::string>& names);

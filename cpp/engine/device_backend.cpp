@@ -324,6 +324,7 @@ std::vector<BucketRecord> DeviceBackend::records() const {
         captured_ ? collective_.step().read_counters().step : record->step;  // replays count on the device alone
     read.solved_step = header.step;
     read.objectives = collective_.step().objective_names(header.k);
+    read.rows = collective_.step().objective_rows(header.k);
     last.push_back(std::move(read));
   }
   return last;

@@ -41,6 +41,7 @@ class Bucket:
     numel: int
     dtype: str
     objectives: tuple[str, ...]
+    rows: tuple[int, ...]
     width: int
     solved_step: int
     gramian: Array
@@ -62,6 +63,9 @@ class Step:
     step: int
     method: str
     estimator: str
+    layout: str
+    scope: str
+    passes: int
     objectives: tuple[str, ...]
     buckets: list[Bucket]
     gramian: Array
