@@ -182,6 +182,8 @@ def check_reports(
         assert got.step == number + 1, label
         assert got.method.lower().startswith(method), label
         assert got.objectives == tuple(names), label
+        assert (got.layout, got.scope, got.passes) == ("ranks", "bucket", 1), label
+        assert all(bucket.rows == (1,) * world for bucket in got.buckets), label
         assert (got.reduced, got.fallbacks, got.sparse) == (reduced, 0, 0), label
         assert len(got.buckets) == 1 if number == 0 else len(got.buckets) > 1, label  # DDP rebuilds them once
         assert [bucket.index for bucket in got.buckets] == list(range(len(got.buckets))), label
