@@ -20,8 +20,7 @@ namespace {
 /// What a direct call's bucket is known by where its caller gives it no name.
 BucketId bucket_of_size(const Reduction& reduction) {
   const char* const operation = reduction.operation == Operation::reduce_scatter ? "reduce_scatter" : "all_reduce";
-  const at::Tensor& gradient = reduction.gradient();
-  const std::int64_t numel = gradient.defined() && !gradient.is_nested() ? gradient.numel() : 0;
+  const std::int64_t numel = reduction.gradient().numel();
   return {{.name = c10::str(operation, "[", numel, "]"), .numel = numel}};
 }
 
@@ -111,6 +110,9 @@ FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {
   const PassOptions options = next_pass();
   const std::lock_guard in_order(order_);
   if (reduction.bucket.empty()) {
+    Step unnamed{.line = ~kHookLine};  // what is refused may have no size to be named by
+    unnamed.begin_pass(options);
+    check_or_refuse(unnamed, reduction);
     reduction.bucket = bucket_of_size(reduction);
   }
   const std::uint64_t line = hash_of(reduction.bucket);

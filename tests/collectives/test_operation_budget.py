@@ -266,6 +266,7 @@ def rank_operators(rank: int, world: int, seed: int) -> list[Counts]:
     return counts
 
 
+@counts_on_device
 def test_functions_launch_their_kernels_and_no_other(run_ranks: Runner, random_seed: int) -> None:
     """Gramian and solve unpack what they wrote; what counts the Gramian's blocks is cleared by a fill of bytes."""
     ((gramian, solve, combine),) = run_ranks(1, rank_operators, random_seed, backend=emulated_cuda.nccl)

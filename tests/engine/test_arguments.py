@@ -135,7 +135,8 @@ def test_without_a_process_group() -> None:
 
 
 def test_what_is_no_ddp_module_and_no_state() -> None:
-    expect(error_of(lambda: moo.register(nn.Linear(2, 2))), TypeError, "module", "Linear", "DDP|Dist")
+    expect(error_of(lambda: moo.register(nn.DataParallel(nn.Linear(2, 2)))), TypeError, "DataParallel", "one process")
+    expect(error_of(lambda: moo.register(lambda x: x)), TypeError, "module", "function", "DDP|Dist")
     for call in (
         lambda: moo.all_reduce(torch.ones(3), "mgda"),  # type: ignore[call-overload]
         lambda: moo.bucket_moo_hook("mgda", None),  # type: ignore[arg-type]
