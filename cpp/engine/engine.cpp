@@ -110,7 +110,8 @@ FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {
   const PassOptions options = next_pass();
   const std::lock_guard in_order(order_);
   if (reduction.bucket.empty()) {
-    Step unnamed{.line = ~kHookLine};  // what is refused may have no size to be named by
+    Step unnamed;  // what is refused may have no size to be named by
+    unnamed.line = ~kHookLine;
     unnamed.begin_pass(options);
     check_or_refuse(unnamed, reduction);
     reduction.bucket = bucket_of_size(reduction);
