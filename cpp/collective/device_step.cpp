@@ -147,8 +147,9 @@ std::vector<std::string> DeviceStep::objective_names(int k) const {
 
 std::vector<std::int64_t> DeviceStep::objective_rows(int k) const {
   std::vector<std::int64_t> rows(static_cast<std::size_t>(k));
-  if (k > 0) {
-    for (const int objective : read(memory_.table.objective, static_cast<std::size_t>(exchange_.size()), stream())) {
+  // The table is the newest step's, which may have others than the result that k is from, or be scratch of an error.
+  for (const int objective : read(memory_.table.objective, static_cast<std::size_t>(exchange_.size()), stream())) {
+    if (objective < k) {
       ++rows[static_cast<std::size_t>(objective)];
     }
   }
