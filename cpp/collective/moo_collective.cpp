@@ -190,14 +190,15 @@ TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjec
   std::iota(own.begin(), own.end(), 0);
   const ObjectiveMap map{own.data(), result.shares.data(), k};
   std::vector<double>& sum = result.solution.gramian;
-  if (tile.shard_size() == 0) {
-    portable_gramian(tile.tail(), map, sum.data());
-    return result;
+  const bool has_shards = tile.shard_size() > 0;
+  if (has_shards) {
+    gramian(tile.shard(0, tile.shard_size()), map, sum.data());
+    gather_partials(k, 0, nullptr, sum);
   }
-  gramian(tile.shard(0, tile.shard_size()), map, sum.data());
-  gather_partials(k, 0, nullptr, sum);
   portable_gramian(tile.tail(), map, sum.data());
-  add_partials(k, sum);
+  if (has_shards) {
+    add_partials(k, sum);
+  }
   return result;
 }
 

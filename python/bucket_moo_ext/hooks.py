@@ -1,5 +1,6 @@
 """Where the reduction enters a module: DistributedDataParallel, or a plain one."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -61,16 +62,18 @@ def register(
     A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
     reduced, and where a copy of the module trains without a hook.
     """
+    new_state = functools.partial(
+        BucketMOO,
+        method,
+        objective=objective,
+        weight=weight,
+        gramian=gramian,
+        layout=layout,
+        scope=scope,
+        seed=seed,
+    )
     if isinstance(module, nn.Module) and process_group is None and is_alone() and is_plain(module):
-        state = BucketMOO(
-            method,
-            objective=objective,
-            weight=weight,
-            gramian=gramian,
-            layout=layout,
-            scope=scope,
-            seed=seed,
-        )
+        state = new_state()
         state._is_alone = True
         LocalBuckets(module, state, round(state._bucket_cap_mb * 2**20))
         return state
@@ -79,15 +82,8 @@ def register(
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the DDP module was made with")
     device = check_module(ddp)
-    state = BucketMOO(
-        method,
-        objective=objective,
-        weight=weight,
-        gramian=gramian,
-        layout=layout,
-        scope=scope,
+    state = new_state(
         process_group=group,
-        seed=seed,
         bucket_cap_mb=max([ddp.bucket_bytes_cap, *getattr(ddp, "bucket_bytes_cap_list", ())]) / 2**20,
     )
     state.name_parameters(ddp.module.named_parameters())

@@ -410,16 +410,13 @@ class BucketMOO:
                 as it was.
         """
         mine = self.state_dict()
-        missing = mine.keys() - state_dict.keys() - {"scope"}
+        given = {"scope": "bucket", **state_dict}  # older ones know no other
+        missing = mine.keys() - given.keys()
         if missing:
             raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}")
-        for field, saved in (
-            ("method", state_dict["method"]),
-            ("seed", state_dict["seed"]),
-            ("scope", state_dict.get("scope", "bucket")),  # older ones know no other
-        ):
-            if saved != mine[field]:
-                raise ValueError(f"state_dict was saved with {field} {saved!r}, this state has {mine[field]!r}")
+        for field in ("method", "seed", "scope"):
+            if given[field] != mine[field]:
+                raise ValueError(f"state_dict was saved with {field} {given[field]!r}, this state has {mine[field]!r}")
         step = state_dict["step"]
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise ValueError(f"state_dict: step must be an integer >= 0; got {step!r}")

@@ -187,7 +187,10 @@ def test_a_backward_pass_that_fails_is_given_up(monkeypatch: pytest.MonkeyPatch)
     model = mlp(1)
     state = moo.register(model, "mean")
     rows = [batch_of(5, number, 0) for number in range(2)]
-    losses = lambda: {name: loss_of(model, row) for name, row in zip("ab", rows, strict=True)}  # noqa: E731
+
+    def losses() -> dict[str, torch.Tensor]:
+        return {name: loss_of(model, row) for name, row in zip("ab", rows, strict=True)}
+
     state.backward(losses())
     model.zero_grad()
 

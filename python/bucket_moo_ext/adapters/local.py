@@ -110,7 +110,7 @@ class LocalBuckets:
 
     def _begin(self) -> None:
         engine = self._state._bound(self._device)
-        self._passes = self._passes + 1 if self._leaves_open else 1
+        self._passes = engine.open_passes() + 1
         self._leaves_open = self._state._accumulating
         self._pending = list(self._buckets)
         self._deferred.clear()
