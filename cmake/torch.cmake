@@ -61,3 +61,21 @@ target_compile_definitions(bucket_moo_torch INTERFACE
   USE_DISTRIBUTED USE_C10D_GLOO USE_RPC USE_TENSORPIPE # as torch itself is compiled
   BUCKET_MOO_TORCH_VERSION="${BUCKET_MOO_TORCH_VERSION}"
   BUCKET_MOO_TORCH_PYBIND11_ID="${_torch_pybind11_id}")
+
+# torch's headers take longer to parse than our files to compile. g++ alone is trusted to take headers precompiled without
+# a target's own definitions: clang refuses them.
+option(BUCKET_MOO_PRECOMPILED_TORCH "Parse torch's headers once in a build (g++)" ON)
+if(BUCKET_MOO_PRECOMPILED_TORCH AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  file(WRITE ${PROJECT_BINARY_DIR}/torch_headers.cpp "")
+  add_library(bucket_moo_torch_headers OBJECT ${PROJECT_BINARY_DIR}/torch_headers.cpp)
+  target_link_libraries(bucket_moo_torch_headers PRIVATE bucket_moo_torch)
+  target_precompile_headers(bucket_moo_torch_headers PRIVATE ${PROJECT_SOURCE_DIR}/cpp/torch_types/torch_headers.hpp)
+endif()
+
+# For a target whose files include torch.
+function(bucket_moo_precompiled_torch target)
+  if(TARGET bucket_moo_torch_headers)
+    target_precompile_headers(${target} REUSE_FROM bucket_moo_torch_headers)
+    target_compile_options(${target} PRIVATE -Winvalid-pch)
+  endif()
+endfunction()
