@@ -1,6 +1,7 @@
 // Running sums of weighted rows in device memory, to the same bits as on the host.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "accumulate.cuh"
@@ -163,7 +164,7 @@ class Accumulation {
     const std::int64_t size = pass_.rows.size;
     const bool inside = at < size;
     const bool whole = aligned_ && at + kSize <= size;
-    void* const to = static_cast<char*>(pass_.sums) + k * pass_.pitch;
+    void* const to = pass_.sums[k];
     const bool carries = decay != 0.0;
     T sum[kSize];
 #pragma unroll
@@ -227,15 +228,20 @@ cudaError_t launch_kernel(const AccumulatePass& pass, cudaStream_t stream) {
   return launch(accumulate_kernel<D>, shape, stream, pass);
 }
 
+bool is_aligned(const void* memory, std::int64_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(memory) % static_cast<std::uintptr_t>(bytes) == 0;
+}
+
 bool valid(const AccumulateArguments& arguments) {
   if (!valid(arguments.rows) || arguments.count < 0 || arguments.count > kMaxObjectives || arguments.k == nullptr) {
     return false;
   }
   if (arguments.rows.count > 0 && (arguments.coefficient == nullptr || arguments.objective == nullptr)) return false;
-  if (arguments.count == 0) return true;
+  if (arguments.count > 0 && arguments.decay == nullptr) return false;
+  if (arguments.rows.size == 0) return true;
   const std::int64_t element = element_bytes(accumulation_dtype(arguments.rows.dtype));
-  const bool apart = arguments.count == 1 || arguments.pitch >= arguments.rows.size * element;
-  return arguments.decay != nullptr && apart && (arguments.sums != nullptr || arguments.rows.size == 0);
+  return std::all_of(arguments.sums, arguments.sums + arguments.count,
+                     [element](const void* sum) { return sum != nullptr && is_aligned(sum, element); });
 }
 
 }  // namespace
@@ -243,8 +249,8 @@ bool valid(const AccumulateArguments& arguments) {
 cudaError_t launch_accumulate(const AccumulateArguments& arguments, cudaStream_t stream) {
   if (!valid(arguments)) return cudaErrorInvalidValue;
   if (arguments.rows.size == 0 || arguments.count == 0) return cudaSuccess;
-  const bool aligned_sums = reinterpret_cast<std::uintptr_t>(arguments.sums) % kVectorBytes == 0 &&
-                            (arguments.count == 1 || arguments.pitch % kVectorBytes == 0);
+  const bool aligned_sums = std::all_of(arguments.sums, arguments.sums + arguments.count,
+                                        [](const void* sum) { return is_aligned(sum, kVectorBytes); });
   const AccumulatePass pass{arguments, vector_aligned(arguments.rows) && aligned_sums};
   switch (arguments.rows.dtype) {
     case DType::float64:

@@ -4,7 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
+#include <bucket_moo/limits.hpp>
 
 #include "rows.cuh"
 
@@ -19,9 +19,10 @@ struct AccumulateArguments {
   /// 1: exact, nothing is multiplied.
   const double* decay = nullptr;
   const int* k = nullptr;  ///< device: sums from *k on are not touched
-  void* sums = nullptr;    ///< [count, n] of accumulation_dtype(rows.dtype), device, in and out; apart from the rows
-  std::int64_t pitch = 0;  ///< bytes from one sum to the next
-  int count = 0;           ///< in [0, kMaxObjectives]
+  int count = 0;           ///< sums, in [0, kMaxObjectives]
+  /// Each [n] of accumulation_dtype(rows.dtype), device, in and out, aligned to its element size; apart from one another
+  /// and from the rows.
+  void* sums[kMaxObjectives] = {};
 };
 
 /// Enqueues bucket_moo::accumulate() for each of the first *k sums and the rows that belong to it, to the same bits as

@@ -2,7 +2,7 @@
 
 #include <bucket_moo/lanes.hpp>
 
-#include "gramian.cuh"
+#include "failure_report.cuh"
 #include "launch.cuh"
 #include "step.cuh"
 
@@ -15,31 +15,22 @@ __global__ void write_record(const StepRecord own, std::int64_t* counter, StepRe
   slot->step = ++*counter;
 }
 
-/// For a host that looks at any time: `error` comes last, when the rest has arrived.
-__device__ void tell_host(const StepHeader& header, const std::int64_t begun, StepNotice* told) {
-  told->header.k = header.k;
-  told->header.one_to_one = header.one_to_one;
-  told->header.culprit = header.culprit;
-  told->header.step = header.step;
-  told->begun = begun;
-  __threadfence_system();
-  *static_cast<volatile StepError*>(&told->header.error) = header.error;
+__global__ void write_later_record(const StepRecord own, const std::int64_t* step, StepRecord* slot) {
+  if (threadIdx.x != 0) return;
+  const std::int64_t number = *step;
+  *slot = own;
+  slot->step = number;
 }
 
 __global__ void __launch_bounds__(kWarp)
     make_table(const StepRecord* __restrict__ records, const int world, const StepLimits limits,
                const ObjectiveTable table, const FirstObjectives first, const ObjectiveRegistry registry,
-               unsigned* __restrict__ tickets, StepHeader* failed, StepNotice* told, const std::int64_t begun) {
-  // As they should be already. If launches that shared them ran at the same time, which they must not, it is that step
-  // alone that is wrong.
-  for (int i = static_cast<int>(threadIdx.x); i < kGramianTickets; i += kWarp) tickets[i] = 0;
+               unsigned* __restrict__ tickets, const FailureReport report) {
+  clear_tickets(tickets);
   make_objective_table(WarpLanes{}, records, world, limits, table);
   if (first.names != nullptr) require_same_objectives(WarpLanes{}, records, table, first);
   if (registry.names != nullptr) assign_slots(WarpLanes{}, records, table, registry);
-  if (threadIdx.x == 0 && failed->error == StepError::none && table.header->error != StepError::none) {
-    *failed = *table.header;
-    tell_host(*failed, begun, told);
-  }
+  report_failure(*table.header, report);
 }
 
 }  // namespace
@@ -48,13 +39,17 @@ cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, St
   return launch(write_record, {1, kWarp}, stream, own, counter, slot);
 }
 
+cudaError_t launch_write_later_record(const StepRecord& own, const std::int64_t* step, StepRecord* slot,
+                                      cudaStream_t stream) {
+  return launch(write_later_record, {1, kWarp}, stream, own, step, slot);
+}
+
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
-                              const ObjectiveRegistry& registry, unsigned* tickets, StepHeader* failed,
-                              StepNotice* told, std::int64_t begun, cudaStream_t stream) {
+                              const ObjectiveRegistry& registry, unsigned* tickets, const FailureReport& report,
+                              cudaStream_t stream) {
   if (world < 1) return cudaErrorInvalidValue;
-  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, tickets, failed, told,
-                begun);
+  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, tickets, report);
 }
 
 }  // namespace bucket_moo::cuda

@@ -16,10 +16,24 @@ namespace bucket_moo::cuda {
 /// \param slot    this rank's place among the records, device
 cudaError_t launch_write_record(const StepRecord& own, std::int64_t* counter, StepRecord* slot, cudaStream_t stream);
 
+/// Enqueues the same for a later pass of a step, which is not counted.
+/// \param step    the step's number, device
+cudaError_t launch_write_later_record(const StepRecord& own, const std::int64_t* step, StepRecord* slot,
+                                      cudaStream_t stream);
+
 /// What the host is told of the first step that had an error.
 struct StepNotice {
   StepHeader header;       ///< error == none: there was none yet
-  std::int64_t begun = 0;  ///< of launch_make_table(): the host's own number of that step
+  std::int64_t begun = 0;  ///< the host's own number of that step
+};
+
+/// Where a kernel tells of a step that has an error, if it is the first one.
+struct FailureReport {
+  StepHeader* first = nullptr;  ///< of that step, device; error == none: there was none yet
+  /// The same in host memory that the device can write, for a host that waits for nothing: whoever loads an `error` from
+  /// it, with acquire semantics, finds the rest there too.
+  StepNotice* told = nullptr;
+  std::int64_t begun = 0;  ///< steps that the host has begun, this one included. A replayed graph repeats its capture's
 };
 
 /// Enqueues make_objective_table(), and after it require_same_objectives() if `first` has names and assign_slots() if
@@ -27,14 +41,10 @@ struct StepNotice {
 /// \param records [world], device
 /// \param table, first, registry  all pointers on the device
 /// \param tickets [kGramianTickets] of the step's Gramians, device; set to zero
-/// \param failed  header of the first step that had an error, device; error == none: there was none yet
-/// \param told    the same in host memory that the device can write, for a host that waits for nothing: whoever loads
-///                an `error` from it, with acquire semantics, finds the rest there too. Written for that step alone
-/// \param begun   steps that the host has begun, this one included. A replayed graph repeats that of its capture
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
-                              const ObjectiveRegistry& registry, unsigned* tickets, StepHeader* failed,
-                              StepNotice* told, std::int64_t begun, cudaStream_t stream);
+                              const ObjectiveRegistry& registry, unsigned* tickets, const FailureReport& report,
+                              cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "accumulate.cuh"
 #include "bucket_moo/limits.hpp"
 #include "bucket_moo/packed_triangle.hpp"
 #include "bucket_moo/state_layout.hpp"
@@ -15,6 +16,7 @@
 #include "gramian.cuh"
 #include "kernels/sketch.hpp"
 #include "nvtx_range.cuh"
+#include "passes.cuh"
 #include "sketch.cuh"
 #include "solve.cuh"
 #include "step.cuh"
@@ -28,23 +30,25 @@ using cuda::NvtxRange;
 /// Not view(): a contiguous tensor of one element may have any stride.
 at::Tensor as_bytes(const at::Tensor& tensor) { return tensor.as_strided({tensor.numel()}, {1}).view(at::kByte); }
 
+StepRules complete(StepRules rules, const Method& method, const SketchOptions& sketch) {
+  rules.is_sketched = sketch.enabled();
+  rules.remembers_names = state_size(method, 1) > 0;
+  return rules;
+}
+
 std::byte* bytes_of(const at::Tensor& tensor) { return static_cast<std::byte*>(tensor.mutable_data_ptr()); }
 
 }  // namespace
 
 DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
-                                   const Method& method, int option_count, std::uint64_t seed,
-                                   const SketchOptions& sketch, bool keeps_objectives)
+                                   const Method& method, std::uint64_t seed, const SketchOptions& sketch,
+                                   StepRules rules)
     : exchange_(std::move(group), device),
       device_(device),
       method_(method),
       seed_(seed),
       sketch_(sketch),
-      step_(exchange_, device,
-            {.expected_objectives = option_count,
-             .is_sketched = sketch.enabled(),
-             .keeps_objectives = keeps_objectives,
-             .remembers_names = state_size(method, 1) > 0}),
+      step_(exchange_, device, complete(rules, method, sketch)),
       scratch_buffer_(device),
       tile_(device),
       outgoing_(device),
@@ -60,7 +64,7 @@ DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group,
 DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int world) {
   Scratch scratch = {};
   scratch.factor = layout.take<double>(1);
-  scratch.coefficients = layout.take<double>(static_cast<std::size_t>(world));
+  scratch.coefficients = layout.take<double>(static_cast<std::size_t>(std::max(world, kMaxObjectives)));
   scratch.packed_gramian = layout.take<double>(packed_size(kMaxObjectives));
   return scratch;
 }
@@ -89,55 +93,66 @@ void DeviceCollective::keep_memory() {
   step_.keep_memory();
 }
 
-void DeviceCollective::all_reduce(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit,
-                                  const DeviceResult& result, const DeviceSolverState* state) {
+DeviceBucket DeviceCollective::in_place(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit) const {
   const DType dtype = dtype_of(bucket.scalar_type(), "a bucket");
   const auto element = static_cast<std::int64_t>(element_size(dtype));
   const ShardLayout layout = shard_layout(bucket.numel(), world_size(), element_size(dtype));
   const std::int64_t shard_bytes = layout.shard * element;
   const at::Tensor bytes = as_bytes(bucket);
-  const at::Tensor shards = bytes.narrow(0, 0, world_size() * shard_bytes);
-  reduce({.shards = shards,
+  return {.shards = bytes.narrow(0, 0, world_size() * shard_bytes),
           .tail = bytes.narrow(0, world_size() * shard_bytes, layout.tail * element),
           .shard_out = bytes_of(bucket) + rank() * shard_bytes,
           .shard_size = layout.shard,
           .tail_size = layout.tail,
           .dtype = dtype,
           .piece = piece_size(layout.shard, world_size(), element_size(dtype), limit_of_others(tile_limit)),
-          .index = index},
-         result, state);
-  const NvtxRange range("bucket_moo all_gather");
-  exchange_.all_gather(shards);
+          .index = index,
+          .in_place = true};
 }
 
-void DeviceCollective::reduce_scatter(const at::Tensor& output, const at::Tensor& input, std::int64_t index,
-                                      std::int64_t tile_limit, const DeviceResult& result,
-                                      const DeviceSolverState* state) {
+DeviceBucket DeviceCollective::apart(const at::Tensor& output, const at::Tensor& input, std::int64_t index,
+                                     std::int64_t tile_limit) const {
   const DType dtype = dtype_of(output.scalar_type(), "output");
-  reduce({.shards = as_bytes(input),
+  return {.shards = as_bytes(input),
           .tail = as_bytes(output).narrow(0, 0, 0),
           .shard_out = bytes_of(output),
           .shard_size = output.numel(),
           .tail_size = 0,
           .dtype = dtype,
           .piece = piece_size(output.numel(), world_size(), element_size(dtype), limit_of_others(tile_limit)),
-          .index = index},
-         result, state);
+          .index = index,
+          .in_place = false};
 }
 
 void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, const DeviceSolverState* state) {
   partial_gramian(bucket);
   const cuda::DeviceRows tails = exchange_messages(bucket);
-  solve(gramian_parts(bucket, tails), bucket.index, result, state, /*counted=*/true, /*kept=*/nullptr);
-  const NvtxRange range("bucket_moo combine");
-  combine(bucket, tails);
+  cuda::SolveStep step;
+  step.table = step_.table();
+  step.world = world_size();
+  step.k_bound = step_.k_bound();
+  step.gramian = gramian_parts(bucket, tails);
+  step.counters = step_.counters();
+  solve(step, bucket.index, result, step_.registry(), state);
+  {
+    const NvtxRange range("bucket_moo combine");
+    combine(bucket, tails);
+  }
+  all_gather_shards(bucket);
+}
+
+void DeviceCollective::all_gather_shards(const Bucket& bucket) {
+  if (bucket.in_place) {
+    const NvtxRange range("bucket_moo all_gather");
+    exchange_.all_gather(bucket.shards);
+  }
 }
 
 /// The tile holds the own block too: how much of `limit` is left for the others'.
 std::int64_t DeviceCollective::limit_of_others(std::int64_t limit) const { return limit - limit / world_size(); }
 
-std::size_t DeviceCollective::packed_bytes() const {
-  return round_up(static_cast<std::size_t>(packed_size(step_.k_bound())) * sizeof(double), kKernelAlignment);
+std::size_t DeviceCollective::packed_bytes(int k_bound) {
+  return round_up(static_cast<std::size_t>(packed_size(k_bound)) * sizeof(double), kKernelAlignment);
 }
 
 cuda::DeviceRows DeviceCollective::load_piece(const Bucket& bucket, std::int64_t begin) {
@@ -188,14 +203,14 @@ void DeviceCollective::gramian(const cuda::DeviceRows& rows, bool fixed_grid, bo
 
 /// Where in a message the tail begins.
 std::size_t DeviceCollective::gramian_bytes(const Bucket& bucket) const {
-  return bucket.shard_size > 0 ? packed_bytes() : 0;
+  return bucket.shard_size > 0 ? packed_bytes(step_.k_bound()) : 0;
 }
 
 /// Of what each rank sends to all: the partial Gramian of its shard, and the tail. A bucket that is all tail is its own
 /// message, as it lies there.
 std::size_t DeviceCollective::message_bytes(const Bucket& bucket) const {
   const std::size_t tail = static_cast<std::size_t>(bucket.tail_size) * element_size(bucket.dtype);
-  return bucket.shard_size > 0 ? packed_bytes() + round_up(tail, kKernelAlignment) : tail;
+  return bucket.shard_size > 0 ? packed_bytes(step_.k_bound()) + round_up(tail, kKernelAlignment) : tail;
 }
 
 /// Into this rank's message.
@@ -258,24 +273,18 @@ cuda::GramianParts DeviceCollective::gramian_parts(const Bucket& bucket, const c
   return parts;
 }
 
-void DeviceCollective::solve(const cuda::GramianParts& gramian, std::int64_t index, const DeviceResult& result,
-                             const DeviceSolverState* state, bool counted, const DeviceResult* kept) {
+/// `step`: what the problem is, as far as it is known.
+void DeviceCollective::solve(cuda::SolveStep step, std::int64_t index, const DeviceResult& result,
+                             const ObjectiveRegistry& registry, const DeviceSolverState* state) {
   const NvtxRange range("bucket_moo solve");
-  cuda::SolveStep step;
   step.method = method_;
   step.seed = seed_;
   step.bucket = static_cast<std::uint64_t>(index);
-  step.table = step_.table();
-  step.world = world_size();
-  step.k_bound = step_.k_bound();
-  step.gramian = gramian;
   step.result = result.pointers();
-  step.kept = kept == nullptr ? cuda::BucketResult{} : kept->pointers();
   step.coefficients = scratch_.coefficients;
-  step.counters = counted ? step_.counters() : nullptr;
   if (state != nullptr) {
-    step.slot = step_.registry().slot;
-    step.capacity = step_.registry().capacity;
+    step.slot = registry.slot;
+    step.capacity = registry.capacity;
     step.state = state->data();
   }
   check_cuda(cuda::launch_solve(step, stream()), "enqueueing the solve");
@@ -297,6 +306,138 @@ void DeviceCollective::combine(const Bucket& bucket, const cuda::DeviceRows& tai
                                     bytes_of(bucket.tail), coefficients, stream()),
                "enqueueing a combination");
   }
+}
+
+void DeviceCollective::accumulate(const Bucket& bucket, int pass, DeviceTile& tile) {
+  const NvtxRange range("bucket_moo accumulate");
+  const PassTable& rows_of_pass = step_.pass(pass);
+  tile.reserve(step_.pass_capacity());
+  check_cuda(cuda::launch_begin_addition(step_.sums().header, world_size(), rank(), rows_of_pass, tile.begin_addition(),
+                                         tile.units(), step_.decay(), step_.share(), stream()),
+             "enqueueing an addition");
+  cuda::AccumulateArguments arguments;
+  arguments.coefficient = rows_of_pass.coefficient;
+  arguments.objective = rows_of_pass.objective;
+  arguments.decay = step_.decay();
+  arguments.k = &step_.sums().header->k;
+  const auto add = [&](const cuda::DeviceRows& rows, const cuda::DeviceRows& sums) {
+    arguments.rows = rows;
+    arguments.count = sums.count;
+    std::transform(sums.scattered, sums.scattered + sums.count, arguments.sums,
+                   [](const void* sum) { return const_cast<void*>(sum); });
+    check_cuda(cuda::launch_accumulate(arguments, stream()), "enqueueing an addition");
+  };
+  if (bucket.tail_size > 0) {
+    add(gather_tails(bucket), tile.tail());
+  }
+  if (bucket.shard_size == 0) {
+    return;
+  }
+  if (step_.rules().one_objective && world_size() > 1) {
+    cuda::DeviceRows sum;
+    sum.base = bytes_of(mean_of_ranks(bucket, &step_.share()->of_rank));
+    sum.count = 1;
+    sum.size = bucket.shard_size;
+    sum.dtype = bucket.dtype;
+    arguments.coefficient = &step_.share()->weight;
+    add(sum, tile.shard(0, bucket.shard_size));
+    return;
+  }
+  for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
+    const cuda::DeviceRows rows = load_piece(bucket, begin);
+    add(rows, tile.shard(begin, rows.size));
+  }
+}
+
+/// The rows of the tail, one of every rank.
+cuda::DeviceRows DeviceCollective::gather_tails(const Bucket& bucket) {
+  const auto bytes = static_cast<std::size_t>(bucket.tail.nbytes());
+  cuda::DeviceRows rows;
+  rows.base = messages_.reserve(static_cast<std::size_t>(world_size()) * bytes);
+  rows.pitch = static_cast<std::int64_t>(bytes);
+  rows.count = world_size();
+  rows.size = bucket.tail_size;
+  rows.dtype = bucket.dtype;
+  exchange_.all_gather(messages_.tensor(static_cast<std::size_t>(world_size()) * bytes), bucket.tail);
+  return rows;
+}
+
+/// This rank's shard of the mean of the ranks' buckets, `share` being what its own counts for. Scales the shards, or a
+/// copy of them where they are only to be read.
+at::Tensor DeviceCollective::mean_of_ranks(const Bucket& bucket, const double* share) {
+  const at::ScalarType type = scalar_type_of(bucket.dtype);
+  at::Tensor scaled = bucket.shards;
+  cuda::ScaleArguments arguments;
+  if (!bucket.in_place) {
+    scaled_.reserve(bucket.shards.nbytes());
+    scaled = scaled_.tensor(bucket.shards.nbytes());
+    arguments.from = bucket.shards.const_data_ptr();
+  }
+  arguments.values = scaled.mutable_data_ptr();
+  arguments.size = bucket.shard_size * world_size();
+  arguments.dtype = bucket.dtype;
+  arguments.coefficient = share;
+  arguments.share = share;
+  check_cuda(cuda::launch_scale(arguments, stream()), "enqueueing the scaling of a bucket");
+  const std::size_t bytes = bucket.shards.nbytes() / static_cast<std::size_t>(world_size());
+  tile_.reserve(bytes);
+  const at::Tensor sum = tile_.tensor(bytes);
+  exchange_.reduce_scatter(sum.view(type), scaled.view(type));
+  return sum;
+}
+
+void DeviceCollective::gramian_of_sums(const cuda::DeviceRows& rows, bool fixed_grid, double* packed) {
+  cuda::GramianArguments arguments;
+  arguments.rows = rows;
+  arguments.table = step_.sums_table();
+  arguments.grid = fixed_grid ? cuda::Grid::fixed : cuda::Grid::device;
+  arguments.packed = packed;
+  arguments.workspace = workspace_.data();
+  arguments.tickets = step_.gramian_tickets();
+  check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing a Gramian");
+}
+
+void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
+                                   const DeviceSolverState* state) {
+  const int capacity = tile.objectives();
+  std::size_t bytes = 0;
+  check_cuda(cuda::gramian_workspace_size(capacity, &bytes), "sizing the Gramian's workspace");
+  workspace_.reserve(bytes);
+  check_cuda(cuda::launch_make_sums_table(step_.sums(), tile.units(), capacity, step_.sums_table(),
+                                          step_.registry_of_sums(), stream()),
+             "enqueueing the table of a bucket's sums");
+  cuda::SolveStep step;
+  step.table = step_.sums_table();
+  step.world = capacity;
+  step.k_bound = capacity;
+  step.counters = step_.counters();
+  if (bucket.shard_size > 0) {
+    const std::size_t message = packed_bytes(capacity);
+    const std::size_t total = static_cast<std::size_t>(world_size()) * message;
+    std::byte* const messages = messages_.reserve(total);
+    auto* const own = reinterpret_cast<double*>(messages + static_cast<std::size_t>(rank()) * message);
+    gramian_of_sums(tile.shard(0, bucket.shard_size), /*fixed_grid=*/false, own);
+    const NvtxRange range("bucket_moo exchange");
+    exchange_.all_gather(messages_.tensor(total));
+    step.gramian.messages = messages;
+    step.gramian.pitch = static_cast<std::int64_t>(message);
+    step.gramian.world = world_size();
+  }
+  if (bucket.tail_size > 0) {
+    gramian_of_sums(tile.tail(), /*fixed_grid=*/true, scratch_.packed_gramian);
+    step.gramian.packed = scratch_.packed_gramian;
+  }
+  solve(step, bucket.index, result, step_.registry_of_sums(), state);
+  {
+    const NvtxRange range("bucket_moo combine");
+    const auto combine_sums = [&](const cuda::DeviceRows& sums, std::byte* out) {
+      check_cuda(cuda::launch_combine(sums, out, {}, nullptr, bucket.dtype, scratch_.coefficients, stream()),
+                 "enqueueing a combination");
+    };
+    combine_sums(tile.shard(0, bucket.shard_size), bucket.shard_out);
+    combine_sums(tile.tail(), bytes_of(bucket.tail));
+  }
+  all_gather_shards(bucket);
 }
 
 at::Tensor DeviceSketches::tensor() const {
@@ -345,9 +486,14 @@ void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64
   arguments.workspace = workspace_.data();
   arguments.tickets = step_.gramian_tickets();
   check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing the Gramian of sketches");
-  cuda::GramianParts parts;
-  parts.packed = scratch_.packed_gramian;
-  solve(parts, index, result, state, counted, kept);
+  cuda::SolveStep step;
+  step.table = step_.table();
+  step.world = world_size();
+  step.k_bound = step_.k_bound();
+  step.gramian.packed = scratch_.packed_gramian;
+  step.kept = kept == nullptr ? cuda::BucketResult{} : kept->pointers();
+  step.counters = counted ? step_.counters() : nullptr;
+  solve(step, index, result, step_.registry(), state);
 }
 
 /// A bucket times this rank's coefficient, in place.

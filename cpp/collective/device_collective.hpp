@@ -14,6 +14,7 @@
 #include "collective/device_memory.hpp"
 #include "collective/device_results.hpp"
 #include "collective/device_step.hpp"
+#include "collective/device_tile.hpp"
 #include "collective/memory_layout.hpp"
 #include "collective/sketch_options.hpp"
 #include "kernels/rows.hpp"
@@ -37,6 +38,19 @@ struct KeptWeights {
   const DeviceResult& used;  // becomes a copy
 };
 
+/// A bucket as one call sees it.
+struct DeviceBucket {
+  at::Tensor shards;     // bytes: a shard for every rank, one after another
+  at::Tensor tail;       // bytes of tail_size elements, in and out
+  std::byte* shard_out;  // where this rank's shard of the result goes
+  std::int64_t shard_size;
+  std::int64_t tail_size;
+  DType dtype;
+  std::int64_t piece;  // elements of the shard in the tile at a time
+  std::int64_t index;  // in the step
+  bool in_place;       // whether the result takes the place of the shards, and every rank needs all of it
+};
+
 /// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes (less where a bucket is all
 /// tail, which has no partial Gramian to send), and a tile that holds the own block too. Everything is enqueued on the
 /// current stream of the calling thread; nothing waits for the device, and nothing is allocated once the buffers have
@@ -47,10 +61,9 @@ struct KeptWeights {
 class DeviceCollective {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank. `method`: its pointers, if any, are
-  /// device pointers. `option_count`: the K that its options are for, 0: any. `keeps_objectives`: whether
-  /// every step must have the objectives of the first one, which KeptWeights rely on.
+  /// device pointers. `rules`: without those that follow from method and sketch.
   DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, const Method& method,
-                   int option_count, std::uint64_t seed, const SketchOptions& sketch, bool keeps_objectives);
+                   std::uint64_t seed, const SketchOptions& sketch, StepRules rules);
 
   int rank() const { return exchange_.rank(); }
   int world_size() const { return exchange_.size(); }
@@ -66,12 +79,21 @@ class DeviceCollective {
   void reserve_for(int first_k);
   bool is_reserved() const { return step_.k_bound() > 0; }
 
-  /// Enqueues the reductions of MooCollective for contiguous tensors. `index`: of the bucket in the step. `state`:
-  /// nullptr for methods without a memory.
-  void all_reduce(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit, const DeviceResult& result,
-                  const DeviceSolverState* state);
-  void reduce_scatter(const at::Tensor& output, const at::Tensor& input, std::int64_t index, std::int64_t tile_limit,
-                      const DeviceResult& result, const DeviceSolverState* state);
+  /// A contiguous tensor that an all-reduce is to replace, or of which each rank is to get a shard. `index`: of the
+  /// bucket in the step.
+  DeviceBucket in_place(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit) const;
+  DeviceBucket apart(const at::Tensor& output, const at::Tensor& input, std::int64_t index,
+                     std::int64_t tile_limit) const;
+
+  /// Enqueues the reductions of MooCollective in a step of one pass. `state`: nullptr for methods without a memory.
+  void reduce(const DeviceBucket& bucket, const DeviceResult& result, const DeviceSolverState* state);
+
+  /// Enqueues the same in a step of several passes: accumulate() in each of them, reduce_tile() at the end of the last.
+  /// Where the step's rules are one objective a pass, its mean is that of an ordinary reduce-scatter, in the bucket's
+  /// dtype; else every rank gets the rows of its shard.
+  void accumulate(const DeviceBucket& bucket, int pass, DeviceTile& tile);
+  void reduce_tile(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& result,
+                   const DeviceSolverState* state);
 
   /// The same with sketches: start_sketch(), and solve_sketched() before the next one, then a weighted sum; or that
   /// with the weights of an earlier solve.
@@ -96,46 +118,40 @@ class DeviceCollective {
   void keep_memory();
 
   /// For the largest K there may be.
-  DeviceResult make_result() const { return {device_, step_.k_bound()}; }
+  DeviceResult make_result() const { return make_result(step_.k_bound()); }
+  DeviceResult make_result(int k_bound) const { return {device_, k_bound}; }
 
   /// Bytes of device memory held between calls, without results and solver states.
   std::size_t scratch_bytes() const;
 
  private:
-  /// A bucket as one call sees it.
-  struct Bucket {
-    at::Tensor shards;     // bytes: world_size() shards, one after another
-    at::Tensor tail;       // bytes of tail_size elements, in and out
-    std::byte* shard_out;  // where this rank's shard of the result goes
-    std::int64_t shard_size;
-    std::int64_t tail_size;
-    DType dtype;
-    std::int64_t piece;  // elements of the shard in the tile at a time
-    std::int64_t index;
-  };
+  using Bucket = DeviceBucket;
 
   /// What scratch_buffer_ holds.
   struct Scratch {
     double* factor;          // of this rank in a sum, of any dtype
-    double* coefficients;    // [W] of the combination
+    double* coefficients;    // of the combination: [W], or [kMaxObjectives] in a step of several passes
     double* packed_gramian;  // of the tails, or of sketches
   };
 
   static Scratch lay_out(MemoryLayout& layout, int world);
   cudaStream_t stream() const { return current_stream(device_); }
-  void reduce(const Bucket& bucket, const DeviceResult& result, const DeviceSolverState* state);
   cuda::DeviceRows load_piece(const Bucket& bucket, std::int64_t begin);
   std::size_t gramian_bytes(const Bucket& bucket) const;
   std::size_t message_bytes(const Bucket& bucket) const;
+  cuda::DeviceRows gather_tails(const Bucket& bucket);
+  at::Tensor mean_of_ranks(const Bucket& bucket, const double* share);
   void partial_gramian(const Bucket& bucket);
   cuda::DeviceRows exchange_messages(const Bucket& bucket);
   cuda::GramianParts gramian_parts(const Bucket& bucket, const cuda::DeviceRows& tails);
-  void solve(const cuda::GramianParts& gramian, std::int64_t index, const DeviceResult& result,
-             const DeviceSolverState* state, bool counted, const DeviceResult* kept);
+  void all_gather_shards(const Bucket& bucket);
+  void solve(cuda::SolveStep step, std::int64_t index, const DeviceResult& result, const ObjectiveRegistry& registry,
+             const DeviceSolverState* state);
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
   void gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed);
+  void gramian_of_sums(const cuda::DeviceRows& rows, bool fixed_grid, double* packed);
   cuda::ScaleArguments scaling(const at::Tensor& bucket, const KeptWeights* kept) const;
-  std::size_t packed_bytes() const;
+  static std::size_t packed_bytes(int k_bound);
   std::int64_t limit_of_others(std::int64_t limit) const;
 
   const DeviceExchange exchange_;

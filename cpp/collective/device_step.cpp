@@ -2,14 +2,17 @@
 
 #include <ATen/Functions.h>
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <bit>
 
 #include "bucket_moo/limits.hpp"
+#include "collective/agreed_error.hpp"
 #include "collective/memory_layout.hpp"
 #include "gramian.cuh"
 #include "nvtx_range.cuh"
+#include "passes.cuh"
 #include "step.cuh"
 
 namespace bucket_moo {
@@ -45,31 +48,23 @@ DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepR
     : exchange_(exchange),
       device_(device),
       rules_(rules),
-      step_buffer_(device),
+      buffer_(device),
       registry_buffer_(device),
       first_failure_(device) {
   MemoryLayout needed(nullptr);
-  lay_out(needed, exchange_.size());
-  MemoryLayout layout(step_buffer_.reserve(needed.used()));
-  memory_ = lay_out(layout, exchange_.size());
+  lay_out(needed);
+  MemoryLayout layout(buffer_.reserve(needed.used()));
+  memory_ = lay_out(layout);
   if (rules_.remembers_names) {
     MemoryLayout needed_by_registry(nullptr);
-    lay_out_registry(needed_by_registry, exchange_.size());
+    lay_out_registry(needed_by_registry);
     MemoryLayout registry_layout(registry_buffer_.reserve(needed_by_registry.used()));
-    registry_ = lay_out_registry(registry_layout, exchange_.size());
+    registry_ = lay_out_registry(registry_layout);
   }
 }
 
-DeviceStep::Memory DeviceStep::lay_out(MemoryLayout& layout, int world) {
-  const auto count = static_cast<std::size_t>(world);
+DeviceStep::Memory DeviceStep::lay_out(MemoryLayout& layout) {
   Memory memory = {};
-  memory.records = layout.take<StepRecord>(count);
-  memory.table.header = layout.take<StepHeader>(1);
-  memory.table.leader = layout.take<int>(count);
-  memory.table.objective = layout.take<int>(count);
-  memory.table.share = layout.take<double>(count);
-  memory.table.begin = layout.take<int>(count + 1);
-  memory.table.member = layout.take<int>(count);
   memory.counters = layout.take<cuda::DeviceCounters>(1);
   memory.failed = layout.take<StepHeader>(1);
   memory.first.names = layout.take<ObjectiveName>(kMaxObjectives);
@@ -78,43 +73,170 @@ DeviceStep::Memory DeviceStep::lay_out(MemoryLayout& layout, int world) {
   return memory;
 }
 
-ObjectiveRegistry DeviceStep::lay_out_registry(MemoryLayout& layout, int world) {
+ObjectiveTable DeviceStep::lay_out_table(MemoryLayout& layout, std::size_t rows) {
+  ObjectiveTable table = {};
+  table.header = layout.take<StepHeader>(1);
+  table.leader = layout.take<int>(rows);
+  table.objective = layout.take<int>(rows);
+  table.share = layout.take<double>(rows);
+  table.begin = layout.take<int>(rows + 1);
+  table.member = layout.take<int>(rows);
+  return table;
+}
+
+DeviceStep::OnePass DeviceStep::lay_out_one_pass(MemoryLayout& layout, int world) {
+  const auto count = static_cast<std::size_t>(world);
+  OnePass one_pass = {};
+  one_pass.records = layout.take<StepRecord>(count);
+  one_pass.table = lay_out_table(layout, count);
+  one_pass.slot = layout.take<int>(count);
+  return one_pass;
+}
+
+DeviceStep::Passes DeviceStep::lay_out_passes(MemoryLayout& layout, int world) {
+  const auto count = static_cast<std::size_t>(world);
+  Passes passes = {};
+  passes.sums.header = layout.take<StepHeader>(1);
+  passes.sums.record = layout.take<StepRecord>(kMaxObjectives);
+  passes.sums.unit = layout.take<double>(kMaxObjectives);
+  passes.sums.total = layout.take<double>(kMaxObjectives);
+  passes.sums.rows = layout.take<std::int32_t>(kMaxObjectives);
+  for (PassTable& pass : passes.pass) {
+    pass.objective = layout.take<int>(count);
+    pass.coefficient = layout.take<double>(count);
+    pass.unit = layout.take<double>(kMaxObjectives);
+  }
+  passes.table = lay_out_table(layout, kMaxObjectives);
+  passes.slot = layout.take<int>(kMaxObjectives);
+  passes.decay = layout.take<double>(kMaxObjectives);
+  passes.share = layout.take<PassShare>(1);
+  return passes;
+}
+
+ObjectiveRegistry DeviceStep::lay_out_registry(MemoryLayout& layout) {
   ObjectiveRegistry registry = {};
   registry.names = layout.take<ObjectiveName>(kMaxRememberedNames);
   registry.count = layout.take<int>(1);
-  registry.slot = layout.take<int>(static_cast<std::size_t>(world));
   registry.capacity = kMaxRememberedNames;
   return registry;
 }
 
-Objectives DeviceStep::agree_on_objectives(const StepRecord& own) const {
+ObjectiveRegistry DeviceStep::registry_of(int* slot) const {
+  ObjectiveRegistry registry = registry_;
+  registry.slot = slot;
+  return registry;
+}
+
+DeviceStep::Line& DeviceStep::open(std::uint64_t line) {
+  Line& opened = lines_.try_emplace(line, device_).first->second;
+  if (opened.one_pass.records == nullptr) {
+    MemoryLayout needed(nullptr);
+    lay_out_one_pass(needed, exchange_.size());
+    MemoryLayout layout(opened.one_pass_buffer.reserve(needed.used()));
+    opened.one_pass = lay_out_one_pass(layout, exchange_.size());
+  }
+  selected_ = &opened;
+  return opened;
+}
+
+std::vector<StepRecord> DeviceStep::gather_on_hosts(const StepRecord& own) const {
   std::vector<StepRecord> records(static_cast<std::size_t>(exchange_.size()));
   records[static_cast<std::size_t>(exchange_.rank())] = own;
   exchange_.all_gather_host(at::from_blob(records.data(),
                                           {static_cast<std::int64_t>(records.size() * sizeof(StepRecord))},
                                           at::TensorOptions().dtype(at::kByte)));
-  return read_objectives(records);
+  return records;
+}
+
+Objectives DeviceStep::agree_on_objectives(const StepRecord& own) const {
+  const std::vector<StepRecord> records = gather_on_hosts(own);
+  Objectives objectives = read_objectives(records);
+  if (rules_.one_objective) {
+    check_one_objective(records);
+  }
+  return objectives;
 }
 
 void DeviceStep::bound_objectives(int first_k, int limit) {
   first_k_ = first_k;
+  solve_limit_ = limit;
   const int room = first_k <= kFew ? kRoom : kMaxObjectives;
   const int sketches = std::max(kLeastSketches, static_cast<int>(std::bit_ceil(static_cast<unsigned>(first_k))));
   k_bound_ = std::min({rules_.is_sketched ? sketches : room, exchange_.size(), limit});
 }
 
-void DeviceStep::begin(const StepRecord& own) {
+cuda::FailureReport DeviceStep::failure_report() const {
+  return {.first = memory_.failed, .told = first_failure_.on_device(), .begun = begun_};
+}
+
+/// Of the record that is written already.
+void DeviceStep::exchange_records(Line& line) {
+  exchange_.all_gather(
+      line.one_pass_buffer.tensor(static_cast<std::size_t>(exchange_.size()) * sizeof(StepRecord)));
+}
+
+void DeviceStep::begin(std::uint64_t line, const StepRecord& own) {
   const cuda::NvtxRange range("bucket_moo step");
-  const int world = exchange_.size();
+  Line& begun = open(line);
+  begun.has_passes = false;
   ++begun_;
-  check_cuda(cuda::launch_write_record(own, &memory_.counters->step, memory_.records + exchange_.rank(), stream()),
+  const OnePass& one = begun.one_pass;
+  check_cuda(cuda::launch_write_record(own, &memory_.counters->step, one.records + exchange_.rank(), stream()),
              "enqueueing the step's record");
-  exchange_.all_gather(step_buffer_.tensor(static_cast<std::size_t>(world) * sizeof(StepRecord)));
-  check_cuda(
-      cuda::launch_make_table(memory_.records, world, {.objectives = k_bound_, .expected = rules_.expected_objectives},
-                              memory_.table, rules_.keeps_objectives ? memory_.first : FirstObjectives{}, registry_,
-                              memory_.gramian_tickets, memory_.failed, first_failure_.on_device(), begun_, stream()),
-      "enqueueing the step's table");
+  exchange_records(begun);
+  check_cuda(cuda::launch_make_table(one.records, exchange_.size(),
+                                     {.objectives = k_bound_, .expected = rules_.expected_objectives}, one.table,
+                                     rules_.keeps_objectives ? memory_.first : FirstObjectives{}, registry_of(one.slot),
+                                     memory_.gramian_tickets, failure_report(), stream()),
+             "enqueueing the step's table");
+}
+
+void DeviceStep::begin_pass(std::uint64_t line, const StepRecord& own) {
+  const cuda::NvtxRange range("bucket_moo pass");
+  Line& begun = open(line);
+  begun.has_passes = true;
+  if (begun.passes_buffer.capacity() == 0) {
+    MemoryLayout needed(nullptr);
+    lay_out_passes(needed, exchange_.size());
+    MemoryLayout layout(begun.passes_buffer.reserve(needed.used()));
+    begun.passes = lay_out_passes(layout, exchange_.size());
+  }
+  make_room(begun, own);
+  StepRecord* const record = begun.one_pass.records + exchange_.rank();
+  if (own.pass == 0) {
+    ++begun_;
+    check_cuda(cuda::launch_write_record(own, &memory_.counters->step, record, stream()), "enqueueing a record");
+  } else {
+    const std::int64_t* const step = &begun.passes.sums.header->step;
+    check_cuda(cuda::launch_write_later_record(own, step, record, stream()), "enqueueing a record");
+  }
+  exchange_records(begun);
+  const PassRules rules{.limits = {.objectives = begun.capacity, .expected = rules_.expected_objectives},
+                        .one_objective = rules_.one_objective};
+  check_cuda(cuda::launch_add_pass(begun.one_pass.records, exchange_.size(), rules, begun.passes.sums, pass(own.pass),
+                                   memory_.gramian_tickets, failure_report(), stream()),
+             "enqueueing the pass's table");
+}
+
+/// For the objectives of a pass that is about to begin.
+void DeviceStep::make_room(Line& line, const StepRecord& own) const {
+  if (own.pass == 0) {
+    line.names.clear();
+  }
+  if (exchange_.size() == 1 || rules_.one_objective) {
+    line.names.insert(own.objective.text());
+  } else if (!line.is_compared) {
+    for (const std::string& name : agree_on_objectives(own).names) {
+      line.names.insert(name);
+    }
+    line.is_compared = own.leaves_open == 0;
+  }
+  const int known = static_cast<int>(line.names.size());
+  if (known > solve_limit_) {
+    throw AgreedError(c10::str("bucket_moo_ext: at most ", solve_limit_, " objectives are supported in all passes of ",
+                               "a step; let several rows share an objective (objective=...)"));
+  }
+  line.capacity = std::max(line.capacity, known);
 }
 
 void DeviceStep::continue_from(std::int64_t step) { write(&memory_.counters->step, &step, 1, stream()); }
@@ -135,25 +257,46 @@ void DeviceStep::check(const StepHeader& header) const { check_step(header, {}, 
 
 cuda::DeviceCounters DeviceStep::read_counters() const { return read(memory_.counters, 1, stream())[0]; }
 
-std::vector<std::string> DeviceStep::objective_names(int k) const {
-  const auto world = static_cast<std::size_t>(exchange_.size());
-  const std::vector<StepRecord> records = read(memory_.records, world, stream());
+std::vector<std::string> DeviceStep::objective_names(std::uint64_t line, int k) const {
+  const Line& asked = lines_.at(line);
+  const auto count = static_cast<std::size_t>(k);
   std::vector<std::string> names;
-  for (const int leader : read(memory_.table.leader, static_cast<std::size_t>(k), stream())) {
+  if (asked.has_passes) {
+    for (const StepRecord& record : read(asked.passes.sums.record, count, stream())) {
+      names.emplace_back(record.objective.text());
+    }
+    return names;
+  }
+  const auto world = static_cast<std::size_t>(exchange_.size());
+  const std::vector<StepRecord> records = read(asked.one_pass.records, world, stream());
+  for (const int leader : read(asked.one_pass.table.leader, count, stream())) {
     names.emplace_back(records[static_cast<std::size_t>(leader)].objective.text());
   }
   return names;
 }
 
-std::vector<std::int64_t> DeviceStep::objective_rows(int k) const {
+std::vector<std::int64_t> DeviceStep::objective_rows(std::uint64_t line, int k) const {
+  const Line& asked = lines_.at(line);
+  if (asked.has_passes) {
+    const std::vector<std::int32_t> rows = read(asked.passes.sums.rows, static_cast<std::size_t>(k), stream());
+    return {rows.begin(), rows.end()};
+  }
   std::vector<std::int64_t> rows(static_cast<std::size_t>(k));
-  // The table is the newest step's, which may have others than the result that k is from, or be scratch of an error.
-  for (const int objective : read(memory_.table.objective, static_cast<std::size_t>(exchange_.size()), stream())) {
-    if (objective < k) {
+  for (const int objective :
+       read(asked.one_pass.table.objective, static_cast<std::size_t>(exchange_.size()), stream())) {
+    if (objective < k) {  // else scratch of an error
       ++rows[static_cast<std::size_t>(objective)];
     }
   }
   return rows;
+}
+
+std::size_t DeviceStep::bytes() const {
+  std::size_t bytes = buffer_.capacity() + registry_buffer_.capacity();
+  for (const auto& [name, line] : lines_) {
+    bytes += line.one_pass_buffer.capacity() + line.passes_buffer.capacity();
+  }
+  return bytes;
 }
 
 std::vector<std::string> DeviceStep::remembered_names() const {

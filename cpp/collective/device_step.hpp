@@ -5,10 +5,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "bucket_moo/objective_table.hpp"
+#include "bucket_moo/pass_table.hpp"
 #include "collective/device_exchange.hpp"
 #include "collective/device_memory.hpp"
 #include "collective/failure_notice.hpp"
@@ -28,6 +31,7 @@ struct StepRules {
   bool is_sketched = false;       ///< there is a sketch, whose exchange takes room for the largest K there may be
   bool keeps_objectives = false;  ///< every step must have the objectives of the first one
   bool remembers_names = false;   ///< objectives have numbers that hold for good, for methods with a memory
+  bool one_objective = false;     ///< all ranks have the same objective in a pass
 };
 
 /// The step that a group of ranks is in, as its device knows it: the host tells each device who its rank stands for,
@@ -38,6 +42,13 @@ struct StepRules {
 /// step (other calls, too many objectives) is found on the device, which turns the step's results into NaN; it is
 /// raised by a later call of check_past_steps().
 ///
+/// Steps follow one another in lines, which do not know of each other; each has a table of its own.
+///
+/// A step is one pass, which begin() starts, or several, each of which begin_pass() starts. For those the host has to know
+/// how many objectives to make room for. It does where all ranks have the same in a pass, or there is but one rank.
+/// Otherwise the hosts compare the passes of a line's first step that has several, for which they wait for the device;
+/// later ones may have as many objectives, and not more.
+///
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceStep {
  public:
@@ -46,26 +57,36 @@ class DeviceStep {
   DeviceStep(const DeviceStep&) = delete;
   DeviceStep& operator=(const DeviceStep&) = delete;
 
-  /// The objectives of the first step, before it begins. Raises as read_objectives() does. Waits for the device.
+  /// The objectives of the first step, before it begins. Raises as read_objectives() does, and as check_one_objective()
+  /// if that is the rule. Waits for the device.
   Objectives agree_on_objectives(const StepRecord& own) const;
 
   /// To be called once, before the first step, with its K. It decides how large K may become: 64, but 16 where the
   /// first is at most 8; with sketches the next power of two, and 4 at least. Never more than `limit`.
   void bound_objectives(int first_k, int limit);
 
-  /// The largest K there may be; 0 before bound_objectives().
+  /// The largest K there may be in a step of one pass; 0 before bound_objectives().
   int k_bound() const { return k_bound_; }
   /// The K of the first step, for which kernels are made.
   int first_k() const { return first_k_; }
 
-  /// Enqueues the exchange of records that starts a step. The device counts the steps, on from continue_from(); the
-  /// step of `own` is not used.
-  void begin(const StepRecord& own);
+  /// Enqueues the exchange of records that starts a step of one pass. The device counts the steps, on from
+  /// continue_from(); the step of `own` is not used. From now on the line is the selected one.
+  void begin(std::uint64_t line, const StepRecord& own);
+  /// The same for a pass of a step that may have several.
+  /// \throw AgreedError for more objectives than can be solved for, and what read_objectives() does where hosts compare
+  void begin_pass(std::uint64_t line, const StepRecord& own);
+  /// What follows is about this line, whose newest step begin() or begin_pass() has begun.
+  void select(std::uint64_t line) { selected_ = &lines_.at(line); }
   /// The next step is `step` + 1. Waits for the device.
   void continue_from(std::int64_t step);
 
   /// The next step may have other objectives than those before, whatever the rules. Waits for the device.
   void forget_objectives();
+
+  const StepRules& rules() const { return rules_; }
+  /// Objectives that there is to be room for in the selected line's step of several passes.
+  int pass_capacity() const { return selected_->capacity; }
 
   /// Raises AgreedError if a step before the last one begun had an error and the host knows of it. Does not wait. To be
   /// called before a step begins.
@@ -81,20 +102,31 @@ class DeviceStep {
 
   // For kernels: all pointers on the device.
 
-  const ObjectiveTable& table() const { return memory_.table; }
+  /// Of the selected line's step of one pass.
+  const ObjectiveTable& table() const { return selected_->one_pass.table; }
+  /// Of its step of several.
+  const StepSums& sums() const { return selected_->passes.sums; }
+  /// A pass of that: the newest, or the one before it.
+  const PassTable& pass(int number) const { return selected_->passes.pass[number % 2]; }
+  /// [kMaxObjectives], for what a bucket does with a pass.
+  double* decay() const { return selected_->passes.decay; }
+  PassShare* share() const { return selected_->passes.share; }
+  /// [kMaxObjectives] rows, which are a bucket's sums: see cuda::launch_make_sums_table().
+  const ObjectiveTable& sums_table() const { return selected_->passes.table; }
+  /// Without names unless the rules say that they are remembered.
+  ObjectiveRegistry registry() const { return registry_of(selected_->one_pass.slot); }
+  ObjectiveRegistry registry_of_sums() const { return registry_of(selected_->passes.slot); }
   cuda::DeviceCounters* counters() const { return memory_.counters; }
   /// For cuda::launch_gramian(), zero when a step begins.
   unsigned* gramian_tickets() const { return memory_.gramian_tickets; }
-  /// Without names unless the rules say that they are remembered.
-  const ObjectiveRegistry& registry() const { return registry_; }
 
   // What follows waits for the current stream.
 
   cuda::DeviceCounters read_counters() const;
-  /// Names of the newest step's objectives, of which there are k.
-  std::vector<std::string> objective_names(int k) const;
-  /// Ranks that each of them has.
-  std::vector<std::int64_t> objective_rows(int k) const;
+  /// Names of the k objectives of a line's newest step.
+  std::vector<std::string> objective_names(std::uint64_t line, int k) const;
+  /// Rows that each of them has.
+  std::vector<std::int64_t> objective_rows(std::uint64_t line, int k) const;
   /// The names of the registry, by number. At most kMaxRememberedNames.
   std::vector<std::string> remembered_names() const;
   void set_remembered_names(const std::vector<std::string>& names);
@@ -103,21 +135,58 @@ class DeviceStep {
   void keep_memory() { first_failure_.keep(); }
 
   /// Bytes of device memory held.
-  std::size_t bytes() const { return step_buffer_.capacity() + registry_buffer_.capacity(); }
+  std::size_t bytes() const;
 
  private:
-  /// What step_buffer_ holds.
-  struct Memory {
+  /// What a step of one pass is known by. The records serve every pass.
+  struct OnePass {
     StepRecord* records;  // [W], side by side: they are gathered in place
     ObjectiveTable table;
+    int* slot;  // of the registry
+  };
+
+  /// What a step of several passes is known by.
+  struct Passes {
+    StepSums sums;
+    PassTable pass[2];  // by the last bit of its number
+    ObjectiveTable table;
+    int* slot;
+    double* decay;
+    PassShare* share;
+  };
+
+  struct Line {
+    explicit Line(c10::Device device) : one_pass_buffer(device), passes_buffer(device) {}
+
+    DeviceBuffer one_pass_buffer;
+    OnePass one_pass = {};
+    DeviceBuffer passes_buffer;
+    Passes passes = {};
+    bool has_passes = false;      // whether its newest step is one of several
+    std::set<std::string> names;  // of that step's objectives, as far as the host knows them
+    int capacity = 0;
+    bool is_compared = false;  // whether the hosts have compared a whole step
+  };
+
+  /// What buffer_ holds.
+  struct Memory {
     cuda::DeviceCounters* counters;
     StepHeader* failed;  // of the first step that had an error
     FirstObjectives first;
     unsigned* gramian_tickets;
   };
 
-  static Memory lay_out(MemoryLayout& layout, int world);
-  static ObjectiveRegistry lay_out_registry(MemoryLayout& layout, int world);
+  static Memory lay_out(MemoryLayout& layout);
+  static OnePass lay_out_one_pass(MemoryLayout& layout, int world);
+  static Passes lay_out_passes(MemoryLayout& layout, int world);
+  static ObjectiveTable lay_out_table(MemoryLayout& layout, std::size_t rows);
+  static ObjectiveRegistry lay_out_registry(MemoryLayout& layout);
+  Line& open(std::uint64_t line);
+  std::vector<StepRecord> gather_on_hosts(const StepRecord& own) const;
+  void make_room(Line& line, const StepRecord& own) const;
+  void exchange_records(Line& line);
+  cuda::FailureReport failure_report() const;
+  ObjectiveRegistry registry_of(int* slot) const;
   cudaStream_t stream() const { return current_stream(device_); }
 
   const DeviceExchange& exchange_;
@@ -125,8 +194,11 @@ class DeviceStep {
   const StepRules rules_;
   int first_k_ = 0;
   int k_bound_ = 0;
+  int solve_limit_ = 0;
   std::int64_t begun_ = 0;  // steps; ranks count alike, whatever numbers their steps have
-  DeviceBuffer step_buffer_;
+  std::map<std::uint64_t, Line> lines_;
+  Line* selected_ = nullptr;
+  DeviceBuffer buffer_;
   DeviceBuffer registry_buffer_;
   Memory memory_ = {};
   ObjectiveRegistry registry_ = {};

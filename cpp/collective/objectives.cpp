@@ -68,12 +68,20 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
       throw AgreedError(c10::str("bucket_moo_ext: at most ", limit, " objectives are supported",
                                  limit < kMaxObjectives ? " where a run on a GPU began with few" : "", ", got ",
                                  header.culprit, "; let several ranks share an objective (objective=...)"));
+    case StepError::more_objectives:
+      throw AgreedError(c10::str("bucket_moo_ext: step ", header.step, " has ", header.culprit, " objectives in all its ",
+                                 "passes, more than the first step of several passes, for which room was made on the ",
+                                 "GPU; let that one have all objectives, or use layout='passes'"));
     case StepError::objective_count:
       throw AgreedError(c10::str("bucket_moo_ext: the method's options are for another number of objectives than the ",
                                  header.culprit, " of step ", header.step));
     case StepError::too_many_names:
       throw AgreedError(c10::str("bucket_moo_ext: in step ", header.step, " the state had met ", header.culprit,
                                  " objective names, more than it can remember"));
+    case StepError::several_objectives:
+      throw AgreedError(c10::str("bucket_moo_ext: with layout='passes' all ranks must have the same objective in a ",
+                                 "pass; in step ", header.step, " rank ", header.culprit,
+                                 " had another than rank 0 (layout='ranks' allows that)"));
     case StepError::other_objectives:
       throw AgreedError(
           c10::str("bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives of the ",

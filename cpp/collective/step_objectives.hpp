@@ -1,27 +1,27 @@
 // Which objective each row of a step stands for, over all of its passes.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "bucket_moo/limits.hpp"
 #include "bucket_moo/objective_table.hpp"
+#include "bucket_moo/pass_table.hpp"
 
 namespace bucket_moo {
 
-/// The rows of one pass: one of every rank.
+/// A PassTable that holds its memory.
 struct PassRows {
-  std::vector<int> objective;       ///< [W] the number of each rank's objective
-  std::vector<double> coefficient;  ///< [W] each rank's weight, in the unit of its objective; 0: left out
-  std::vector<double> unit;         ///< [K so far] weights are multiples of these; 0: none but left out so far
+  std::vector<int> objective;       ///< [W]
+  std::vector<double> coefficient;  ///< [W]
+  std::vector<double> unit;         ///< [K so far]
 };
 
-/// Objectives of a step, numbered in the order in which they come up: by pass, then by rank. An objective's gradient is
-/// the mean of its rows over ranks and passes, weighted. How often passes came and with which weights is known at the
-/// end alone, so rows are added up first, in a unit of each objective's own: the first weight that came, or one that
-/// is much larger. Sums of weights and of rows then neither overflow nor vanish, whatever weights are counted in.
+/// StepSums that hold their memory, and the rows of every pass.
 class StepObjectives {
  public:
   /// The next pass. `records`: of all W ranks, in rank order, as read_objectives() has found them right.
@@ -34,19 +34,19 @@ class StepObjectives {
   int k() const { return static_cast<int>(names_.size()); }
   const std::vector<std::string>& names() const { return names_; }
   /// [K] rows that each objective has had, those left out among them.
-  const std::vector<std::int64_t>& rows() const { return rows_; }
+  std::vector<std::int64_t> rows() const { return {rows_.begin(), rows_.begin() + header_.k}; }
 
   /// What turns objective k's sum, in `unit`, into its mean; 0 if it has no row.
   double share(std::size_t k, double unit) const;
 
  private:
-  std::size_t number_of(const ObjectiveName& name);
-
   std::vector<PassRows> passes_;
   std::vector<std::string> names_;  // [K]
-  std::vector<std::int64_t> rows_;  // [K]
-  std::vector<double> unit_;        // [K] of the newest pass
-  std::vector<double> total_;       // [K] sum of weights, in that unit
+  StepHeader header_;
+  std::array<StepRecord, kMaxObjectives> record_;
+  std::array<double, kMaxObjectives> unit_;
+  std::array<double, kMaxObjectives> total_;
+  std::array<std::int32_t, kMaxObjectives> rows_;
 };
 
 }  // namespace bucket_moo

@@ -22,16 +22,14 @@ class Backend {
 
   /// Raises for a reduction that cannot be run here, before anything is sent or counted. Where it does not, submit()
   /// follows: a backend may prepare for that.
-  virtual void check(const Reduction& reduction, bool starts_step) = 0;
+  /// `is_alone`: its step is this pass alone.
+  virtual void check(const Reduction& reduction, bool starts_step, bool is_alone) = 0;
 
   /// Does the work of a reduction whose arguments are right. Raises or puts into the Future what goes wrong.
   virtual FuturePtr submit(PlacedReduction reduction) = 0;
 
   /// The step of a line had its last reduction. Missing where a step broke off.
   virtual void end_step(std::uint64_t line) = 0;
-
-  /// Whether a step may have more than one pass.
-  virtual bool takes_several_passes() const = 0;
 
   /// Whether a reduction of Operation::invalid tells the other ranks that this one refused its arguments, so that they
   /// raise too instead of waiting for it.

@@ -65,12 +65,14 @@ DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::
       }()),
       collective_([&] {  // whose memory is the side stream's
         const OnSideStream guard(device, side_);
-        return DeviceCollective(std::move(group), device, method_.method, options_.method.expected_objectives(),
-                                options_.seed, options_.sketch, options_.keeps_weights());
+        return DeviceCollective(std::move(group), device, method_.method, options_.seed, options_.sketch,
+                                {.expected_objectives = options_.method.expected_objectives(),
+                                 .keeps_objectives = options_.keeps_weights(),
+                                 .one_objective = options_.layout == Layout::passes});
       }()),
       sketches_{DeviceBuffer(device)} {}
 
-void DeviceBackend::check(const Reduction& reduction, bool starts_step) {
+void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_alone) {
   TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
   const std::lock_guard in_order(enqueue_);
   if (failure_) {
@@ -79,7 +81,7 @@ void DeviceBackend::check(const Reduction& reduction, bool starts_step) {
   if (starts_step) {  // in its midst some ranks would, and others would wait for them
     collective_.step().check_past_steps();
   }
-  check_capture(reduction);
+  check_capture(reduction, is_alone);
 }
 
 FuturePtr DeviceBackend::submit(PlacedReduction call) {
@@ -104,9 +106,16 @@ FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
     agree_on_first_step(call);
   }
   if (call.starts_step()) {
-    solve_late();  // of a step that did not come to its end
-    collective_.step().begin(call.record);
+    solve_late(call.line);  // of a step that did not come to its end
     book_.forget_records_of_long_ago(call.step);
+  }
+  DeviceStep& step = collective_.step();
+  if (!call.starts_pass()) {
+    step.select(call.line);
+  } else if (is_of_passes(call)) {
+    step.begin_pass(call.line, call.record);
+  } else {
+    step.begin(call.line, call.record);
   }
   if (call.output.is_sparse()) {
     reduce_sparse(call);
@@ -116,7 +125,12 @@ FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
   return complete(call);
 }
 
-void DeviceBackend::end_step(std::uint64_t) {
+/// A pass of one objective is taken for one of several.
+bool DeviceBackend::is_of_passes(const PlacedReduction& call) const {
+  return !call.is_alone_in_step() || options_.layout == Layout::passes;
+}
+
+void DeviceBackend::end_step(std::uint64_t line) {
   const std::lock_guard in_order(enqueue_);
   if (late_.empty()) {
     return;
@@ -124,7 +138,7 @@ void DeviceBackend::end_step(std::uint64_t) {
   const at::NoGradGuard no_grad;
   const OnSideStream guard(device_, side_);
   try {
-    solve_late();
+    solve_late(line);
   } catch (...) {
     failure_ = std::current_exception();
     throw;
@@ -132,7 +146,7 @@ void DeviceBackend::end_step(std::uint64_t) {
 }
 
 /// Refuses to capture what has not been reduced before: its memory would be the graph's.
-void DeviceBackend::check_capture(const Reduction& reduction) {
+void DeviceBackend::check_capture(const Reduction& reduction, bool is_alone) {
   const KernelDeviceGuard guard(device_);
   if (!is_capturing(current_stream(device_))) {
     return;
@@ -140,6 +154,9 @@ void DeviceBackend::check_capture(const Reduction& reduction) {
   TORCH_CHECK(!options_.keeps_weights(), "bucket_moo_ext: a Sketch with refresh_every > 1 or lag=1 cannot be ",
               "captured in a graph: which steps solve is decided on the host, and a late solve goes on behind the ",
               "graph's end");
+  TORCH_CHECK_NOT_IMPLEMENTED(is_alone && options_.layout == Layout::ranks,
+                              "bucket_moo_ext: a step of several passes, or with layout='passes', cannot be captured in "
+                              "a graph yet; capture steps of one pass with layout='ranks'");
   TORCH_CHECK(collective_.is_reserved(), kWarmUp);
   const Book::Page* const page = reduction.output.is_sparse() ? nullptr : book_.find(reduction.bucket);
   TORCH_CHECK(page != nullptr && page->record && page->record->numel == reduction.gradient().numel() &&
@@ -172,28 +189,57 @@ void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
       rank(), world_size(), [this](const at::Tensor& blocks) { collective_.exchange().all_gather_host(blocks); },
       options_.configuration);
   const int k = collective_.step().agree_on_objectives(call.record).k();
-  options_.check_objectives(k);
+  if (call.is_alone_in_step()) {
+    options_.check_objectives(k);
+  }
   collective_.reserve_for(k);
   collective_.step().continue_from(call.step - 1);
 }
 
-void DeviceBackend::reduce_dense(const PlacedReduction& call) {
-  Book::Page& page = book_.open(call.bucket);
-  if (!page.record) {
-    page.record.emplace(DeviceRecord{{}, collective_.make_result()});
+/// The record of the bucket's last reduction, which becomes that of `call`.
+DeviceBackend::DeviceRecord& DeviceBackend::open_record(const PlacedReduction& call, int k_bound) {
+  std::optional<DeviceRecord>& record = book_.open(call.bucket).record;
+  if (!record || record->k_bound < k_bound) {
+    record.emplace(DeviceRecord{{}, collective_.make_result(k_bound), k_bound});
   }
-  DeviceRecord& record = *page.record;
-  static_cast<BucketRecord&>(record) = record_of(call, options_.sketch);
-  if (record.width > 0) {
-    reduce_sketched(call, page);
+  static_cast<BucketRecord&>(*record) = record_of(call, options_.sketch);
+  record->line = call.line;
+  record->passes = call.pass + 1;
+  return *record;
+}
+
+void DeviceBackend::reduce_dense(const PlacedReduction& call) {
+  if (options_.sketch.width_for(call.gradient().numel()) > 0) {
+    open_record(call, collective_.step().k_bound());
+    reduce_sketched(call, book_.open(call.bucket));
     return;
   }
-  const DeviceResult& result = record.on_device;
-  if (call.operation == Operation::reduce_scatter) {
-    collective_.reduce_scatter(call.output, call.input, call.index, call.tile_limit, result, memory_of(page));
-  } else {
-    collective_.all_reduce(call.output, call.index, call.tile_limit, result, memory_of(page));
+  const DeviceBucket bucket = call.operation == Operation::reduce_scatter
+                                  ? collective_.apart(call.output, call.input, call.index, call.tile_limit)
+                                  : collective_.in_place(call.output, call.index, call.tile_limit);
+  if (is_of_passes(call)) {
+    put_aside(call, bucket);
+    return;
   }
+  const DeviceRecord& record = open_record(call, collective_.step().k_bound());
+  collective_.reduce(bucket, record.on_device, memory_of(book_.open(call.bucket)));
+}
+
+/// Adds the bucket's rows to those of the passes before. In the last pass the result comes back; else zeros do.
+void DeviceBackend::put_aside(const PlacedReduction& call, const DeviceBucket& bucket) {
+  const std::shared_ptr<PutAside> aside = open_aside(
+      book_, call, [this] { return DeviceTile(device_); },
+      [&](DeviceTile& tile) { tile.begin(bucket.shard_size, bucket.tail_size, bucket.dtype); },
+      [&](const DeviceTile& tile) { return tile.fits(bucket.shard_size, bucket.tail_size, bucket.dtype); });
+  collective_.accumulate(bucket, call.pass, aside->tile);
+  aside->bytes = aside->tile.capacity();
+  if (call.leaves_open) {
+    call.output.zero_();
+    return;
+  }
+  aside->is_open = false;
+  const DeviceRecord& record = open_record(call, aside->tile.objectives());
+  collective_.reduce_tile(bucket, aside->tile, record.on_device, memory_of(book_.open(call.bucket)));
 }
 
 void DeviceBackend::reduce_sketched(const PlacedReduction& call, Book::Page& page) {
@@ -209,7 +255,7 @@ void DeviceBackend::reduce_sketched(const PlacedReduction& call, Book::Page& pag
   if (plan.uses_kept) {
     weights.emplace(KeptWeights{page.kept->result, result});
     if (plan.solves) {
-      late_.push_back({call.bucket, call.index, call.step});
+      late_.push_back({call.bucket, call.line, call.index, call.step});
     }
   } else {
     const DeviceResult* const kept = options_.keeps_weights() ? &keep(page, call.step) : nullptr;
@@ -224,17 +270,24 @@ void DeviceBackend::reduce_sketched(const PlacedReduction& call, Book::Page& pag
 }
 
 /// Behind the step's last Future: nothing of this step waits for it, not on the stream either.
-void DeviceBackend::solve_late() {
-  if (!late_.empty() && !late_result_) {
+void DeviceBackend::solve_late(std::uint64_t line) {
+  const auto of_others = std::stable_partition(late_.begin(), late_.end(),
+                                               [line](const LateSolve& late) { return late.line == line; });
+  if (of_others == late_.begin()) {
+    return;
+  }
+  if (!late_result_) {
     late_result_ = collective_.make_result();
   }
-  for (const LateSolve& late : late_) {
+  collective_.step().select(line);
+  for (auto solve = late_.begin(); solve != of_others; ++solve) {
+    const LateSolve& late = *solve;
     Book::Page& page = book_.open(late.bucket);
     const DeviceResult& kept = keep(page, late.step);
     collective_.solve_sketched(page.kept->sketches, late.index, *late_result_, memory_of(page), /*counted=*/false,
                                &kept);
   }
-  late_.clear();
+  late_.erase(late_.begin(), of_others);
 }
 
 /// Where the weights that the solve of `step` gives are kept.
@@ -250,6 +303,9 @@ void DeviceBackend::reduce_sparse(const PlacedReduction& call) {
   reduce_sparse_mean(call.output, rank(), world_size(), [this](const at::Tensor& blocks) {
     collective_.exchange().all_gather(blocks.view({-1}).view(at::kByte));
   });
+  if (call.pass > 0 && !call.leaves_open) {  // whose gradient, added up by autograd, is the sum of all passes' means
+    call.output._values().mul_(1.0 / (call.pass + 1));
+  }
   ++sparse_;
 }
 
@@ -323,8 +379,8 @@ std::vector<BucketRecord> DeviceBackend::records() const {
     read.step =
         captured_ ? collective_.step().read_counters().step : record->step;  // replays count on the device alone
     read.solved_step = header.step;
-    read.objectives = collective_.step().objective_names(header.k);
-    read.rows = collective_.step().objective_rows(header.k);
+    read.objectives = collective_.step().objective_names(record->line, header.k);
+    read.rows = collective_.step().objective_rows(record->line, header.k);
     last.push_back(std::move(read));
   }
   return last;
@@ -341,7 +397,10 @@ Counters DeviceBackend::counters() const {
 std::size_t DeviceBackend::scratch_bytes() const {
   const std::lock_guard in_order(enqueue_);
   std::size_t bytes = collective_.scratch_bytes() + sketches_.memory.capacity();
-  book_.for_each_page([&](const Book::Page& page) { bytes += page.kept ? page.kept->sketches.memory.capacity() : 0; });
+  book_.for_each_page([&](const Book::Page& page) { 
+    bytes += page.kept ? page.kept->sketches.memory.capacity() : 0;
+    bytes += page.aside ? page.aside->bytes : 0;
+  });
   return bytes;
 }
 

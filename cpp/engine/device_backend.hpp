@@ -16,9 +16,11 @@
 #include "collective/device_collective.hpp"
 #include "collective/device_memory.hpp"
 #include "collective/device_results.hpp"
+#include "collective/device_tile.hpp"
 #include "engine/backend.hpp"
 #include "engine/bucket_book.hpp"
 #include "engine/engine_options.hpp"
+#include "engine/put_aside.hpp"
 
 namespace bucket_moo {
 
@@ -32,7 +34,7 @@ namespace bucket_moo {
 ///
 /// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight
 /// of its capture, the device counts the steps, and the engine must outlive the graph. The host decides which steps
-/// solve, hence not with a sketch whose weights serve for several.
+/// solve, hence not with a sketch whose weights serve for several. Nor can a step of several passes.
 class DeviceBackend final : public Backend {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.
@@ -40,10 +42,9 @@ class DeviceBackend final : public Backend {
 
   int rank() const override { return collective_.rank(); }
   int world_size() const override { return collective_.world_size(); }
-  void check(const Reduction& reduction, bool starts_step) override;
+  void check(const Reduction& reduction, bool starts_step, bool is_alone) override;
   FuturePtr submit(PlacedReduction call) override;
   void end_step(std::uint64_t line) override;
-  bool takes_several_passes() const override { return false; }
   bool tells_refusals() const override { return false; }
   void continue_from(std::int64_t step) override;
   /// Counted by the device once a graph was captured, which waits for it.
@@ -60,6 +61,8 @@ class DeviceBackend final : public Backend {
   /// A bucket's record, whose result stays on the device.
   struct DeviceRecord : BucketRecord {
     DeviceResult on_device;
+    int k_bound = 0;  // of the result
+    std::uint64_t line = kHookLine;
   };
 
   /// Weights that serve again.
@@ -69,11 +72,13 @@ class DeviceBackend final : public Backend {
     std::int64_t step = 0;    // of the solve that the weights were last asked of
   };
 
-  using Book = BucketBook<DeviceRecord, DeviceKept, DeviceSolverState>;
+  using PutAside = bucket_moo::PutAside<DeviceTile>;
+  using Book = BucketBook<DeviceRecord, DeviceKept, DeviceSolverState, std::shared_ptr<PutAside>>;
 
   /// A solve that is still to come.
   struct LateSolve {
     BucketId bucket;
+    std::uint64_t line;
     std::int64_t index;
     std::int64_t step;
   };
@@ -86,13 +91,16 @@ class DeviceBackend final : public Backend {
     Method method;
   };
 
-  void check_capture(const Reduction& reduction);
+  void check_capture(const Reduction& reduction, bool is_alone);
+  bool is_of_passes(const PlacedReduction& call) const;
   FuturePtr enqueue(PlacedReduction& call);
   void record_streams(const PlacedReduction& call) const;
   void agree_on_first_step(const PlacedReduction& call);
   void reduce_dense(const PlacedReduction& call);
   void reduce_sketched(const PlacedReduction& call, Book::Page& page);
-  void solve_late();
+  void put_aside(const PlacedReduction& call, const DeviceBucket& bucket);
+  DeviceRecord& open_record(const PlacedReduction& call, int k_bound);
+  void solve_late(std::uint64_t line);
   const DeviceResult& keep(Book::Page& page, std::int64_t step);
   void reduce_sparse(const PlacedReduction& call);
   FuturePtr complete(PlacedReduction& call) const;

@@ -24,9 +24,6 @@ BucketId bucket_of_size(const Reduction& reduction) {
   return {{.name = c10::str(operation, "[", numel, "]"), .numel = numel}};
 }
 
-constexpr const char* kOnePass =
-    "bucket_moo_ext: a step of several passes (accumulate()) is not supported on a GPU yet; use one pass a step there";
-
 }  // namespace
 
 Engine::Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options)
@@ -154,16 +151,13 @@ void Engine::discard_open_steps() {
 
 FuturePtr Engine::reduce_next(Step& step, Reduction reduction, c10::IValue result) {
   check_or_refuse(step, reduction);
-  backend_->check(reduction, step.passes.size() == 1 && step.passes.back().reductions == 0);
+  const bool is_first = step.passes.size() == 1;
+  backend_->check(reduction, is_first && step.passes.back().reductions == 0, is_first && !step.is_open());
   return place(step, std::move(reduction), std::move(result));
 }
 
 /// Other ranks make the first reduction of a pass that is refused here, and hear of it.
 void Engine::check_or_refuse(Step& step, const Reduction& reduction) {
-  if (step.is_open() && !backend_->takes_several_passes()) {
-    step.passes.clear();
-    TORCH_CHECK_NOT_IMPLEMENTED(false, kOnePass);
-  }
   try {
     check_arguments(reduction, device_, rank(), world_size());
   } catch (...) {

@@ -103,7 +103,6 @@ class Engine final {
   void check_may_wait() const { backend_->check_may_wait(); }
 
   MethodId method() const { return method_; }
-  bool takes_several_passes() const { return backend_->takes_several_passes(); }
 
   /// Steps so far, refused ones among them.
   std::int64_t step() const;

@@ -261,33 +261,11 @@ ShardedBucket HostBackend::sharded(const PlacedReduction& call) const {
              : sharded_in_place(output, n, call.dtype(), rank(), world_size(), kLimit);
 }
 
-/// What was put aside for a bucket in this step; nothing yet where this is the first time. Raises AgreedError if other
-/// buckets hold something for some of its parameters, or this one something of another kind.
 std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReduction& call, const ShardedBucket& bucket) {
   const std::lock_guard lock(mutex_);
-  book_.for_each_overlapping(call.bucket, [&](const Book::Page& page) {
-    if (page.aside && page.aside->is_open && page.aside->step == call.step) {
-      throw AgreedError(c10::str(
-          "bucket_moo_ext: in pass ", call.pass + 1, " of step ", call.step, " the bucket of parameter '",
-          call.bucket[0].name, "' holds other parameters than in the passes before, whose gradients were put aside ",
-          "(DDP with static_graph rebuilds its buckets after its second backward pass: run two outside of "
-          "accumulate() first)"));
-    }
-  });
-  std::shared_ptr<PutAside>& aside = book_.open(call.bucket).aside;
-  if (!aside) {
-    aside = std::make_shared<PutAside>();
-  }
-  if (!aside->is_open || aside->step != call.step) {
-    aside->step = call.step;
-    aside->is_open = true;
-    aside->tile.begin(bucket);
-  } else if (!aside->tile.fits(bucket)) {
-    throw AgreedError(c10::str("bucket_moo_ext: in pass ", call.pass + 1, " of step ", call.step, " bucket '",
-                               call.bucket[0].name,
-                               "' is of another size, dtype or operation than in the passes before"));
-  }
-  return aside;
+  return open_aside(
+      book_, call, [] { return ObjectiveTile(); }, [&](ObjectiveTile& tile) { tile.begin(bucket); },
+      [&](const ObjectiveTile& tile) { return tile.fits(bucket); });
 }
 
 void HostBackend::solve_tile(const BucketId& owner, const PlacedReduction& call, BucketSolution& result) {

@@ -23,6 +23,7 @@
 #include "engine/backend.hpp"
 #include "engine/bucket_book.hpp"
 #include "engine/engine_options.hpp"
+#include "engine/put_aside.hpp"
 #include "engine/solver_memory.hpp"
 #include "engine/worker.hpp"
 
@@ -41,10 +42,9 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
 
   int rank() const override { return collective_.rank(); }
   int world_size() const override { return collective_.world_size(); }
-  void check(const Reduction&, bool) override {}
+  void check(const Reduction&, bool, bool) override {}
   FuturePtr submit(PlacedReduction call) override;
   void end_step(std::uint64_t line) override;
-  bool takes_several_passes() const override { return true; }
   bool tells_refusals() const override { return true; }
   void continue_from(std::int64_t step) override;
   std::optional<std::int64_t> counted_steps() const override { return std::nullopt; }
@@ -64,13 +64,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
     BucketSolution solution;
   };
 
-  /// The gradients of a bucket, by objective, of the passes of a step so far.
-  struct PutAside {
-    std::int64_t step = 0;
-    bool is_open = false;
-    ObjectiveTile tile;     // the worker's
-    std::size_t bytes = 0;  // of the tile; guarded by mutex_
-  };
+  using PutAside = bucket_moo::PutAside<ObjectiveTile>;  // the tile is the worker's, the rest guarded by mutex_
 
   using Book = BucketBook<BucketRecord, KeptWeights, SolverMemory, std::shared_ptr<PutAside>>;
 

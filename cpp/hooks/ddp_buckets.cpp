@@ -46,7 +46,7 @@ FuturePtr DdpBuckets::run(c10d::GradBucket& bucket, c10::IValue result) {
 void DdpBuckets::begin_pass() {
   PassOptions options = engine_->next_pass();
   const bool is_first = !std::exchange(has_begun_, true);
-  keeps_this_pass_ = is_first && options.leaves_open && engine_->takes_several_passes();
+  keeps_this_pass_ = is_first && options.leaves_open;
   if (keeps_this_pass_) {
     first_pass_.begin(std::move(options));
     return;

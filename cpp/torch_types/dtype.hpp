@@ -41,4 +41,17 @@ inline DType dtype_of(c10::ScalarType type, const char* what) {
   }
 }
 
+inline c10::ScalarType scalar_type_of(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16:
+      return c10::ScalarType::BFloat16;
+    case DType::float16:
+      return c10::ScalarType::Half;
+    case DType::float64:
+      return c10::ScalarType::Double;
+    default:
+      return c10::ScalarType::Float;
+  }
+}
+
 }  // namespace bucket_moo

@@ -507,10 +507,11 @@ class BucketMOO:
 
     def _make_engine(self, device: torch.device) -> _C.Engine:
         objective = self._objective_name(self._objective)
-        if _C.reduces_on_device(device) and (self._layout, self._scope) != ("ranks", "bucket"):
+        if _C.reduces_on_device(device) and self._scope == "model":
+            raise NotImplementedError(f"scope='model' is not supported on {device} yet; on a GPU use scope='bucket'")
+        if _C.reduces_on_device(device) and self._layout == "passes" and self._gramian != "exact":
             raise NotImplementedError(
-                f"layout={self._layout!r} with scope={self._scope!r} is not supported on {device} yet; on a GPU use "
-                "layout='ranks' and scope='bucket'"
+                f"layout='passes' with gramian={self._gramian!s} is not supported on {device} yet; use gramian='exact'"
             )
         parent = None if self._is_alone else parent_group(self._process_group)
         group = None

@@ -72,6 +72,7 @@ def test_losses_of_one_forward_pass_or_several(monkeypatch: pytest.MonkeyPatch, 
     assert state.objective is None
 
 
+@pytest.mark.device
 def test_passes_one_by_one_with_weights_and_several_rows_an_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     _small_buckets(monkeypatch)
     model = mlp(1)

@@ -1,5 +1,6 @@
 """Steps of several passes: random schedules of objectives and weights over ranks and passes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -16,6 +17,7 @@ from tests.support.errors import error_of, expect
 
 Runner = Callable[..., list[Any]]
 METHODS: list[tuple[str, dict[str, Any]]] = [("mean", {}), ("mgda", {}), ("cagrad", {"c": 0.3})]
+SCHEDULES = 8 if checks.ON_DEVICE else 24
 SIZES = (7, 4099, 20_011)  # all tail; sharded; sharded with a tail
 
 
@@ -45,7 +47,7 @@ class Case:
         ]
 
 
-def cases_of(seed: int, world: int, layout: str = "ranks", count: int = 24) -> list[Case]:
+def cases_of(seed: int, world: int, layout: str = "ranks", count: int = SCHEDULES) -> list[Case]:
     rng = Random(f"{seed} {world} {layout}")
     cases = []
     for index in range(count):
@@ -101,10 +103,12 @@ def rank_schedules(rank: int, world: int, seed: int, layout: str) -> list[Outcom
     return results
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("layout", ["ranks", "passes"])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_any_schedule_is_one_step_of_all_its_rows(run_ranks: Runner, random_seed: int, world: int, layout: str) -> None:
     results = run_ranks(world, rank_schedules, random_seed, layout)
+    is_summed = checks.ON_DEVICE and layout == "passes" and world > 1
     for index, case in enumerate(cases_of(random_seed, world, layout)):
         got = [result[index] for result in results]
         label = f"case {index}: {case}"
@@ -121,11 +125,28 @@ def test_any_schedule_is_one_step_of_all_its_rows(run_ranks: Runner, random_seed
             for rank, of_rank in enumerate(got):
                 shard = slice(rank * size, (rank + 1) * size)
                 checks.verify(
-                    label, rows, of_rank, case.method, case.options, objective=objective, weight=weight, shard=shard
+                    label,
+                    rows,
+                    of_rank,
+                    case.method,
+                    case.options,
+                    objective=objective,
+                    weight=weight,
+                    shard=shard,
+                    is_summed=is_summed,
                 )
         else:
             assert all(o.result == got[0].result for o in got), label
-            checks.verify(label, rows, got[0], case.method, case.options, objective=objective, weight=weight)
+            checks.verify(
+                label,
+                rows,
+                got[0],
+                case.method,
+                case.options,
+                objective=objective,
+                weight=weight,
+                is_summed=is_summed,
+            )
 
 
 # --- wrong use ---
@@ -159,6 +180,7 @@ def rank_disagree(rank: int, world: int) -> list[Any]:
     return errors[:3] + errors[34:]
 
 
+@pytest.mark.device
 def test_ranks_that_disagree_all_raise(run_ranks: Runner) -> None:
     for errors in run_ranks(2, rank_disagree):
         disagree, other, size, most, too_many = errors
@@ -174,20 +196,39 @@ def rank_on_device(rank: int, world: int) -> None:
         return error_of(lambda: moo.all_reduce(torch.ones(9), state))
 
     expect(error(moo.BucketMOO(scope="model")), NotImplementedError, "scope='model'", "on a GPU")
-    expect(error(moo.BucketMOO(layout="passes")), NotImplementedError, "layout='passes'", "on a GPU")
-    state = moo.BucketMOO()
-    with state.accumulate():
-        expect(error(state), NotImplementedError, "not supported on a GPU yet")
-    row = torch.ones(9)
-    moo.all_reduce(row, state)  # a step of one pass
-    assert row.eq(1.0).all()
-    assert state.report().step == 1
+    sketched = moo.BucketMOO(layout="passes", gramian=moo.Sketch())
+    expect(error(sketched), NotImplementedError, "layout='passes' with gramian=Sketch", "gramian='exact'")
 
 
 @pytest.mark.device
 @pytest.mark.skipif(not checks.ON_DEVICE, reason="the CPU has all of it")
 def test_what_a_gpu_does_not_have_yet_is_refused(run_ranks: Runner) -> None:
     run_ranks(2, rank_on_device)
+
+
+def rank_more_objectives(rank: int, world: int) -> list[Any]:
+    state = moo.BucketMOO()
+    found = []
+    for names in ("ab", "ac", "abc"):  # as many as in the first step; and one more
+        for name in names:
+            state.objective = name if rank == 0 else "a"
+            row = torch.ones(40)
+            if name != names[-1]:
+                with state.accumulate():
+                    moo.all_reduce(row, state)
+            else:
+                moo.all_reduce(row, state)
+        found.append(set(row.tolist()))
+    return [*found, error_of(lambda: [moo.all_reduce(row, state) for _ in range(2)])]
+
+
+@pytest.mark.device
+@pytest.mark.skipif(not checks.ON_DEVICE, reason="the CPU makes room for any number")
+def test_more_objectives_than_a_gpu_made_room_for(run_ranks: Runner) -> None:
+    for first, second, third, error in run_ranks(2, rank_more_objectives):
+        assert first == second == {1.0}
+        assert all(math.isnan(value) for value in third)
+        expect(error, ValueError, "step 3 has 3 objectives in all its passes", "layout='passes'")
 
 
 def rank_sketched(rank: int, world: int) -> None:

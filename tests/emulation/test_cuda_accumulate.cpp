@@ -75,8 +75,7 @@ AccumulateArguments arguments_of(const Tile& t, const Pass& pass, Sums& sums) {
   arguments.decay = pass.decay.data();
   arguments.k = &pass.k;
   arguments.count = static_cast<int>(pass.decay.size());
-  arguments.sums = sums.tile.row(0);
-  arguments.pitch = arguments.count > 1 ? sums.tile.row(1) - sums.tile.row(0) : 0;
+  for (int i = 0; i < arguments.count; ++i) arguments.sums[i] = sums.tile.row(i);
   return arguments;
 }
 
@@ -204,8 +203,8 @@ void does_not_touch_others() {
       arguments.objective = objective;
       arguments.decay = decay;
       arguments.k = &k;
-      arguments.sums = memory;
-      arguments.pitch = static_cast<std::int64_t>(page);
+      arguments.sums[0] = memory;
+      arguments.sums[1] = static_cast<char*>(memory) + page;
       arguments.count = 2;
       CHECK(launch_accumulate(arguments, nullptr) == cudaSuccess);
       CHECK(tiles::get(accumulation_dtype(d), memory) == t.value(0, 0));
@@ -278,8 +277,8 @@ void accumulate_refuses() {
   CHECK(refused([](AccumulateArguments& a) { a.objective = nullptr; }));
   CHECK(refused([](AccumulateArguments& a) { a.decay = nullptr; }));
   CHECK(refused([](AccumulateArguments& a) { a.k = nullptr; }));
-  CHECK(refused([](AccumulateArguments& a) { a.sums = nullptr; }));
-  CHECK(refused([](AccumulateArguments& a) { a.pitch = 39; }));
+  CHECK(refused([](AccumulateArguments& a) { a.sums[1] = nullptr; }));
+  CHECK(refused([](AccumulateArguments& a) { a.sums[1] = static_cast<char*>(a.sums[1]) + 2; }));
   CHECK(refused([](AccumulateArguments& a) { a.count = -1; }));
   CHECK(refused([](AccumulateArguments& a) { a.count = kMaxObjectives + 1; }));
   CHECK(refused([](AccumulateArguments& a) { a.rows.dtype = static_cast<DType>(17); }));
@@ -289,7 +288,7 @@ void accumulate_refuses() {
   CHECK(launch_accumulate(nothing, nullptr) == cudaSuccess);
   nothing = good;
   nothing.rows = {};
-  nothing.sums = nullptr;
+  nothing.sums[0] = nullptr;
   CHECK(launch_accumulate(nothing, nullptr) == cudaSuccess);
   CHECK(bucket_moo::emulation::launches() == launches);
   CHECK(launch_accumulate(good, nullptr) == cudaSuccess);

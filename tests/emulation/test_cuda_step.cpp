@@ -55,7 +55,7 @@ void an_error_arrives_behind_the_rest() {
   const auto step = [&](std::int64_t number, int most) {
     for (StepRecord& record : records) record.step = number;
     CHECK(bucket_moo::cuda::launch_make_table(records.data(), kWorld, {.objectives = most, .expected = 0},
-                                              table.pointers(), {}, {}, tickets.data(), &failed, told, number + 10,
+                                              table.pointers(), {}, {}, tickets.data(), {&failed, told, number + 10},
                                               nullptr) == cudaSuccess);
   };
   step(1, 3);

@@ -94,6 +94,7 @@ def _train(rank: int, world: int, way: str, settings: dict[str, Any]) -> str:
     return gradient_digest(ddp)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("world", SCHEDULES)
 def test_rows_of_all_passes_are_one_step(run_ranks: RunRanks, world: int) -> None:
     same_on_all_ranks(run_ranks(world, _train, "register", {}))
@@ -112,6 +113,37 @@ def test_rows_of_all_passes_are_one_step(run_ranks: RunRanks, world: int) -> Non
 )
 def test_with_every_setting_of_ddp(run_ranks: RunRanks, way: str, settings: dict[str, Any]) -> None:
     same_on_all_ranks(run_ranks(2, _train, way, settings))
+
+
+def _amid(rank: int, world: int) -> str:
+    """As without them: they have a step and objectives of their own."""
+    ddp, twin = (DDP(mlp(1), bucket_cap_mb=CAP_MB) for _ in range(2))
+    state, _ = moo.register(ddp, "mgda"), moo.register(twin, "mgda")
+    others: list[torch.Tensor] = []
+
+    def reduce_another(_: torch.Tensor) -> None:
+        mine, state.objective = state.objective, "of all ranks"
+        others.append(torch.full((4,), float(rank)))
+        moo.all_reduce(others[-1], state, bucket="another")
+        state.objective = mine
+
+    for number in (0, 2):
+        ddp.module[number].weight.register_hook(reduce_another)
+    for step in range(3):
+        others.clear()
+        for model in (ddp, twin):
+            model.zero_grad()
+            loss_of(model, _row(rank, step, 0)).backward()
+        assert len(others) == 2
+        assert all(other.eq((world - 1) / 2).all() for other in others)
+        for parameter, expected in zip(ddp.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(parameter.grad, expected.grad)
+    return gradient_digest(ddp)
+
+
+@pytest.mark.device
+def test_direct_calls_amid_a_backward_pass(run_ranks: RunRanks) -> None:
+    same_on_all_ranks(run_ranks(2, _amid))
 
 
 # --- what the last pass does not use ---
@@ -150,6 +182,7 @@ def _leave_out(rank: int, world: int, view: bool) -> str:
     return gradient_digest(ddp)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("view", [False, True])
 def test_what_the_last_pass_does_not_use_gets_its_answer(run_ranks: RunRanks, view: bool) -> None:
     same_on_all_ranks(run_ranks(2, _leave_out, view))

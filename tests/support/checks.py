@@ -107,6 +107,7 @@ class Gradients:
     place: list[int]  # of each rank's objective in `names`
     share: Array  # of each rank in its objective; 0: left out
     means: Array  # of the objectives
+    is_summed: bool = False  # whether rows are averaged by the process group, in their dtype
 
     def through(self, linear: Callable[[Array], Array]) -> "Gradients":
         """The images of rows and means under a linear map."""
@@ -124,13 +125,15 @@ class Gradients:
     def gramian_error(self) -> Array:
         """[K, K] bound on the error of their Gramian."""
         averaged = 0 if len(self.names) == len(self.rows) else len(self.rows)
-        return ref.gramian_error(self.sizes(), self.dtype, averaged)
+        error = ref.gramian_error(self.sizes(), self.dtype, averaged)
+        return error + ref.summed_error(self.sizes(), self.rows, self.dtype) if self.is_summed else error
 
 
 def gradients(
     rows: Sequence[torch.Tensor],
     objective: Sequence[Hashable] | None = None,
     weight: Sequence[float] | None = None,
+    is_summed: bool = False,
 ) -> Gradients:
     """By default every rank is an objective of its own, of weight 1."""
     world = len(rows)
@@ -140,7 +143,7 @@ def gradients(
     names, means = ref.objective_means(inputs, objective, weight)
     total = {name: sum(weight[r] for r in range(world) if objective[r] == name) for name in objective}
     share = np.array([weight[r] / total[objective[r]] if weight[r] else 0.0 for r in range(world)])
-    return Gradients(inputs, rows[0].dtype, names, [names.index(name) for name in objective], share, means)
+    return Gradients(inputs, rows[0].dtype, names, [names.index(name) for name in objective], share, means, is_summed)
 
 
 def verify(
@@ -154,6 +157,7 @@ def verify(
     weight: Sequence[float] | None = None,
     shard: slice = slice(None),
     generic: bool = False,
+    is_summed: bool = False,
 ) -> None:
     """Checks an outcome for finite rows, in three links and then as a whole.
 
@@ -163,7 +167,7 @@ def verify(
     are in general position (`generic`).
     """
     options = options or {}
-    given = gradients(rows, objective, weight)
+    given = gradients(rows, objective, weight, is_summed)
     verify_solution(label, given, got, method, options, given.gramian_error(), generic)
     result, bound = verify_combination(label, given, got, shard)
 
@@ -229,7 +233,10 @@ def verify_combination(label: str, given: Gradients, got: Outcome, shard: slice 
     matrix = np.stack(given.rows)[:, shard]
     coefficients = got.weights[given.place] * given.share
     result = unraw(got.result, given.dtype)
-    bound = combination_error(matrix, coefficients, given.dtype, got.width)
+    if given.is_summed:
+        bound = ref.sum_error(matrix, coefficients, given.dtype)
+    else:
+        bound = combination_error(matrix, coefficients, given.dtype, got.width)
     combined = ref.combine(matrix, coefficients)
     assert result.shape == combined.shape, f"{label}: {result.shape}"
     _close(f"{label}: result", result, combined, bound)

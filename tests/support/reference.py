@@ -322,6 +322,14 @@ def sum_error(rows: Array, coefficients: Array, dtype: torch.dtype) -> Array:
     return result
 
 
+def summed_error(sizes: Array, rows: Sequence[Array], dtype: torch.dtype) -> Array:
+    """[K, K] what the Gramian's error grows by where rows are scaled and added up in their own dtype, see sum_error()."""
+    largest = float(np.sqrt(rows[0].size)) * subnormal(dtype)
+    means = 2 * len(rows) * (unit_roundoff(dtype) * sizes + largest)
+    error: Array = np.outer(means, sizes) + np.outer(sizes, means) + np.outer(means, means)
+    return error
+
+
 def gramian_error(sizes: Array, dtype: torch.dtype, averaged: int = 1) -> Array:
     """[K, K] bound on the error of the Gramian, from design.md section 6. `sizes`: |g_k|, or Σ share |row| if averaged.
 

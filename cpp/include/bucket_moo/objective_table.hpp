@@ -59,9 +59,11 @@ enum class StepError : std::int32_t {
   invalid_call,         ///< `culprit` refused its arguments
   other_call,           ///< `culprit` makes another call than rank 0
   too_many_objectives,  ///< `culprit` of them
+  more_objectives,      ///< `culprit` of them in a step of several passes, more than there is room for
   objective_count,      ///< `culprit` of them, and the method's options are for another number
   too_many_names,       ///< the registry of names is full
   other_objectives,     ///< `culprit` of them, and not those of the first step
+  several_objectives,   ///< `culprit` has another objective than rank 0 in a pass that must have one
 };
 
 /// The scalars of a step.
@@ -103,6 +105,25 @@ struct StepLimits {
   int expected = 0;                 ///< the K that the method's options are for; 0: any
 };
 
+/// An error that was there before stays.
+BUCKET_MOO_HD inline void set_error(StepError error, int culprit, StepHeader* header) {
+  if (header->error != StepError::none) return;
+  header->error = error;
+  header->culprit = culprit;
+}
+
+/// Looks for ranks that refused their arguments or make other calls.
+BUCKET_MOO_HD inline void check_records(const StepRecord* records, int world, StepHeader* header) {
+  for (int r = 0; r < world; ++r) {
+    if (records[r].operation == static_cast<std::int32_t>(Operation::invalid)) {
+      set_error(StepError::invalid_call, r, header);
+    }
+  }
+  for (int r = 1; r < world; ++r) {
+    if (!same_call(records[0], records[r])) set_error(StepError::other_call, r, header);
+  }
+}
+
 /// Makes the table of a step from the records of all W >= 1 ranks. On an error K is 0 and of the table only the header
 /// and scratch are written. All lanes call alike; the table is visible to all of them on return.
 template <class Lanes>
@@ -110,17 +131,7 @@ BUCKET_MOO_HD void make_objective_table(Lanes lanes, const StepRecord* records, 
                                         const ObjectiveTable& table) {
   StepHeader header;
   header.step = records[0].step;
-  const auto fail = [&header](StepError error, int culprit) {
-    if (header.error != StepError::none) return;
-    header.error = error;
-    header.culprit = culprit;
-  };
-  for (int r = 0; r < world; ++r) {
-    if (records[r].operation == static_cast<std::int32_t>(Operation::invalid)) fail(StepError::invalid_call, r);
-  }
-  for (int r = 1; r < world; ++r) {
-    if (!same_call(records[0], records[r])) fail(StepError::other_call, r);
-  }
+  check_records(records, world, &header);
 
   // `objective` first holds each rank's leader: the lowest rank of the same name.
   for (int r = lanes.lane(); r < world; r += lanes.count()) {
@@ -136,8 +147,8 @@ BUCKET_MOO_HD void make_objective_table(Lanes lanes, const StepRecord* records, 
     ++k;
   }
   lanes.sync();
-  if (k > limits.objectives) fail(StepError::too_many_objectives, k);
-  if (limits.expected > 0 && k != limits.expected) fail(StepError::objective_count, k);
+  if (k > limits.objectives) set_error(StepError::too_many_objectives, k, &header);
+  if (limits.expected > 0 && k != limits.expected) set_error(StepError::objective_count, k, &header);
   if (header.error != StepError::none) {
     if (lanes.lane() == 0) *table.header = header;
     lanes.sync();

@@ -1,0 +1,191 @@
+// Which objective each row of a step of several passes stands for, and what rows count.
+#ifndef BUCKET_MOO_PASS_TABLE_HPP
+#define BUCKET_MOO_PASS_TABLE_HPP
+
+#include <bucket_moo/config.hpp>
+#include <bucket_moo/objective_table.hpp>
+#include <cstdint>
+
+namespace bucket_moo {
+
+/// A weight so many times larger than its objective's unit becomes the unit.
+inline constexpr double kNewUnit = 0x1p40;
+
+/// The objectives of a step, numbered in the order in which they come up: by pass, then by rank. An objective's gradient
+/// is the mean of its rows over ranks and passes, weighted. How often passes came and with which weights is known at the
+/// end alone, so rows are added up first, in a unit of each objective's own: the first weight that came, or one that is
+/// much larger. Sums of weights and of rows then neither overflow nor vanish, whatever weights are counted in.
+struct StepSums {
+  StepHeader* header;    ///< K so far; an error stays until the next step. one_to_one does not count
+  StepRecord* record;    ///< [capacity], of which the first K count: one that has the objective
+  double* unit;          ///< [capacity] weights are multiples of these; 0: none but left out so far
+  double* total;         ///< [capacity] sum of weights, in that unit
+  std::int32_t* rows;    ///< [capacity] rows so far, those left out among them
+};
+
+/// The rows of one pass: one of every rank.
+struct PassTable {
+  int* objective;       ///< [W] the number of each rank's objective
+  double* coefficient;  ///< [W] each rank's weight, in the unit of its objective; 0: left out
+  double* unit;         ///< [capacity] that unit, of which the first K count
+};
+
+/// What a pass is held to.
+struct PassRules {
+  StepLimits limits;           ///< `objectives`: also the capacity; `expected` counts in the last pass alone
+  bool one_objective = false;  ///< all ranks must have the same objective
+};
+
+/// Adds the pass that the records of all W >= 1 ranks are of. On an error nothing but `objective` and the header is
+/// written, with a K of 0. All lanes call alike; all is visible to all of them on return.
+template <class Lanes>
+BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, const PassRules& rules,
+                            const StepSums& sums, const PassTable& pass) {
+  StepHeader header;
+  if (records[0].pass > 0) header = *sums.header;
+  lanes.sync();  // all have read what lane 0 writes now
+  if (header.error != StepError::none) return;
+  header.step = records[0].step;
+  const int known = header.k;
+  check_records(records, world, &header);
+  for (int r = 1; r < world; ++r) {
+    if (rules.one_objective && !same_name(records[0].objective, records[r].objective)) {
+      set_error(StepError::several_objectives, r, &header);
+    }
+  }
+
+  // First a known objective's number, or `known` and the lowest rank of the same name.
+  for (int r = lanes.lane(); r < world; r += lanes.count()) {
+    int k = 0;
+    while (k < known && !same_name(sums.record[k].objective, records[r].objective)) ++k;
+    int first = 0;
+    if (k == known) {
+      while (!same_name(records[first].objective, records[r].objective)) ++first;
+    }
+    pass.objective[r] = k + first;
+  }
+  lanes.sync();
+  int k = known;  // counted alike by all lanes
+  for (int r = 0; r < world; ++r) {
+    if (pass.objective[r] != known + r) continue;
+    if (lanes.lane() == 0 && k < rules.limits.objectives) {
+      sums.record[k] = records[r];
+      sums.unit[k] = 0.0;
+      sums.total[k] = 0.0;
+      sums.rows[k] = 0;
+    }
+    ++k;
+  }
+  lanes.sync();
+  if (k > rules.limits.objectives) {
+    set_error(k > kMaxObjectives ? StepError::too_many_objectives : StepError::more_objectives, k, &header);
+  }
+  if (rules.limits.expected > 0 && records[0].leaves_open == 0 && k != rules.limits.expected) {
+    set_error(StepError::objective_count, k, &header);
+  }
+  header.k = header.error == StepError::none ? k : 0;
+  header.one_to_one = 0;
+  if (lanes.lane() == 0) *sums.header = header;
+  lanes.sync();
+  if (header.error != StepError::none) return;
+
+  for (int r = lanes.lane(); r < world; r += lanes.count()) {
+    if (pass.objective[r] < known) continue;
+    int number = known;
+    while (!same_name(sums.record[number].objective, records[r].objective)) ++number;
+    pass.objective[r] = number;
+  }
+  lanes.sync();
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    double unit = sums.unit[i];
+    double total = sums.total[i];
+    std::int32_t rows = sums.rows[i];
+    for (int r = 0; r < world; ++r) {
+      if (pass.objective[r] != i) continue;
+      ++rows;
+      const double weight = records[r].weight;
+      if (weight > 0.0 && (unit == 0.0 || weight > kNewUnit * unit)) {
+        total *= unit / weight;
+        unit = weight;
+      }
+    }
+    for (int r = 0; r < world; ++r) {
+      if (pass.objective[r] != i) continue;
+      const double weight = unit > 0.0 ? records[r].weight / unit : 0.0;
+      // The kernels multiply in float32: a weight below its range is none.
+      pass.coefficient[r] = weight >= kSmallestShare ? weight : 0.0;
+      total += pass.coefficient[r];
+    }
+    sums.unit[i] = unit;
+    sums.total[i] = total;
+    sums.rows[i] = rows;
+    pass.unit[i] = unit;
+  }
+  lanes.sync();
+}
+
+/// Before the rows of a pass are added to a bucket's sums: what those are multiplied by, so that they are in the pass's
+/// units.
+/// \param unit   [capacity] of the bucket's sums, in and out; 0: nothing was added yet
+/// \param decay  [capacity] out: 0 for a sum that does not count yet, 1 for one that has no row in this pass
+template <class Lanes>
+BUCKET_MOO_HD void begin_addition(Lanes lanes, int k, int world, const PassTable& pass, double* unit, double* decay) {
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    bool any = false;
+    for (int r = 0; r < world; ++r) any = any || (pass.objective[r] == i && pass.coefficient[r] > 0.0);
+    const double ratio = any ? unit[i] / pass.unit[i] : 1.0;
+    decay[i] = ratio >= kSmallestShare ? ratio : 0.0;
+    if (any) unit[i] = pass.unit[i];
+  }
+  lanes.sync();
+}
+
+/// What a rank's row counts for in the mean of a pass of one objective, and the weight of that mean in the objective's
+/// unit: for ranks that add their rows up before these are added to sums.
+struct PassShare {
+  double of_rank = 0.0;  ///< 0: left out
+  double weight = 0.0;
+};
+
+BUCKET_MOO_HD inline PassShare share_of(const PassTable& pass, int world, int rank) {
+  PassShare share;
+  for (int r = 0; r < world; ++r) share.weight += pass.coefficient[r];
+  if (share.weight > 0.0) share.of_rank = pass.coefficient[rank] / share.weight;
+  return share;
+}
+
+/// What turns a sum in `unit` into the mean of its rows, whose weights add up to `total` units of `total_unit`; 0 if
+/// there is none.
+BUCKET_MOO_HD inline double mean_share(double unit, double total_unit, double total) {
+  const double share = total > 0.0 ? unit / total_unit / total : 0.0;
+  return share >= kSmallestShare ? share : 0.0;
+}
+
+/// The table of a bucket whose sums are its rows: row k is objective k, with the share that turns its sum into a mean.
+/// \param unit      [capacity] of the bucket's sums
+/// \param capacity  rows
+template <class Lanes>
+BUCKET_MOO_HD void make_sums_table(Lanes lanes, const StepSums& sums, const double* unit, int capacity,
+                                   const ObjectiveTable& table) {
+  const int k = sums.header->k;
+  for (int i = lanes.lane(); i < capacity; i += lanes.count()) {
+    table.leader[i] = i;
+    table.objective[i] = i < k ? i : 0;
+    table.share[i] = i < k && unit[i] > 0.0 ? mean_share(unit[i], sums.unit[i], sums.total[i]) : 0.0;
+  }
+  lanes.sync();
+  if (lanes.lane() == 0) {
+    *table.header = *sums.header;
+    int members = 0;
+    table.begin[0] = 0;
+    for (int i = 0; i < k; ++i) {
+      if (table.share[i] > 0.0) table.member[members++] = i;
+      table.begin[i + 1] = members;
+    }
+  }
+  lanes.sync();
+}
+
+}  // namespace bucket_moo
+
+#endif  // BUCKET_MOO_PASS_TABLE_HPP
