@@ -267,7 +267,7 @@ class BucketMOO:
         of its bucket. Needs no ``zero_grad()`` between the passes of a step.
 
         Raises:
-            NotImplementedError: With a ``Sketch``, and from ``backward()`` on a GPU: not supported there yet.
+            NotImplementedError: With a ``Sketch``: not supported yet.
             ValueError: From ``backward()``, on every rank: ranks that disagree on whether the step is open, or more
                 than 64 objectives.
             RuntimeError: From ``optimizer.step()`` while the step is open, for parameters that ``register`` or

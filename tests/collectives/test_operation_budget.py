@@ -101,6 +101,44 @@ def test_all_reduce(run_ranks: Runner, random_seed: int, world: int, dtype: torc
             check(counted, call(f"all-reduce, {layout}"), f"{n} elements over {world}")
 
 
+def rank_passes(rank: int, world: int, seed: int, layout: Any, n: int) -> list[list[Counts]]:
+    """What the passes of a step ask for, by step, once memory has been allocated."""
+    state = moo.BucketMOO("mgda", layout=layout)
+    counts = []
+    with emulated_cuda.stream():
+        for step in range(4):
+            of_step: list[Counts] = []
+            for number in range(3):
+                state.objective = str(number)
+                row = draw(seed, (step, number, rank), n, torch.bfloat16).to("cuda")
+                with emulated_cuda.counting() as counted:
+                    if number < 2:
+                        with state.accumulate():
+                            moo.all_reduce(row, state)
+                    else:
+                        moo.all_reduce(row, state)
+                assert bool(row.cpu().any()) == (number == 2)
+                if step >= 2:
+                    of_step.append(by_kind(counted))
+            counts.append(of_step)
+    return counts[2:]
+
+
+@counts_on_device
+@pytest.mark.parametrize("layout", ["ranks", "passes"])
+def test_passes(run_ranks: Runner, random_seed: int, layout: str) -> None:
+    for of_rank in run_ranks(2, rank_passes, random_seed, layout, 40_003, backend=emulated_cuda.nccl):
+        for *before, last in of_rank:
+            for counted in before:
+                granted = together("a pass", f"{layout}, in a pass", "zeros handed back", "a wait for a result")
+                check(counted, granted, f"{layout}, open")
+            check(
+                last,
+                together("a pass", f"{layout}, in a pass", "behind the passes", "a wait for a result"),
+                f"{layout}, closing",
+            )
+
+
 @counts_on_device
 @pytest.mark.parametrize("layout", LAYOUT)
 def test_all_reduce_alone(run_ranks: Runner, random_seed: int, layout: str) -> None:
