@@ -171,8 +171,7 @@ cuda::FailureReport DeviceStep::failure_report() const {
 
 /// Of the record that is written already.
 void DeviceStep::exchange_records(Line& line) {
-  exchange_.all_gather(
-      line.one_pass_buffer.tensor(static_cast<std::size_t>(exchange_.size()) * sizeof(StepRecord)));
+  exchange_.all_gather(line.one_pass_buffer.tensor(static_cast<std::size_t>(exchange_.size()) * sizeof(StepRecord)));
 }
 
 void DeviceStep::begin(std::uint64_t line, const StepRecord& own) {

@@ -69,7 +69,8 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
                                  limit < kMaxObjectives ? " where a run on a GPU began with few" : "", ", got ",
                                  header.culprit, "; let several ranks share an objective (objective=...)"));
     case StepError::more_objectives:
-      throw AgreedError(c10::str("bucket_moo_ext: step ", header.step, " has ", header.culprit, " objectives in all its ",
+      throw AgreedError(c10::str("bucket_moo_ext: step ", header.step, " has ", header.culprit,
+                                 " objectives in all its ",
                                  "passes, more than the first step of several passes, for which room was made on the ",
                                  "GPU; let that one have all objectives, or use layout='passes'"));
     case StepError::objective_count:

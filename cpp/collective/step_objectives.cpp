@@ -29,8 +29,6 @@ void StepObjectives::add_pass(std::span<const StepRecord> records) {
   passes_.push_back(std::move(pass));
 }
 
-double StepObjectives::share(std::size_t k, double unit) const {
-  return mean_share(unit, unit_[k], total_[k]);
-}
+double StepObjectives::share(std::size_t k, double unit) const { return mean_share(unit, unit_[k], total_[k]); }
 
 }  // namespace bucket_moo

@@ -154,9 +154,10 @@ void DeviceBackend::check_capture(const Reduction& reduction, bool is_alone) {
   TORCH_CHECK(!options_.keeps_weights(), "bucket_moo_ext: a Sketch with refresh_every > 1 or lag=1 cannot be ",
               "captured in a graph: which steps solve is decided on the host, and a late solve goes on behind the ",
               "graph's end");
-  TORCH_CHECK_NOT_IMPLEMENTED(is_alone && options_.layout == Layout::ranks,
-                              "bucket_moo_ext: a step of several passes, or with layout='passes', cannot be captured in "
-                              "a graph yet; capture steps of one pass with layout='ranks'");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      is_alone && options_.layout == Layout::ranks,
+      "bucket_moo_ext: a step of several passes, or with layout='passes', cannot be captured in "
+      "a graph yet; capture steps of one pass with layout='ranks'");
   TORCH_CHECK(collective_.is_reserved(), kWarmUp);
   const Book::Page* const page = reduction.output.is_sparse() ? nullptr : book_.find(reduction.bucket);
   TORCH_CHECK(page != nullptr && page->record && page->record->numel == reduction.gradient().numel() &&
@@ -271,8 +272,8 @@ void DeviceBackend::reduce_sketched(const PlacedReduction& call, Book::Page& pag
 
 /// Behind the step's last Future: nothing of this step waits for it, not on the stream either.
 void DeviceBackend::solve_late(std::uint64_t line) {
-  const auto of_others = std::stable_partition(late_.begin(), late_.end(),
-                                               [line](const LateSolve& late) { return late.line == line; });
+  const auto of_others =
+      std::stable_partition(late_.begin(), late_.end(), [line](const LateSolve& late) { return late.line == line; });
   if (of_others == late_.begin()) {
     return;
   }
@@ -397,7 +398,7 @@ Counters DeviceBackend::counters() const {
 std::size_t DeviceBackend::scratch_bytes() const {
   const std::lock_guard in_order(enqueue_);
   std::size_t bytes = collective_.scratch_bytes() + sketches_.memory.capacity();
-  book_.for_each_page([&](const Book::Page& page) { 
+  book_.for_each_page([&](const Book::Page& page) {
     bytes += page.kept ? page.kept->sketches.memory.capacity() : 0;
     bytes += page.aside ? page.aside->bytes : 0;
   });

@@ -97,8 +97,8 @@ void rows_count_what_they_weigh(int world, int passes, int names, unsigned seed)
   Step on_device(world);
   Step on_host(world);
   Report report;
-  std::map<std::string, double> weight;               // of all rows, in units of the largest
-  std::map<std::string, double> sums[2];              // the reference: of a bucket whose every row is its weight
+  std::map<std::string, double> weight;                // of all rows, in units of the largest
+  std::map<std::string, double> sums[2];               // the reference: of a bucket whose every row is its weight
   std::map<std::string, std::vector<double>> weights;  // by name
   std::vector<double> sum_of[2] = {std::vector<double>(kMost), std::vector<double>(kMost)};
   std::vector<std::string> order;
@@ -164,7 +164,9 @@ void errors_stay_until_the_next_step() {
   Step step(2);
   Report report;
   PassRules rules{.limits = {.objectives = 2, .expected = 2}};
-  const auto add = [&](const std::vector<StepRecord>& records) { CHECK(report.add(records, rules, step) == cudaSuccess); };
+  const auto add = [&](const std::vector<StepRecord>& records) {
+    CHECK(report.add(records, rules, step) == cudaSuccess);
+  };
   add({record_of("a", 1, 0, true), record_of("a", 1, 0, true)});
   CHECK(step.header.error == StepError::none);  // the number of objectives is not known yet
   add({record_of("b", 1, 1, true), record_of("c", 1, 1, true)});

@@ -16,11 +16,11 @@ inline constexpr double kNewUnit = 0x1p40;
 /// end alone, so rows are added up first, in a unit of each objective's own: the first weight that came, or one that is
 /// much larger. Sums of weights and of rows then neither overflow nor vanish, whatever weights are counted in.
 struct StepSums {
-  StepHeader* header;    ///< K so far; an error stays until the next step. one_to_one does not count
-  StepRecord* record;    ///< [capacity], of which the first K count: one that has the objective
-  double* unit;          ///< [capacity] weights are multiples of these; 0: none but left out so far
-  double* total;         ///< [capacity] sum of weights, in that unit
-  std::int32_t* rows;    ///< [capacity] rows so far, those left out among them
+  StepHeader* header;  ///< K so far; an error stays until the next step. one_to_one does not count
+  StepRecord* record;  ///< [capacity], of which the first K count: one that has the objective
+  double* unit;        ///< [capacity] weights are multiples of these; 0: none but left out so far
+  double* total;       ///< [capacity] sum of weights, in that unit
+  std::int32_t* rows;  ///< [capacity] rows so far, those left out among them
 };
 
 /// The rows of one pass: one of every rank.
