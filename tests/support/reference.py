@@ -323,7 +323,7 @@ def sum_error(rows: Array, coefficients: Array, dtype: torch.dtype) -> Array:
 
 
 def summed_error(sizes: Array, rows: Sequence[Array], dtype: torch.dtype) -> Array:
-    """[K, K] what the Gramian's error grows by where rows are scaled and added up in their own dtype, see sum_error()."""
+    """[K, K] what the Gramian's error grows by where rows are scaled and added up in their dtype, see sum_error()."""
     largest = float(np.sqrt(rows[0].size)) * subnormal(dtype)
     means = 2 * len(rows) * (unit_roundoff(dtype) * sizes + largest)
     error: Array = np.outer(means, sizes) + np.outer(sizes, means) + np.outer(means, means)
