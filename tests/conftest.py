@@ -20,9 +20,10 @@ import torch.distributed as dist
 
 from tests.support.checks import ON_DEVICE
 
-# Ranks are forked from a server that has imported torch once and runs no threads: starting one takes milliseconds.
+# Ranks are forked from a server that has imported all that they need and runs no threads: starting one takes
+# milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "bucket_moo_ext", "numpy"])
+_PRELOADED = "tests.support.preloaded"
 
 GROUP_TIMEOUT = timedelta(seconds=60)
 
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("host"):
                 item.add_marker(pytest.mark.skip(reason="not for reductions on a device"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    items = [item for item in session.items if isinstance(item, pytest.Function)]
+    modules = {item.module.__name__ for item in items if "run_ranks" in item.fixturenames}
+    _CONTEXT.set_forkserver_preload([*sorted(modules), _PRELOADED])
 
 
 class RankFailed(AssertionError):
