@@ -66,7 +66,7 @@ target_compile_definitions(bucket_moo_torch INTERFACE
 # a target's own definitions: clang refuses them.
 option(BUCKET_MOO_PRECOMPILED_TORCH "Parse torch's headers once in a build (g++)" ON)
 if(BUCKET_MOO_PRECOMPILED_TORCH AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  file(WRITE ${PROJECT_BINARY_DIR}/torch_headers.cpp "")
+  file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/torch_headers.cpp CONTENT "") # written once, compiled once
   add_library(bucket_moo_torch_headers OBJECT ${PROJECT_BINARY_DIR}/torch_headers.cpp)
   target_link_libraries(bucket_moo_torch_headers PRIVATE bucket_moo_torch)
   target_precompile_headers(bucket_moo_torch_headers PRIVATE ${PROJECT_SOURCE_DIR}/cpp/torch_types/torch_headers.hpp)

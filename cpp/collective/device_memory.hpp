@@ -46,8 +46,8 @@ class SideStream {
   std::optional<c10::Event> ready_;
 };
 
-/// Bytes on a device that grow and are kept; once keep_all() was called, outgrown memory is kept too, because a
-/// captured graph goes on using it. Torch's allocator aligns them to 64 bytes or more, and hands memory that
+/// Bytes on a device that grow and are kept; once keep_all() was called nothing is let go, outgrown memory neither,
+/// because a captured graph goes on using it. Torch's allocator aligns them to 64 bytes or more, and hands memory that
 /// is let go only to work on the same stream, hence after what is still enqueued on it.
 class DeviceBuffer {
  public:
@@ -56,17 +56,20 @@ class DeviceBuffer {
   /// At least `bytes` bytes; what was in them before is lost when the memory has to grow, and is zero then.
   std::byte* reserve(std::size_t bytes) {
     if (bytes > capacity()) {
-      release();  // before the new block is taken: the peak is the larger of the two, not their sum
+      if (keep_all_ && memory_.defined()) {
+        outgrown_.push_back(memory_);
+      }
+      memory_.reset();  // before the new block is taken: the peak is the larger of the two, not their sum
       memory_ = at::zeros({static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte).device(device_));
     }
     return data();
   }
 
+  /// The memory, if it may be let go: what is kept anyway can serve again.
   void release() {
-    if (keep_all_ && memory_.defined()) {
-      outgrown_.push_back(memory_);
+    if (!keep_all_) {
+      memory_.reset();
     }
-    memory_.reset();
   }
 
   void keep_all() { keep_all_ = true; }

@@ -114,7 +114,11 @@ class KeptGradients::Watch {
   }
 
   bool take_answer() {
-    if (!answer_.defined() || !answered_->query()) {
+    if (!answer_.defined()) {
+      return false;
+    }
+    const BesideCaptures beside;  // this pass may be captured itself
+    if (!answered_->query()) {
       return false;
     }
     return std::exchange(answer_, at::Tensor()).item<bool>();

@@ -5,6 +5,7 @@ for ends a rank there, so that every test here is also one of all the streams, e
 """
 
 import gc
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,28 @@ def rank_captures(rank: int, world: int, seed: int, gramian: Any) -> None:
 @pytest.mark.parametrize("gramian", ["exact", moo.Sketch(64)], ids=str)
 def test_a_captured_all_reduce(run_ranks: Runner, random_seed: int, world: int, gramian: Any) -> None:
     run_ranks(world, rank_captures, random_seed, gramian, backend=emulated_cuda.nccl)
+
+
+def rank_forgets_to_zero(rank: int, world: int, seed: int) -> list[int]:
+    warned = []
+    with emulated_cuda.stream():
+        ddp = DistributedDataParallel(mlp(seed, torch.float32).to("cuda"), bucket_cap_mb=CAP_MB)
+        moo.register(ddp, "mgda")
+        for step in range(6):
+            if step < 4:
+                ddp.zero_grad(set_to_none=False)
+            x, y = (part.to("cuda") for part in batch_of(seed, rank, step, torch.float32))
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                loss_of(ddp, (x, y)).backward()
+            warned += [step for warning in said if "zero_grad()" in str(warning.message)]
+    return warned
+
+
+def test_gradients_that_nobody_zeroed_are_noticed(run_ranks: Runner, random_seed: int) -> None:
+    """On a device the answer is ready a pass later at the latest; in the emulation at once."""
+    for warned in run_ranks(2, rank_forgets_to_zero, random_seed, backend=emulated_cuda.nccl):
+        assert warned == [4]
 
 
 def rank_captures_too_early(rank: int, world: int) -> None:

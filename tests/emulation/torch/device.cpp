@@ -121,6 +121,22 @@ class Allocator final : public c10::Allocator {
   }
 };
 
+/// Of pinned memory, which is no stream's.
+class PinnedAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(std::size_t bytes) override {
+    void* pointer = nullptr;
+    if (bytes > 0) check(cudaHostAlloc(&pointer, bytes, 0), "cudaHostAlloc");
+    return {pointer, pointer, &drop, c10::Device(c10::DeviceType::CPU)};
+  }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+ private:
+  static void drop(void* pointer) {
+    if (pointer != nullptr) cudaFreeHost(pointer);
+  }
+};
+
 /// Without it torch says that there is no accelerator.
 class Hooks final : public at::CUDAHooksInterface {
  public:
@@ -132,6 +148,10 @@ class Hooks final : public at::CUDAHooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   c10::Device getDeviceFromPtr(void*) const override { return kDevice; }
   bool isPinnedPtr(const void* pointer) const override { return look_up({pointer, 1}) == Known::pinned; }
+  c10::Allocator* getPinnedMemoryAllocator() const override {
+    static auto* const instance = new PinnedAllocator;
+    return instance;
+  }
 };
 
 }  // namespace
