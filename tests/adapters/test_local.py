@@ -137,6 +137,20 @@ def test_sparse_gradients_are_averaged() -> None:
         assert torch.allclose(got.grad.to_dense(), total.grad.to_dense() / 2, rtol=1e-12)  # type: ignore[union-attr]
 
 
+def test_a_discarded_pass_does_not_count_for_sparse_gradients() -> None:
+    model = nn.Sequential(nn.Embedding(20, 6, sparse=True), nn.Linear(6, 2)).double()
+    twin = copy.deepcopy(model)
+    state = moo.register(model, "mean")
+    with state.accumulate():
+        model(torch.tensor([4, 5])).square().sum().backward()
+    state.discard()
+    model.zero_grad()
+    for net in (model, twin):
+        net(torch.tensor([1, 2])).square().sum().backward()
+    for got, alone in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(got.grad.to_dense(), alone.grad.to_dense(), rtol=1e-12)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes_in_one_model(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20).to(dtype))
