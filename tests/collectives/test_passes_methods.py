@@ -61,7 +61,7 @@ def _gradvac(rows: Mapping[str, Array], targets: dict[tuple[str, str], float]) -
         g = rows[name].copy()
         for other in (names[j] for j in order if names[j] != name):
             size, length = np.linalg.norm(g), np.linalg.norm(rows[other])
-            rho = g @ rows[other] / (size * length)
+            rho = float(g @ rows[other] / (size * length))
             target = targets.get((name, other), 0.0)
             if rho < target:
                 sine = math.sqrt(1 - target**2)
