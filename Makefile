@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -73,12 +73,17 @@ extension-for-demo: $(STAMP)/build
 setup: $(STAMP)/extension $(STAMP)/dev ## Create .venv, install what is pinned, build the extension
 	@echo "== set up: $$($(BIN)/python -c 'import bucket_moo_ext as m; print(m.build_info())')"
 
-demo: extension-for-demo $(STAMP)/demo ## Fine-tune a language model on four languages, plain DDP beside three ways (ARGS=...)
+demo-ready: extension-for-demo $(STAMP)/demo
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the demo needs Python 3.11 or newer (transformers does); run make PYTHON=/path/to/python after rm -rf .venv")'
 	@echo "== demo"
 	@$(BIN)/python examples/multilingual/corpus.py
+
+demo: demo-ready ## Fine-tune a language model on four languages, plain DDP beside three ways (ARGS=...)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 4 \
 	  examples/multilingual/train.py $(ARGS)
+
+demo-one: demo-ready ## The same in one process, a pass for each language (ARGS=...)
+	@$(BIN)/python examples/multilingual/train.py --layout passes --name one $(ARGS)
 
 test-cpp: $(STAMP)/build ## Build and run the torch-free C++ tests
 	@echo "== C++ core and kernels: build, test"

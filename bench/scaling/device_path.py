@@ -1,11 +1,16 @@
 """What the device path does for a bucket: room for rows, kernels, copies."""
 
 import math
+import re
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 # Rows for which cpp/collective/device_step.cpp makes room.
 FEW_OBJECTIVES, ROOM, MAX_OBJECTIVES = 8, 16, 64
 LEAST_SKETCHES = 4
-RECORD_BYTES = 96  # objective, weight and call of a rank, once a step
+# Objective, weight and call of a rank, once a pass.
+_TABLE = (ROOT / "cpp" / "include" / "bucket_moo" / "objective_table.hpp").read_text(encoding="utf-8")
+RECORD_BYTES = int(re.findall(r"sizeof\(StepRecord\) == (\d+)", _TABLE)[0])
 SHARD_ALIGNMENT = 16  # bytes: kShardAlignment of cpp/collective/shard_layout.hpp
 # A tail of which a thread would form more products than this has a Gramian's kernel: longest_tail() of cuda/solve.cu.
 SOLVE_THREADS, SOLVE_PRODUCTS = 256, 256

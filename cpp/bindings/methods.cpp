@@ -14,8 +14,9 @@ namespace bucket_moo {
 namespace {
 
 MethodConfig make_method(const std::string& name, const std::vector<double>& numbers, const std::string& mode,
-                         const std::vector<double>& preference, const std::vector<std::int64_t>& permutation) {
-  return MethodConfig({name, numbers, mode, preference, permutation});
+                         const std::vector<double>& preference, const std::vector<std::int64_t>& permutation,
+                         const std::vector<std::string>& objectives) {
+  return MethodConfig({name, numbers, mode, preference, permutation, objectives});
 }
 
 std::size_t state_size_of(const MethodConfig& config, int k) { return state_size(config.method(), k); }
@@ -25,7 +26,8 @@ std::size_t state_size_of(const MethodConfig& config, int k) { return state_size
 void bind_methods(py::module_& module) {
   py::class_<MethodConfig>(module, "Method")
       .def(py::init(&make_method), py::arg("name"), py::arg("numbers") = std::vector<double>(), py::arg("mode") = "",
-           py::arg("preference") = std::vector<double>(), py::arg("permutation") = std::vector<std::int64_t>())
+           py::arg("preference") = std::vector<double>(), py::arg("permutation") = std::vector<std::int64_t>(),
+           py::arg("objectives") = std::vector<std::string>())
       .def("smoothed", &MethodConfig::smoothed, py::arg("alpha"))
       .def("state_size", &state_size_of, py::arg("k"));
   module.attr("METHOD_NAMES") = py::tuple(py::cast(std::vector<std::string>(kMethodNames.begin(), kMethodNames.end())));

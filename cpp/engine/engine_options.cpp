@@ -7,10 +7,18 @@
 
 namespace bucket_moo {
 
-void EngineOptions::check_objectives(int k) const {
-  if (std::string wrong = method.mismatch(k); !wrong.empty()) {
+namespace {
+
+void throw_if(std::string wrong) {
+  if (!wrong.empty()) {
     throw AgreedError(std::move(wrong));
   }
 }
+
+}  // namespace
+
+void EngineOptions::check_objectives(int k) const { throw_if(method.mismatch(k)); }
+
+void EngineOptions::check_objectives(std::span<const std::string> names) const { throw_if(method.mismatch(names)); }
 
 }  // namespace bucket_moo

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <string>
 
 #include "collective/configuration.hpp"
 #include "collective/sketch_options.hpp"
@@ -36,6 +38,9 @@ struct EngineOptions {
 
   /// Raises AgreedError if the method's options are for another number of objectives than K, on which ranks agreed.
   void check_objectives(int k) const;
+
+  /// The same for objectives of these names.
+  void check_objectives(std::span<const std::string> names) const;
 };
 
 }  // namespace bucket_moo

@@ -40,7 +40,8 @@ std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessG
 
 HostBackend::HostBackend(std::shared_ptr<Transport> transport, EngineOptions options)
     : options_(std::move(options)),
-      method_(options_.method.method()),
+      preference_(options_.method.preference()),
+      method_(options_.method.method(preference_.data(), options_.method.permutation().data())),
       transport_(std::move(transport)),
       collective_(transport_, method_) {}
 
@@ -169,7 +170,7 @@ void HostBackend::begin_pass(const PlacedReduction& call) {
   }
   objectives.add_pass(records);
   if (!call.leaves_open) {
-    options_.check_objectives(objectives.k());
+    options_.check_objectives(objectives.names());
   }
   if (call.starts_step()) {
     const std::lock_guard lock(mutex_);
@@ -209,7 +210,7 @@ void HostBackend::keep_record(const PlacedReduction& call, BucketRecord record) 
 
 BucketSolution HostBackend::reduce_exact(const PlacedReduction& call) {
   const std::vector<std::string>& objectives = collective_.objectives().names;
-  std::vector<double> memory = load_memory(call.bucket, objectives);
+  std::vector<double> memory = prepare_method(call.bucket, objectives);
   double* const state = memory.empty() ? nullptr : memory.data();
   void* const output = call.output.mutable_data_ptr();
   const std::int64_t n = call.output.numel();
@@ -270,7 +271,7 @@ std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReducti
 
 void HostBackend::solve_tile(const BucketId& owner, const PlacedReduction& call, BucketSolution& result) {
   const std::vector<std::string>& objectives = steps_[call.line].objectives.names();
-  std::vector<double> memory = load_memory(owner, objectives);
+  std::vector<double> memory = prepare_method(owner, objectives);
   collective_.solve(key_of(call, options_.seed), memory.empty() ? nullptr : memory.data(), result);
   store_memory(owner, objectives, memory);
 }
@@ -390,7 +391,7 @@ void HostBackend::prepare_next() {
 HostBackend::KeptWeights HostBackend::solve(Job& job) {
   const PlacedReduction& call = job.call;
   const std::vector<std::string>& objectives = collective_.objectives().names;
-  std::vector<double> memory = load_memory(call.bucket, objectives);
+  std::vector<double> memory = prepare_method(call.bucket, objectives);
   const RandomKey key = key_of(call, options_.seed);
   KeptWeights solved{
       objectives, call.step,
@@ -421,7 +422,10 @@ std::unique_lock<std::mutex> HostBackend::lock_after_late_solve() const {
 }
 
 /// Empty for methods without a memory.
-std::vector<double> HostBackend::load_memory(const BucketId& bucket, const std::vector<std::string>& objectives) {
+/// Before a solve for these objectives: puts the preference in their order, and returns what the method remembers.
+std::vector<double> HostBackend::prepare_method(const BucketId& bucket, const std::vector<std::string>& objectives) {
+  const std::vector<double> preference = options_.method.preference(objectives);
+  std::copy(preference.begin(), preference.end(), preference_.begin());
   if (!has_memory(method_)) {
     return {};
   }

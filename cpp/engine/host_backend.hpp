@@ -117,7 +117,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   static RandomKey key_of(const PlacedReduction& call, std::uint64_t seed);
   void set_solving_late(bool is_solving);
   std::unique_lock<std::mutex> lock_after_late_solve() const;
-  std::vector<double> load_memory(const BucketId& bucket, const std::vector<std::string>& objectives);
+  std::vector<double> prepare_method(const BucketId& bucket, const std::vector<std::string>& objectives);
   void store_memory(const BucketId& bucket, const std::vector<std::string>& objectives,
                     const std::vector<double>& values);
   void keep_record(const PlacedReduction& call, BucketRecord record);
@@ -126,7 +126,8 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   void all_gather(const at::Tensor& blocks);
 
   const EngineOptions options_;
-  const Method method_;  // points into options_
+  std::vector<double> preference_;  // in the order of the objectives of the newest solve; the worker's
+  const Method method_;             // points to it and into options_
   const std::shared_ptr<Transport> transport_;
 
   // Used by the worker alone.

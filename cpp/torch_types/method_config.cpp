@@ -1,7 +1,9 @@
 #include "torch_types/method_config.hpp"
 
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
+#include <algorithm>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method_list.hpp>
 #include <cmath>
@@ -168,6 +170,10 @@ MethodConfig::MethodConfig(const MethodOptions& options) {
   reader.finish();
   preference_name_ = reader.preference_name();
   preference_ = options.preference.vec();
+  objectives_ = options.objectives.vec();
+  TORCH_CHECK_VALUE(objectives_.empty() || objectives_.size() == preference_.size(),
+                    "bucket_moo_ext: ", title_of(method_), ": ", objectives_.size(), " names of objectives for ",
+                    preference_.size(), " preferences");
   permutation_.assign(options.permutation.begin(), options.permutation.end());
   while (rows_ * rows_ < permutation_.size()) ++rows_;
 }
@@ -200,6 +206,38 @@ std::string MethodConfig::mismatch(int k) const {
     return c10::str("bucket_moo_ext: ", title, "(permutation=...) is for ", rows_, " objectives, but there are ", k);
   }
   return {};
+}
+
+std::string MethodConfig::mismatch(std::span<const std::string> objectives) const {
+  if (objectives_.empty()) {
+    return mismatch(static_cast<int>(objectives.size()));
+  }
+  const auto lacks = [&](const std::string& name, std::span<const std::string> names) {
+    return std::find(names.begin(), names.end(), name) == names.end();
+  };
+  const std::string option = c10::str("bucket_moo_ext: ", title_of(method_), "(", preference_name_, "=...)");
+  for (const std::string& name : objectives) {
+    if (lacks(name, objectives_)) {
+      return c10::str(option, " does not name objective '", name, "', which the step has; it names ",
+                      c10::Join(", ", objectives_));
+    }
+  }
+  for (const std::string& name : objectives_) {
+    if (lacks(name, objectives)) {
+      return c10::str(option, " names objective '", name, "', which the step does not have; it has ",
+                      c10::Join(", ", objectives));
+    }
+  }
+  return {};
+}
+
+std::vector<double> MethodConfig::preference(std::span<const std::string> objectives) const {
+  std::vector<double> ordered = preference_;
+  for (std::size_t k = 0; k < objectives_.size(); ++k) {
+    const auto place = std::find(objectives_.begin(), objectives_.end(), objectives[k]) - objectives_.begin();
+    ordered[k] = preference_.at(static_cast<std::size_t>(place));
+  }
+  return ordered;
 }
 
 void MethodConfig::check(int k) const {

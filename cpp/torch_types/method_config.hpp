@@ -4,6 +4,7 @@
 #include <c10/util/ArrayRef.h>
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,11 +18,12 @@ namespace bucket_moo {
 /// visit_options() in a method's file says which options it has. Numbers come in the order there, a flag as 0 or 1; a
 /// max_norm of 0 is no bound, and Mean's `weights` are a preference.
 struct MethodOptions {
-  std::string_view name;                    ///< one of kMethodNames in small letters
-  c10::ArrayRef<double> numbers;            ///< all of them or none
-  std::string_view mode;                    ///< the option that is a word
-  c10::ArrayRef<double> preference;         ///< [K], >= 0, with a positive finite sum
-  c10::ArrayRef<std::int64_t> permutation;  ///< [K, K], every row a permutation of 0, ..., K-1
+  std::string_view name;                       ///< one of kMethodNames in small letters
+  c10::ArrayRef<double> numbers;               ///< all of them or none
+  std::string_view mode;                       ///< the option that is a word
+  c10::ArrayRef<double> preference;            ///< [K], >= 0, with a positive finite sum
+  c10::ArrayRef<std::int64_t> permutation;     ///< [K, K], every row a permutation of 0, ..., K-1
+  c10::ArrayRef<std::string> objectives = {};  ///< [K] whose the preferences are; empty: in the order of the objectives
 };
 
 /// Copyable and self-contained; `method()` points into it, so keep it alive and unchanged as long as that is used.
@@ -43,11 +45,17 @@ class MethodConfig {
   const std::vector<double>& preference() const { return preference_; }
   const std::vector<int>& permutation() const { return permutation_; }  ///< [K, K]
 
+  /// The preference in the order of these objectives, of which mismatch() finds nothing.
+  std::vector<double> preference(std::span<const std::string> objectives) const;
+
   /// The K that the options were made for; 0: any.
   int expected_objectives() const;
 
   /// What check() would say; empty if it would not raise.
   std::string mismatch(int k) const;
+
+  /// The same for objectives of these names, which are all that a preference by name must have.
+  std::string mismatch(std::span<const std::string> objectives) const;
 
   /// Raises ValueError if an option was made for another number of objectives than K.
   void check(int k) const;
@@ -56,6 +64,7 @@ class MethodConfig {
   Method method_;
   const char* preference_name_ = nullptr;  // nullptr: the method has none
   std::vector<double> preference_;
+  std::vector<std::string> objectives_;  // of the preference; empty: it goes by order
   std::vector<int> permutation_;
   std::size_t rows_ = 0;  // of the permutation
 };

@@ -1,6 +1,6 @@
 """How often languages' gradients conflict, beside how often a language conflicts with itself.
 
-Every rank computes its language's gradient on two halves of a probe batch. Two halves of the
+Every rank computes its languages' gradients on two halves of a probe batch. Two halves of the
 *same* language share their true gradient, so whatever conflict they show is noise of a batch of
 that size: the split-half control. A share of conflicting language pairs means something only
 where it is above the control.
@@ -66,16 +66,16 @@ def gradient(model: nn.Module, blocks: Tensor, batch: int) -> list[Tensor]:
     return total
 
 
-def probe(model: nn.Module, blocks: Tensor, batch: int, world: World) -> dict[str, Gramian]:
+def probe(model: nn.Module, languages: Sequence[Tensor], batch: int, world: World) -> dict[str, Gramian]:
     """Gramian of every layer group and of the whole model, on every rank.
 
-    blocks: this rank's language, an even number; the first half against the second.
+    languages: blocks of each of this rank's languages, an even number; the first half against the second.
     """
-    halves = [gradient(model, half, batch) for half in blocks.chunk(2)]
+    halves = [gradient(model, half, batch) for blocks in languages for half in blocks.chunk(2)]
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     rows: dict[str, list[Tensor]] = {}
-    for name, *pair in zip(names, *halves, strict=True):
-        rows.setdefault(group_of(name), []).append(torch.stack([g.flatten() for g in pair]))
+    for name, *mine in zip(names, *halves, strict=True):
+        rows.setdefault(group_of(name), []).append(torch.stack([g.flatten() for g in mine]))
     groups = sorted(rows, key=group_order)
     result = {group: gather_gramian(torch.cat(rows[group], 1), world) for group in groups}
     result[WHOLE] = np.sum(list(result.values()), axis=0)
@@ -83,10 +83,10 @@ def probe(model: nn.Module, blocks: Tensor, batch: int, world: World) -> dict[st
 
 
 def gather_gramian(mine: Tensor, world: World) -> Gramian:
-    """`[2, n]` on every rank -> the Gramian of all ranks' rows, chunk by chunk."""
+    """Rows `[2 L, n]` of L languages on every rank -> the Gramian of all ranks' rows, chunk by chunk."""
     import bucket_moo_ext as moo
 
-    total = np.zeros((2 * world.size, 2 * world.size))
+    total = np.zeros((len(mine) * world.size, len(mine) * world.size))
     for part in mine.split(_CHUNK, dim=1):
         everyone = [torch.empty_like(part.contiguous()) for _ in range(world.size)]
         dist.all_gather(everyone, part.contiguous())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from corpus import write_atomically
 from models import mean_loss
-from sampler import BlockSampler
+from sampler import PassSampler
 from schedule import learning_rate
 from settings import Settings
 from spec import PLAIN_DDP, MethodSpec, file_name, parse_method
@@ -29,6 +30,8 @@ class CannotResume(RuntimeError):
 class Lane:
     """One method with one seed: a copy of the model, its DDP wrapper, optimizer and records.
 
+    A process that has all languages to itself needs no wrapper.
+
     All lanes start from the same weights. A throw-away step makes DDP settle its buckets before
     the first step that counts, so that a resumed run has the buckets of an uninterrupted one.
     """
@@ -40,22 +43,24 @@ class Lane:
         seed: int,
         base: nn.Module,
         world: World,
-        sample: BlockSampler,
+        sample: PassSampler,
     ) -> None:
-        """`method`: as `--method` takes it; `base`: the model before fine-tuning; `sample`: this rank's blocks."""
+        """`method`: as `--method` takes it; `base`: the model before fine-tuning; `sample`: this rank's passes."""
         self.method, self.seed = method, seed
         self.next_step = 0
         self.history: dict[str, Any] = {"losses": [], "seconds": [], "probes": {}, "reports": {}}
         """losses and seconds: `[step][rank]`; probes and reports by step."""
         self._settings, self._world = settings, world
         self.model = copy.deepcopy(base)
-        self.ddp = DistributedDataParallel(self.model, bucket_cap_mb=settings.bucket_cap_mb)
+        self.ddp: nn.Module = self.model
+        if not self._alone:
+            self.ddp = DistributedDataParallel(self.model, bucket_cap_mb=settings.bucket_cap_mb)
         self.state: Any = None
         if method != PLAIN_DDP:
             import bucket_moo_ext as moo
 
             spec = parse_method(method, moo.available_methods())
-            self.state = self._register(spec, settings.languages[world.rank])
+            self.state = self._register(spec, settings.passes(world.rank, world.size)[0])
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=settings.lr,
@@ -63,26 +68,65 @@ class Lane:
             weight_decay=0.01,
             fused=True,
         )
-        blocks = sample(0).to(world.device)
         for _ in range(2):
-            mean_loss(self.ddp, blocks).backward()
+            self._backward(sample(0))
             self.optimizer.zero_grad(set_to_none=True)
         self._mine: list[tuple[float, float]] = []
 
     def _register(self, spec: MethodSpec, language: str) -> Any:
         import bucket_moo_ext as moo
 
-        return moo.register(self.ddp, method=spec.name, objective=language, gramian=spec.gramian, seed=self.seed)
+        return moo.register(
+            self.ddp,
+            method=spec.name,
+            objective=language,
+            gramian=spec.gramian,
+            layout=self._settings.layout,
+            scope=self._settings.scope,
+            seed=self.seed,
+            **({"bucket_cap_mb": self._settings.bucket_cap_mb} if self._alone else {}),
+        )
 
-    def step(self, blocks: Tensor) -> float:
-        """One training step on this rank's blocks; returns its loss. Timed from barrier to end."""
+    @property
+    def _alone(self) -> bool:
+        return self._settings.layout == "passes" and self._world.size == 1
+
+    def _left_open(self) -> contextlib.AbstractContextManager[Any]:
+        """Around all passes of a step but the last."""
+        if self.state is not None:
+            open_step: contextlib.AbstractContextManager[Any] = self.state.accumulate()
+            return open_step
+        if isinstance(self.ddp, DistributedDataParallel):
+            return self.ddp.no_sync()
+        return contextlib.nullcontext()
+
+    def _backward(self, blocks: Mapping[str, Tensor]) -> Tensor:
+        """The passes of a step, by language; returns the mean of their losses."""
+        device = self._world.device
+        if self.state is not None and self._alone:
+            losses = {language: mean_loss(self.model, part.to(device)) for language, part in blocks.items()}
+            self.state.backward(losses)
+            return torch.stack([loss.detach() for loss in losses.values()]).mean()
+        share = 1.0 if self.state is not None else 1.0 / len(blocks)  # plain gradients add up
+        total = torch.zeros((), device=device)
+        last = list(blocks)[-1]
+        for language, part in blocks.items():
+            if self.state is not None:
+                self.state.objective = language
+            with contextlib.nullcontext() if language == last else self._left_open():
+                loss = mean_loss(self.ddp, part.to(device))
+                (loss * share if share != 1.0 else loss).backward()
+            total += loss.detach() / len(blocks)
+        return total
+
+    def step(self, blocks: Mapping[str, Tensor]) -> float:
+        """One training step on this rank's blocks, by language; returns its loss. Timed from barrier to end."""
         settings, world = self._settings, self._world
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.next_step, settings.steps, settings.lr)
         world.barrier()
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = mean_loss(self.ddp, blocks)
-        loss.backward()
+        loss = self._backward(blocks)
         self.optimizer.step()
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
@@ -113,7 +157,7 @@ class Lane:
             buffer = io.BytesIO()
             torch.save(
                 {
-                    "settings": self._settings.fingerprint(),
+                    "settings": self._fingerprint(),
                     "languages": list(self._settings.languages),
                     "next_step": self.next_step,
                     "model": self.model.state_dict(),
@@ -125,12 +169,15 @@ class Lane:
             )
             write_atomically(self.path, buffer.getvalue())
 
+    def _fingerprint(self) -> dict[str, Any]:
+        return {**self._settings.fingerprint(), "processes": self._world.size}
+
     def resume(self) -> bool:
         """Goes on from the checkpoint, if there is one. Raises CannotResume."""
         if not self._world.gather(self.path.exists())[0]:
             return False
         saved = torch.load(self.path, map_location=self._world.device, weights_only=True)
-        ours, theirs = self._settings.fingerprint(), saved["settings"]
+        ours, theirs = self._fingerprint(), saved["settings"]
         different = [k for k in ours if ours[k] != theirs.get(k)]
         if different:
             key = different[0]
@@ -153,7 +200,7 @@ Watch = Callable[[Lane, int], None]
 
 def train(
     lanes: Sequence[Lane],
-    sample: BlockSampler,
+    sample: PassSampler,
     settings: Settings,
     world: World,
     title: str,
@@ -169,7 +216,7 @@ def train(
         if lane.next_step == 0:
             watch(lane, 0)
     for step in range(first, settings.steps):
-        blocks = sample(step).to(world.device)
+        blocks = {language: part.to(world.device) for language, part in sample(step).items()}
         turn = step % len(lanes)
         losses = {lane.method: lane.step(blocks) for lane in (*lanes[turn:], *lanes[:turn]) if lane.next_step == step}
         bar.update()

@@ -53,6 +53,18 @@ class BlockSampler:
         return as_blocks(self._rows[self.indices(step)], self._end)
 
 
+class PassSampler:
+    """What a rank trains on in a step: blocks of one language for each of its passes."""
+
+    def __init__(self, languages: Mapping[str, BlockSampler], *, part: int = 0, parts: int = 1) -> None:
+        """`languages`: in the order of the passes; of their blocks this rank gets those of one of `parts`."""
+        self._languages, self._part, self._parts = languages, part, parts
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """By language `[batch / parts, 1 + length]`, int64."""
+        return {name: sample(step)[self._part :: self._parts] for name, sample in self._languages.items()}
+
+
 class MixtureSampler:
     """Blocks of many languages, drawn by weight; every (rank, step) draws its own."""
 

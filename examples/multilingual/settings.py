@@ -11,7 +11,7 @@ from typing import Any
 
 from corpus import LANGUAGES
 from models import PRESETS
-from spec import PLAIN_DDP, BadArgument, parse_method
+from spec import PLAIN_DDP, SKETCH, BadArgument, parse_method
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Settings:
     unseen: tuple[str, ...] = ("en", "pt", "cs", "sv", "ko")
     methods: tuple[str, ...] = (PLAIN_DDP, "mgda", "cagrad", "mgda:sketch")
     seeds: tuple[int, ...] = (0, 1, 2)
+    layout: str = "ranks"
+    scope: str = "bucket"
     steps: int = 60
     batch_size: int = 8
     length: int = 128
@@ -48,6 +50,20 @@ class Settings:
     def all_languages(self) -> tuple[str, ...]:
         """Seen, then unseen."""
         return self.languages + self.unseen
+
+    @property
+    def plain(self) -> bool:
+        """Whether a step is one pass with weights for each bucket: what Sketch and the GPU path can do so far."""
+        return (self.layout, self.scope) == ("ranks", "bucket")
+
+    def share(self, rank: int, world_size: int) -> tuple[str, ...]:
+        """The seen languages, dealt out to the ranks."""
+        each = len(self.languages) // world_size
+        return self.languages[rank * each : (rank + 1) * each]
+
+    def passes(self, rank: int, world_size: int) -> tuple[str, ...]:
+        """The language of each backward pass of a rank's step."""
+        return self.languages if self.layout == "passes" else self.share(rank, world_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -75,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; every default is that of `Settings`."""
     d = Settings()
     parser = argparse.ArgumentParser(
-        description="Fine-tune one language model on several languages, one language a rank, and "
+        description="Fine-tune one language model on several languages, one a rank or one a pass, and "
         "compare plain DDP with conflict-aware gradient reductions.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -120,9 +136,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"data orders (default: {' '.join(map(str, d.seeds))})",
     )
+    add(
+        "--layout",
+        choices=("ranks", "passes"),
+        help="one language a rank, or in one process too one language a pass on all ranks, as many passes a step as "
+        f"languages (default: {d.layout})",
+    )
+    add(
+        "--scope",
+        choices=("bucket", "model"),
+        help=f"weights for each bucket, or the same for the whole model (default: {d.scope})",
+    )
     for field, text in {
         "steps": "fine-tuning steps of every method and seed",
-        "batch_size": "blocks a rank and step",
+        "batch_size": "blocks a language and step",
         "length": "tokens a block",
         "pretrain_steps": "pre-training steps of a preset",
         "probe_blocks": "blocks in each half of a conflict probe",
@@ -173,6 +200,8 @@ def parse(argv: Sequence[str], world_size: int, available: Sequence[str]) -> Set
         seen = chosen.get("languages", Settings.languages)
         chosen["unseen"] = tuple(x for x in Settings.unseen if x not in seen)
     settings = replace(Settings(), **chosen)
+    if "methods" not in chosen and not settings.plain:
+        settings = replace(settings, methods=tuple(m for m in settings.methods if SKETCH not in m))
     settings = replace(settings, probe_steps=tuple(sorted(set(settings.probe_steps))))
     check(settings, world_size, available)
     return settings
@@ -198,12 +227,18 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
     ):
         if len(set(several)) != len(several) or not several:
             raise BadArgument(argument, " ".join(map(str, several)), "one or more, each once")
-    if len(settings.languages) != world_size:
-        raise BadArgument(
-            "--languages",
-            f"{len(settings.languages)} ({' '.join(settings.languages)}) for {world_size} process(es)",
-            "one language a rank; change --languages or torchrun's --nproc-per-node",
-        )
+    count = f"{len(settings.languages)} ({' '.join(settings.languages)}) for {world_size} process(es)"
+    if settings.layout == "ranks" and len(settings.languages) != world_size:
+        allowed = "one language a rank; change --languages or torchrun's --nproc-per-node, or take --layout passes"
+        raise BadArgument("--languages", count, allowed)
+    if len(settings.languages) % world_size:
+        raise BadArgument("--languages", count, "with --layout passes a multiple of the processes")
+    if settings.layout == "passes" and settings.batch_size % world_size:
+        allowed = f"with --layout passes a multiple of the {world_size} processes, which share a language's blocks"
+        raise BadArgument("--batch-size", settings.batch_size, allowed)
+    for text, method in zip(settings.methods, methods, strict=True):
+        if method.sketch is not None and not settings.plain:
+            raise BadArgument("--method", repr(text), "exact Gramians with --layout passes or --scope model so far")
     least = {
         "steps": 1,
         "batch_size": 1,

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from evaluation import build_test_set, evaluate
 from finetune import Lane, train
-from sampler import BlockSampler
+from sampler import BlockSampler, PassSampler
 from settings import Settings, parse
 from spec import PLAIN_DDP, BadArgument, MethodSpec
 from tokenizer import end_token
@@ -74,7 +74,8 @@ def run_seed(settings: Settings, seed: int, base: Any, streams: Any, test: Any, 
     """All methods side by side, timed; then the sketch once more with its shadow, untimed."""
     language = settings.languages[world.rank]
     shape: dict[str, Any] = {"length": settings.length, "seed": seed, "end": end}
-    sample = BlockSampler(streams[language], batch=settings.batch_size, stream=language, **shape)
+    blocks = BlockSampler(streams[language], batch=settings.batch_size, stream=language, **shape)
+    sample = PassSampler({language: blocks})
     lanes = [Lane(settings, method, seed, base, world, sample) for method in settings.methods]
     train(lanes, sample, settings, world, f"seed {seed}", lambda *_: None)
     shadow = ShadowLane(settings, SKETCHED, seed, base, world, sample)

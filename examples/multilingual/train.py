@@ -1,4 +1,4 @@
-"""Entry of the demo: `torchrun --nproc-per-node 4 examples/multilingual/train.py`.
+"""Entry of the demo: `torchrun --nproc-per-node 4 examples/multilingual/train.py`, or one process, without torchrun.
 
 Trains every method with every seed on the same text from the same weights, and writes tables,
 figure and JSON to `runs/<name>/`. It reports what happened, whichever method wins.
@@ -26,7 +26,7 @@ from evaluation import TestSet, build_test_set, evaluate, uniform_loss
 from finetune import CannotResume, Lane, train
 from models import PRESETS, build_preset, load_pretrained
 from pretrain import pretrain
-from sampler import BlockSampler, Tokens
+from sampler import BlockSampler, PassSampler, Tokens
 from settings import BadArgument, Settings, parse
 from tokenizer import cached_streams, corpus_digest, digest, end_token, train_tokenizer
 from torch import nn
@@ -110,10 +110,22 @@ def run_seed(
     clock: Clock,
 ) -> list[summary.Run]:
     """All methods with one seed; the same blocks for each, step by step."""
-    language = settings.languages[world.rank]
     shape: dict[str, Any] = {"length": settings.length, "seed": seed, "end": end}
-    sample = BlockSampler(streams[language], batch=settings.batch_size, stream=language, **shape)
-    probes = BlockSampler(streams[language], batch=2 * settings.probe_blocks, stream=f"{language} probe", **shape)
+    sample = PassSampler(
+        {
+            language: BlockSampler(streams[language], batch=settings.batch_size, stream=language, **shape)
+            for language in settings.passes(world.rank, world.size)
+        },
+        **({"part": world.rank, "parts": world.size} if settings.layout == "passes" else {}),
+    )
+    probes = PassSampler(
+        {
+            language: BlockSampler(
+                streams[language], batch=2 * settings.probe_blocks, stream=f"{language} probe", **shape
+            )
+            for language in settings.share(world.rank, world.size)
+        }
+    )
     untouched: dict[str, Any] = {}
 
     def watch(lane: Lane, step: int) -> None:
@@ -124,7 +136,8 @@ def run_seed(
                 measured = untouched
             else:
                 number = settings.probe_steps.index(step)
-                gramians = conflicts.probe(lane.model, probes(number).to(world.device), settings.batch_size, world)
+                blocks = [part.to(world.device) for part in probes(number).values()]
+                gramians = conflicts.probe(lane.model, blocks, settings.batch_size, world)
                 measured = {group: conflicts.measure(g) for group, g in gramians.items()}
             if step == 0:
                 untouched.update(measured)
@@ -247,10 +260,8 @@ def main() -> int:
         settings = parse(sys.argv[1:], int(os.environ.get("WORLD_SIZE", "1")), tuple(available_methods()))
     except BadArgument as error:
         return fail(error, 2)
-    if "LOCAL_RANK" not in os.environ:
-        return fail(f"start it with torchrun --nproc-per-node {len(settings.languages)}", 2)
     transformers.utils.logging.set_verbosity_error()
-    world = start()
+    world = start(gpu=settings.plain)
     try:
         demo(settings, world)
     except CannotStart as error:

@@ -50,21 +50,23 @@ class World:
         return values
 
 
-def start() -> World:
-    """Joins the process group that torchrun prepared: NCCL where every rank has a GPU, else Gloo.
+def start(*, gpu: bool = True) -> World:
+    """Joins the process group that torchrun prepared, or makes one of this process alone.
 
+    NCCL where every rank has a GPU, and `gpu`; else Gloo.
     Ctrl-C ends the process at once: a rank inside a collective would not notice the exception.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    local, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if torch.cuda.is_available() and torch.cuda.device_count() >= local_size:
+    local, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if gpu and torch.cuda.is_available() and torch.cuda.device_count() >= local_size:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         backend = "nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    alone: dict[str, Any] = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(backend, timeout=timedelta(minutes=10), **alone)
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 

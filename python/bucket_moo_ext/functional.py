@@ -188,7 +188,13 @@ def weights(
         return through_torch(
             cupy, weights, gramian, method=method, seed=seed, step=step, return_certificate=return_certificate
         )
-    options = resolve(method)._options()
+    resolved = resolve(method)
+    if names := resolved._objectives():
+        raise ValueError(
+            f"method={resolved!r} names objectives ({', '.join(names)}), and a Gramian's rows have no names; give one "
+            "number an objective, in the order of the rows"
+        )
+    options = resolved._options()
     tensor = as_tensor("gramian", gramian)
     if tensor.dim() not in (2, 3) or tensor.shape[-1] != tensor.shape[-2]:
         raise ValueError(f"gramian must be [K, K] or [B, K, K]; got shape {tuple(tensor.shape)}")

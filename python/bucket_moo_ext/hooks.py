@@ -32,6 +32,7 @@ def register(
     scope: str = "bucket",
     process_group: dist.ProcessGroup | None = None,
     seed: SupportsIndex = 0,
+    bucket_cap_mb: SupportsFloat | None = None,
 ) -> BucketMOO:
     """Makes a module reduce its gradients conflict-aware: a DDP module, natively, or in one process a plain one.
 
@@ -49,6 +50,8 @@ def register(
             may be anything.
         method, objective, weight, gramian, layout, scope, seed: As for ``BucketMOO``.
         process_group: None, or the group that the DDP module was made with.
+        bucket_cap_mb: Of a plain module: MiB of gradients from which on a bucket takes no more parameters, >= 0; None:
+            25, as DDP. A DDP module has its own.
 
     Returns:
         The state: set ``objective`` and ``weight`` on it for the next step, ask it for a ``report()``.
@@ -73,11 +76,13 @@ def register(
         seed=seed,
     )
     if isinstance(module, nn.Module) and process_group is None and is_alone() and is_plain(module):
-        state = new_state()
+        state = new_state() if bucket_cap_mb is None else new_state(bucket_cap_mb=bucket_cap_mb)
         state._is_alone = True
         LocalBuckets(module, state, round(state._bucket_cap_mb * 2**20))
         return state
     ddp = find_ddp(module)
+    if bucket_cap_mb is not None:
+        raise ValueError(f"bucket_cap_mb is that of the DDP module, which was made with it; got {bucket_cap_mb!r}")
     group = ddp.process_group
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the DDP module was made with")

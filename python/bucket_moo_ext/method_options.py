@@ -37,7 +37,10 @@ def _place(method: object, options: Options) -> str | None:
     if given in owners:
         owners = [given]
     calls = " or ".join(_call(cls, options) for cls in owners)
-    others = f" (not of {given.__name__})" if given is not None and given not in owners else ""
+    others = ""
+    if given is not None and given not in owners:
+        reason = f": {given.no_preference}" if "preference" in options and given.no_preference else ""
+        others = f" (not of {given.__name__}{reason})"
     return f"an option of the method{others}: method={calls}"
 
 

@@ -513,6 +513,11 @@ class BucketMOO:
             raise NotImplementedError(
                 f"layout='passes' with gramian={self._gramian!s} is not supported on {device} yet; use gramian='exact'"
             )
+        if _C.reduces_on_device(device) and (names := self._method._objectives()):
+            raise NotImplementedError(
+                f"{describe(self._method)} names objectives ({', '.join(names)}), which is not supported on {device} "
+                "yet; give one number an objective, in the order of the objectives"
+            )
         parent = None if self._is_alone else parent_group(self._process_group)
         group = None
         if parent is not None:

@@ -9,8 +9,6 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
-from bucket_moo_ext import hooks
-from bucket_moo_ext.adapters.local import LocalBuckets
 from torch import nn
 
 from tests.support import reference as ref
@@ -21,9 +19,8 @@ LANGUAGES = ("de", "sw", "tr")
 METHODS = ["mean", "mgda", "cagrad"]
 
 
-def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two buckets instead of one for a small model."""
-    monkeypatch.setattr(hooks, "LocalBuckets", lambda module, state, cap: LocalBuckets(module, state, 16_000))
+TWO_BUCKETS = 16_000 / 2**20
+"""MiB that make two buckets of a small model instead of one."""
 
 
 def _loss_on(batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[nn.Module], torch.Tensor]:
@@ -49,10 +46,9 @@ def _check(model: nn.Module, state: moo.BucketMOO, local: list[dict[str, np.ndar
 
 @pytest.mark.parametrize("scope", ["bucket", "model"])
 @pytest.mark.parametrize("method", METHODS)
-def test_losses_of_one_forward_pass_or_several(monkeypatch: pytest.MonkeyPatch, method: str, scope: str) -> None:
-    _small_buckets(monkeypatch)
+def test_losses_of_one_forward_pass_or_several(method: str, scope: str) -> None:
     model = mlp(1)
-    state = moo.register(model, method, scope=scope)
+    state = moo.register(model, method, scope=scope, bucket_cap_mb=TWO_BUCKETS)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(3):
         rows = [batch_of(5, number, step) for number in range(3)]
@@ -73,10 +69,9 @@ def test_losses_of_one_forward_pass_or_several(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.device
-def test_passes_one_by_one_with_weights_and_several_rows_an_objective(monkeypatch: pytest.MonkeyPatch) -> None:
-    _small_buckets(monkeypatch)
+def test_passes_one_by_one_with_weights_and_several_rows_an_objective() -> None:
     model = mlp(1)
-    state = moo.register(model, "mgda")
+    state = moo.register(model, "mgda", bucket_cap_mb=TWO_BUCKETS)
     schedule = [("de", 1.0), ("sw", 2.0), ("de", 3.0), ("sw", 2.0)]
     for step in range(2):
         model.zero_grad()
@@ -111,10 +106,9 @@ class _Heads(nn.Module):
         return result
 
 
-def test_what_a_pass_does_not_reach_counts_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    _small_buckets(monkeypatch)
+def test_what_a_pass_does_not_reach_counts_as_zero() -> None:
     model = _Heads().double()
-    state = moo.register(model, "mean")
+    state = moo.register(model, "mean", bucket_cap_mb=TWO_BUCKETS)
     for step in range(2):
         model.zero_grad()
         rows = {name: batch_of(5, number, step) for number, name in enumerate(LANGUAGES)}
@@ -141,6 +135,20 @@ def test_sparse_gradients_are_averaged() -> None:
     sum(twin(i).square().sum() for i in indices).backward()
     for got, total in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(got.grad.to_dense(), total.grad.to_dense() / 2, rtol=1e-12)  # type: ignore[union-attr]
+
+
+def test_a_discarded_pass_does_not_count_for_sparse_gradients() -> None:
+    model = nn.Sequential(nn.Embedding(20, 6, sparse=True), nn.Linear(6, 2)).double()
+    twin = copy.deepcopy(model)
+    state = moo.register(model, "mean")
+    with state.accumulate():
+        model(torch.tensor([4, 5])).square().sum().backward()
+    state.discard()
+    model.zero_grad()
+    for net in (model, twin):
+        net(torch.tensor([1, 2])).square().sum().backward()
+    for got, alone in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(got.grad.to_dense(), alone.grad.to_dense(), rtol=1e-12)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -183,10 +191,9 @@ def test_a_single_pass_is_the_gradient_itself() -> None:
         assert_close(flat(parameter.grad, parameter), expected[name], 1e-15)
 
 
-def test_a_backward_pass_that_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    _small_buckets(monkeypatch)
+def test_a_backward_pass_that_fails_is_given_up() -> None:
     model = mlp(1)
-    state = moo.register(model, "mean")
+    state = moo.register(model, "mean", bucket_cap_mb=TWO_BUCKETS)
     rows = [batch_of(5, number, 0) for number in range(2)]
 
     def losses() -> dict[str, torch.Tensor]:
@@ -233,6 +240,7 @@ BAD: list[tuple[Callable[[moo.BucketMOO, nn.Module], Any], type[Exception], str]
         ValueError,
         "scope must be 'bucket' or 'model'",
     ),
+    (lambda state, model: moo.register(nn.Linear(2, 2), bucket_cap_mb=-1), ValueError, "bucket_cap_mb must be finite"),
     (lambda state, model: moo.register(nn.Linear(2, 2), layout=1), TypeError, "layout must be"),  # type: ignore[arg-type]
     (lambda state, model: moo.register(nn.Linear(2, 2).requires_grad_(False)), ValueError, "no parameter"),
     (lambda state, model: moo.register(nn.Linear(2, 2).to(torch.float8_e4m3fn)), TypeError, "float8"),

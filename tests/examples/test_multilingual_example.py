@@ -320,6 +320,7 @@ def test_settings() -> None:
     assert chosen.seeds == (3, 4)
     assert chosen.probe_steps == (0, 2, 8, 16)
     assert "en" not in chosen.unseen
+    assert parse(["--layout", "passes"], 1, METHODS).methods == ("ddp", "mgda", "cagrad")
     assert parse(["--smoke"], 4, METHODS).steps == settings_module.SMOKE["steps"]
 
 
@@ -342,6 +343,10 @@ def test_settings() -> None:
         ("--method mgda:sketch,lag=2", "lag must be from 0 to 1; got 2"),
         ("--method mgda:sketch,width=100", "width must be a power of two"),
         ("--method mgda:sketch mgda:sketch,width=16384", "each once"),
+        ("--layout passes --languages de hu tr", "--languages: got 3 .* with --layout passes a multiple"),
+        ("--layout passes --batch-size 6", "--batch-size: got 6, allowed: .* a multiple of the 4"),
+        ("--layout passes --method mgda:sketch", "--method: got 'mgda:sketch', allowed: exact Gramians with"),
+        ("--scope model --method mgda:sketch", "--method: got 'mgda:sketch', allowed: exact Gramians with"),
         ("--steps 0", "--steps: got 0, allowed: 1 or more"),
         ("--lr 0", "--lr: got 0.0, allowed: a number above 0"),
         ("--lr nan", "--lr: got nan"),
@@ -380,36 +385,78 @@ def world(tmp_path: Path) -> Iterator[World]:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["ddp", "mgda", "mgda:sketch,width=64"])
-def test_resumed_run_has_the_losses_of_an_uninterrupted_one(method: str, world: World, tmp_path: Path) -> None:
+def _passes(*languages: str) -> sampler.PassSampler:
+    return sampler.PassSampler({language: blocks(stream=language) for language in languages})
+
+
+@pytest.mark.parametrize(
+    ("method", "layout"), [("ddp", "ranks"), ("mgda", "ranks"), ("mgda", "passes"), ("mgda:sketch,width=64", "ranks")]
+)
+def test_resumed_run_has_the_losses_of_an_uninterrupted_one(
+    method: str, layout: str, world: World, tmp_path: Path
+) -> None:
     preset = models.Preset("llama", hidden=16, layers=1, feed_forward=16, vocabulary=128, heads=2)
     base = models.build_preset(preset, length=4, end=99, seed=0)
     chosen = Settings(
-        languages=("de",),
+        languages=("de", "hu") if layout == "passes" else ("de",),
+        layout=layout,
         steps=6,
         checkpoint_every=3,
         output=str(tmp_path),
         probe_steps=(),
     )
 
+    sample = _passes(*chosen.languages)
+
     def lane() -> finetune.Lane:
-        return finetune.Lane(chosen, method, 0, base, world, blocks())
+        return finetune.Lane(chosen, method, 0, base, world, sample)
 
     def stop_after_3(lane: finetune.Lane, step: int) -> None:
         if step == 4:
             raise KeyboardInterrupt
 
     whole, stopped, resumed = lane(), lane(), lane()
-    finetune.train([whole], blocks(), chosen, world, "whole", lambda *_: None)
+    finetune.train([whole], sample, chosen, world, "whole", lambda *_: None)
     whole.path.unlink()
     with pytest.raises(KeyboardInterrupt):
-        finetune.train([stopped], blocks(), chosen, world, "stopped", stop_after_3)
+        finetune.train([stopped], sample, chosen, world, "stopped", stop_after_3)
     assert resumed.resume()
     assert resumed.next_step == 3
-    finetune.train([resumed], blocks(), chosen, world, "resumed", lambda *_: None)
+    finetune.train([resumed], sample, chosen, world, "resumed", lambda *_: None)
     assert resumed.history["losses"] == whole.history["losses"]
     assert len(whole.history["losses"]) == 6
     if "sketch" in method:
         assert any(bucket.width == 64 for bucket in whole.state.report().buckets)
+    if layout == "passes":
+        assert whole.state.report().passes == 2
+        assert whole.state.report().objectives == ("de", "hu")
     with pytest.raises(finetune.CannotResume, match="made with lr = "):
-        finetune.Lane(replace(chosen, lr=1.0), method, 0, base, world, blocks()).resume()
+        finetune.Lane(replace(chosen, lr=1.0), method, 0, base, world, sample).resume()
+
+
+@pytest.mark.parametrize("method", ["ddp", "mean"])
+def test_a_step_of_one_process_follows_the_mean_of_all_languages(method: str, world: World) -> None:
+    preset = models.Preset("llama", hidden=16, layers=1, feed_forward=16, vocabulary=128, heads=2)
+    base = models.build_preset(preset, length=4, end=99, seed=0)
+    chosen = Settings(languages=("de", "hu"), layout="passes")
+    sample = _passes(*chosen.languages)
+    lane = finetune.Lane(chosen, method, 0, base, world, sample)
+    loss = lane.step(sample(0))
+    models.mean_loss(base, torch.cat(list(sample(0).values()))).backward()
+    assert loss == pytest.approx(models.mean_loss(base, torch.cat(list(sample(0).values()))).item())
+    for got, twin in zip(lane.model.parameters(), base.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, twin.grad)
+
+
+def test_passes_of_ranks_share_the_blocks_of_a_language() -> None:
+    whole = _passes("de", "hu")(5)
+    parts = [
+        sampler.PassSampler({x: blocks(stream=x) for x in ("de", "hu")}, part=part, parts=3)(5) for part in range(3)
+    ]
+    assert list(whole) == ["de", "hu"]
+    for language, expected in whole.items():
+        assert torch.equal(torch.cat([part[language] for part in parts]), expected)
+    chosen = Settings(languages=("de", "hu", "tr", "ja"), layout="passes")
+    assert [chosen.share(rank, 2) for rank in range(2)] == [("de", "hu"), ("tr", "ja")]
+    assert chosen.passes(1, 2) == chosen.languages
+    assert replace(chosen, layout="ranks").passes(2, 4) == ("tr",)

@@ -73,6 +73,7 @@ NOT_RUN = (
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),
+    ("python examples/multilingual/train.py --layout passes", "downloads; `make demo-one`"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/sketch_quality.py", "downloads"),
 )
 

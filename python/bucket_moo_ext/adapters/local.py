@@ -26,17 +26,25 @@ class _Bucket:
 
     def flat(self) -> torch.Tensor:
         """The gradients, one after the other; zeros where there is none, or a sparse one."""
-        parts = [
-            _real(parameter.grad if _is_dense(parameter.grad) else torch.zeros_like(parameter))
-            for parameter in self.parameters
-        ]
-        if len(parts) == 1 and parts[0].is_contiguous():
-            return parts[0].view(-1)
-        return torch.cat([part.reshape(-1) for part in parts])
+        gradients = [_real(p.grad) if _is_dense(p.grad) else None for p in self.parameters]
+        first = gradients[0]
+        if len(gradients) == 1 and first is not None and first.is_contiguous():
+            return first.view(-1)
+        like = _real(self.parameters[0])
+        flat = torch.empty(sum(self._sizes()), dtype=like.dtype, device=like.device)
+        for gradient, piece in zip(gradients, torch.split(flat, self._sizes()), strict=True):
+            if gradient is None:
+                piece.zero_()
+            else:  # one by one: on the CPU faster than torch.cat
+                piece.view_as(gradient).copy_(gradient)
+        return flat
+
+    def _sizes(self) -> list[int]:
+        return [_real(parameter).numel() for parameter in self.parameters]
 
     def put_back(self, flat: torch.Tensor) -> None:
         """Makes the pieces of ``flat`` the gradients, but for sparse ones."""
-        pieces = torch.split(flat, [_real(parameter).numel() for parameter in self.parameters])
+        pieces = torch.split(flat, self._sizes())
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             if parameter.grad is None and bool(piece.any()):  # of earlier passes alone
                 parameter.grad = torch.zeros_like(parameter)

@@ -12,6 +12,7 @@ from bucket_moo_ext.methods.base import (
     Shares,
     choice,
     shares,
+    values,
 )
 
 
@@ -31,6 +32,7 @@ class IMTLG(NativeMethod):
     Source: Liu et al., "Towards impartial multi-task learning", ICLR 2021, sec. 3.1.
     """
 
+    no_preference: ClassVar[str] = "it makes all projections equally long by definition; ConFIG is its like with one"
     info: ClassVar[MethodInfo] = MethodInfo(
         "imtlg",
         UNCHANGED,
@@ -81,7 +83,7 @@ class AlignedMTL(NativeMethod):
         choice(self, "scale_mode", ("min", "median", "mean"))
 
     def _options(self) -> Options:
-        return Options("alignedmtl", mode=self.scale_mode, preference=tuple(self.preference or ()))
+        return Options("alignedmtl", mode=self.scale_mode, preference=values(self.preference))
 
 
 @dataclass(frozen=True)
@@ -120,4 +122,4 @@ class ConFIG(NativeMethod):
         shares(self, "preference")
 
     def _options(self) -> Options:
-        return Options("config", preference=tuple(self.preference or ()))
+        return Options("config", preference=values(self.preference))

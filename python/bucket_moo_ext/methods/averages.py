@@ -12,6 +12,7 @@ from bucket_moo_ext.methods.base import (
     Shares,
     integer,
     shares,
+    values,
 )
 
 
@@ -22,8 +23,8 @@ class Mean(NativeMethod):
     Counts every objective, active or not, so that with one rank an objective it is DDP's result.
 
     Args:
-        weights: One weight >= 0 an objective, in the order of the objectives, not all zero; made to sum to 1. None: all
-            equal.
+        weights: One weight >= 0 an objective, not all zero: in the order of the objectives, or by name as ``UPGrad``'s
+            preference; made to sum to 1. None: all equal.
 
     Raises:
         ValueError: A weight is negative or not finite, or all are zero.
@@ -36,7 +37,7 @@ class Mean(NativeMethod):
         shares(self, "weights")
 
     def _options(self) -> Options:
-        return Options("mean", preference=tuple(self.weights or ()))
+        return Options("mean", preference=values(self.weights))
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Krum(NativeMethod):
 
     n_byzantine: int = 0
     n_selected: int = 1
+    no_preference: ClassVar[str] = "it chooses gradients by their distances"
     info: ClassVar[MethodInfo] = MethodInfo(
         "krum",
         UNCHANGED,
@@ -93,6 +95,7 @@ class Adasum(NativeMethod):
     Source: Maleki et al., "Scaling distributed training with adaptive summation", 2020, eq. 2 and sec. 3.
     """
 
+    no_preference: ClassVar[str] = "its tree knows sums of pairs alone"
     info: ClassVar[MethodInfo] = MethodInfo(
         "adasum", UNCHANGED, ("permutation equivariant for K <= 2",), "Maleki et al. 2020"
     )

@@ -42,6 +42,7 @@ class NashMTL(NativeMethod):
     """
 
     max_norm: float = 1.0
+    no_preference: ClassVar[str] = "not supported yet"
     info: ClassVar[MethodInfo] = MethodInfo(
         "nashmtl",
         "w / t (the same update)",
@@ -83,6 +84,7 @@ class FairGrad(NativeMethod):
     """
 
     alpha: float = 1.0
+    no_preference: ClassVar[str] = "not supported yet"
     info: ClassVar[MethodInfo] = MethodInfo(
         "fairgrad",
         "w t^(-2 alpha/(1+alpha))",

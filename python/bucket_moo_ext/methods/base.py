@@ -1,9 +1,9 @@
 """What all methods share: their description and the checks of their parameters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 from bucket_moo_ext import _C
 from bucket_moo_ext.plain import integer as plain_integer
@@ -49,14 +49,58 @@ class Options(NamedTuple):
     permutation: tuple[int, ...] = ()
 
 
+_Self = TypeVar("_Self", bound="NativeMethod")
+
+
+class NamedShares(Mapping[str, float]):
+    """Shares by objective name, in the order of the names; equal ones look alike on every rank."""
+
+    def __init__(self, shares: Mapping[str, float]) -> None:
+        """`shares`: checked."""
+        self._shares = dict(sorted(shares.items()))
+
+    def __getitem__(self, name: str) -> float:
+        """Of one objective."""
+        return self._shares[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names."""
+        return iter(self._shares)
+
+    def __len__(self) -> int:
+        """Objectives."""
+        return len(self._shares)
+
+    def __hash__(self) -> int:
+        """Of what ``==`` compares."""
+        return hash(tuple(self._shares.items()))
+
+    def __repr__(self) -> str:
+        """As a dict."""
+        return repr(self._shares)
+
+
 class NativeMethod:
     """What native code is told of a method."""
+
+    no_preference: ClassVar[str] = ""
+    """Why the method takes none, if so."""
+
+    def __new__(cls: type[_Self], *args: object, **kwargs: object) -> _Self:
+        """Raises TypeError for a preference where there is no place for one."""
+        if "preference" in kwargs and cls.no_preference:
+            raise TypeError(f"{cls.__name__} takes no preference: {cls.no_preference}")
+        return super().__new__(cls)
 
     def _options(self) -> Options:
         raise NotImplementedError
 
+    def _objectives(self) -> tuple[str, ...]:
+        """The names of the objectives that the preference is for; none where it goes by their order."""
+        return next((tuple(value) for value in vars(self).values() if isinstance(value, NamedShares)), ())
+
     def _native(self) -> _C.Method:
-        return _C.Method(*self._options())
+        return _C.Method(*self._options(), self._objectives())
 
 
 NON_CONFLICTING = "non-conflicting"
@@ -96,21 +140,39 @@ def choice(method: object, name: str, allowed: tuple[str, ...]) -> None:
 
 
 def shares(method: object, name: str) -> None:
-    """Makes the parameter None or a tuple of floats >= 0 with a positive, finite sum."""
+    """Makes the parameter None, or floats >= 0 with a positive, finite sum: a tuple, or ``NamedShares``."""
     value = getattr(method, name)
     if value is None:
         return
-    allowed = "numbers >= 0, not all zero, of a finite sum, one an objective"
+    allowed = "numbers >= 0, not all zero, of a finite sum, one an objective: by order, or by name in a mapping"
+    names: list[str] | None = None
     try:
-        given = tuple(value)
+        if isinstance(value, Mapping):
+            names = [_objective_name(key) for key in value]
+        given = tuple(value if names is None else value.values())
     except TypeError:
         raise fail(method, name, value, allowed) from None
+    if names is not None and len(set(names)) != len(names):
+        raise fail(method, name, value, f"{allowed}; it names an objective twice")
     if not all(is_finite(share) and share >= 0 for share in given):
         raise fail(method, name, given, allowed)
     floats = tuple(float(share) for share in given)
     if not 0 < sum(floats) < math.inf:
         raise fail(method, name, given, allowed)
-    object.__setattr__(method, name, floats)
+    object.__setattr__(method, name, floats if names is None else NamedShares(dict(zip(names, floats, strict=True))))
+
+
+def _objective_name(key: object) -> str:
+    """As ranks exchange it: an int is its decimal text."""
+    plain = text(key) if isinstance(key, str) else plain_integer(key)
+    if plain is None:
+        raise TypeError
+    return str(plain)
+
+
+def values(given: "Shares") -> tuple[float, ...]:
+    """Checked shares without their names; nothing for None."""
+    return tuple(given.values() if isinstance(given, Mapping) else given or ())
 
 
 def permutation(method: object) -> None:
@@ -133,5 +195,5 @@ def flat(rows: "Permutation") -> tuple[int, ...]:
     return () if rows is None else tuple(j for row in rows for j in row)
 
 
-Shares = Sequence[float] | None
+Shares = Sequence[float] | Mapping[str, float] | Mapping[int, float] | None
 Permutation = Sequence[Sequence[int]] | None

@@ -13,6 +13,7 @@ from bucket_moo_ext.methods.base import (
     Options,
     Shares,
     shares,
+    values,
 )
 
 
@@ -28,8 +29,9 @@ class UPGrad(NativeMethod):
     Edge cases: K = 1 gives 1; K = 2 is PCGrad; identical objectives share alike. The weights sum to 1 or more: w >= p.
 
     Args:
-        preference: One weight >= 0 an objective, in the order of the objectives, not all zero; made to sum to 1 over
-            the active ones, equal where those have none. None: all equal.
+        preference: One weight >= 0 an objective, not all zero: in the order of the objectives, or by name, as in
+            ``{"sw": 2.0, "de": 1.0}``, for all objectives of a step and no others (on the CPU; functions of a Gramian
+            know no names). Made to sum to 1 over the active ones, equal where those have none. None: all equal.
 
     Raises:
         ValueError: A weight is negative or not finite, or all are zero.
@@ -51,7 +53,7 @@ class UPGrad(NativeMethod):
         shares(self, "preference")
 
     def _options(self) -> Options:
-        return Options("upgrad", preference=tuple(self.preference or ()))
+        return Options("upgrad", preference=values(self.preference))
 
 
 @dataclass(frozen=True)
@@ -87,4 +89,4 @@ class DualProj(NativeMethod):
         shares(self, "preference")
 
     def _options(self) -> Options:
-        return Options("dualproj", preference=tuple(self.preference or ()))
+        return Options("dualproj", preference=values(self.preference))

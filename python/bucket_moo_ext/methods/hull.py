@@ -36,6 +36,7 @@ class MGDA(NativeMethod):
     """
 
     normalize: Literal["none", "l2"] = "none"
+    no_preference: ClassVar[str] = "its update lowers all objectives, whatever they are worth"
     info: ClassVar[MethodInfo] = MethodInfo(
         "mgda",
         UNCHANGED,
@@ -67,6 +68,7 @@ class CAGrad(NativeMethod):
 
     c: float = 0.4
     rescale: bool = False
+    no_preference: ClassVar[str] = "not supported yet"
     info: ClassVar[MethodInfo] = MethodInfo(
         "cagrad",
         UNCHANGED,

@@ -63,5 +63,8 @@ class Smoothed(NativeMethod):
     def _options(self) -> Options:
         return self._inner()._options()  # operators remember nothing, so there is nothing to average
 
+    def _objectives(self) -> tuple[str, ...]:
+        return self._inner()._objectives()
+
     def _native(self) -> _C.Method:
         return self._inner()._native().smoothed(self.alpha)

@@ -36,6 +36,7 @@ class PCGrad(NativeMethod):
 
     reduction: Literal["mean", "sum"] = "mean"
     permutation: Permutation = None
+    no_preference: ClassVar[str] = "it compares directions alone, so that multiplying an objective's loss is one"
     info: ClassVar[MethodInfo] = MethodInfo(
         "pcgrad",
         UNCHANGED,
@@ -79,6 +80,7 @@ class GradVac(NativeMethod):
 
     beta: float = 0.5
     permutation: Permutation = None
+    no_preference: ClassVar[str] = "it compares directions alone, so that multiplying an objective's loss is one"
     info: ClassVar[MethodInfo] = MethodInfo(
         "gradvac",
         UNCHANGED,
