@@ -4,9 +4,9 @@ The tile of a bucket has a row for every objective and, of each row, the rank's 
 Every pass adds its rows to it. A pass that leaves the step open hands back zeros; the one that closes it takes the
 Gramian of the tile. A step of one pass needs no tile: it works on what the exchange brings.
 
-What is counted here for several passes, and for the two-level layout, is a plan that is older than the device path, which
-launches up to three kernels a pass more (cuda/operations.json: units of weights, the tail, a scaling). For one pass in
-the layout "ranks" it is the device path as it is.
+What is counted here for several passes, and for the two-level layout, is a plan that is older than the device path,
+which launches up to three kernels a pass more (cuda/operations.json: units of weights, the tail, a scaling). For one
+pass in the layout "ranks" it is the device path as it is.
 
 A reduction is an all-reduce (replicated gradients) or a reduce-scatter (sharded ones; in the two-level layout they are
 sharded within the node and replicated over nodes, as HSDP has them). What it is compared with:

@@ -7,4 +7,5 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <c10/util/Exception.h>
+
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>

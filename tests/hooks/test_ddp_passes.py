@@ -137,7 +137,8 @@ def _amid(rank: int, world: int) -> str:
         assert len(others) == 2
         assert all(other.eq((world - 1) / 2).all() for other in others)
         for parameter, expected in zip(ddp.parameters(), twin.parameters(), strict=True):
-            assert parameter.grad is not None and expected.grad is not None
+            assert parameter.grad is not None
+            assert expected.grad is not None
             assert torch.equal(parameter.grad, expected.grad)
     return gradient_digest(ddp)
 
