@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from bucket_moo_ext import _C, private_torch
-from bucket_moo_ext.adapters.ddp import check_module, find_ddp, is_plain
+from bucket_moo_ext.adapters.ddp import check_module, find_ddp, find_sharded, is_plain
 from bucket_moo_ext.adapters.ddp_copies import watch_copies
+from bucket_moo_ext.adapters.fsdp2 import Passes, ShardedModel
 from bucket_moo_ext.adapters.local import LocalBuckets
 from bucket_moo_ext.adapters.parameters import check_whole
 from bucket_moo_ext.gramian_source import Sketch
@@ -80,6 +81,8 @@ def register(
         state._is_alone = True
         LocalBuckets(module, state, round(state._bucket_cap_mb * 2**20))
         return state
+    if (root := find_sharded(module)) is not None:
+        return _register_sharded(root, new_state, process_group)
     ddp = find_ddp(module)
     if bucket_cap_mb is not None:
         raise ValueError(f"bucket_cap_mb is that of the DDP module, which was made with it; got {bucket_cap_mb!r}")
@@ -94,6 +97,23 @@ def register(
     state.name_parameters(ddp.module.named_parameters())
     _C.register_ddp_hook(ddp.reducer, state._bound_to_ddp(device))
     private_torch.note_comm_hook(ddp, bucket_moo_hook, state)
+    return state
+
+
+def _register_sharded(
+    root: nn.Module, new_state: Callable[..., BucketMOO], process_group: dist.ProcessGroup | None
+) -> BucketMOO:
+    model = ShardedModel(root)
+    group = model.process_group
+    if process_group is not None and parent_group(process_group) is not group:
+        raise ValueError("process_group must be None or the group of the mesh that the module is sharded over")
+    state = new_state(process_group=group)
+    if state.scope == "model":
+        raise NotImplementedError(
+            "scope='model' is not supported with fully_shard(): FSDP2 wants the shard of a group before the next group "
+            "has its gradients; use scope='bucket'"
+        )
+    Passes(model, state)
     return state
 
 
