@@ -117,11 +117,9 @@ std::shared_ptr<PythonFutureWrapper> reduce(Engine& engine, const at::Tensor& bu
 void reduce_bucket_to_shard(Engine& engine, const at::Tensor& output, const at::Tensor& input,
                             const Parameters& parameters) {
   engine.check_may_wait();
-  wait(engine.reduce({.operation = Operation::reduce_scatter,
-                      .output = output,
-                      .input = input,
-                      .bucket = bucket_of(parameters)},
-                     kNothing));
+  wait(engine.reduce(
+      {.operation = Operation::reduce_scatter, .output = output, .input = input, .bucket = bucket_of(parameters)},
+      kNothing));
 }
 
 void end_compared_pass(Engine& engine) {

@@ -65,10 +65,10 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
                                    "in step ", header.step, " rank ", header.culprit, " made another than rank 0"));
       }
       const StepRecord& culprit = records[static_cast<std::size_t>(header.culprit)];
-      throw AgreedError(c10::str(
-          "bucket_moo_ext: ranks of one group must make the same calls in the same order; ", "rank 0 starts a ",
-          describe(records[0]), ", rank ", header.culprit, " a ", describe(culprit),
-          describe(culprit) != describe(records[0]) ? "" : "; the names of their buckets differ"));
+      throw AgreedError(
+          c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
+                   "rank 0 starts a ", describe(records[0]), ", rank ", header.culprit, " a ", describe(culprit),
+                   describe(culprit) != describe(records[0]) ? "" : "; the names of their buckets differ"));
     }
     case StepError::too_many_objectives:
       throw AgreedError(c10::str("bucket_moo_ext: at most ", limit, " objectives are supported",

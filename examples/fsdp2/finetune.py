@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 TEXTS = {
-    "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft begabt. ",
+    "de": "Jeder Mensch wird frei und gleich an Rechten geboren, mit Vernunft und Gewissen begabt. ",
     "sw": "Watu wote wamezaliwa huru, hadhi na haki zao ni sawa. Wote wamejaliwa akili na dhamiri. ",
 }
 WIDTH, LENGTH, BATCH = 64, 48, 16

@@ -1,17 +1,19 @@
 """What is private in torch and needed here, in one place: what may change with a version of torch changes here.
 
-Checked with torch 2.11 to 2.15.
+Checked with torch 2.11 to 2.15, what is said of fully_shard() with 2.13 and by reading 2.11 and 2.15.
 """
 
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # --- process groups ---
 
@@ -64,6 +66,13 @@ def at_end_of_backward(function: Callable[[], None]) -> None:
 def is_in_backward() -> bool:
     """Whether this thread is in a backward pass."""
     return torch._C._current_graph_task_id() != -1
+
+
+def not_compiled(function: Function) -> Function:
+    """A function that torch.compile leaves alone; torch.compiler.disable would import the compiler for it."""
+    from torch._compile import _disable_dynamo
+
+    return cast(Function, _disable_dynamo(function))
 
 
 # --- DistributedDataParallel ---
@@ -123,7 +132,7 @@ def mesh_of(parameter: torch.Tensor) -> Any:
 # A module's state has groups of parameters (FSDPParamGroup), one where all parameters have one mesh. A group's
 # parameters are FSDPParam objects, which stay when the parameters themselves are replaced.
 
-_SHARDED_VERSIONS = ((2, 11), (2, 15))  # first and last minor version that were tried
+_SHARDED_VERSIONS = ((2, 11), (2, 15))  # first and last minor version that were looked at
 
 
 def check_sharded_version() -> None:
@@ -214,10 +223,11 @@ def is_in_sharded_backward(states: Iterable[Any]) -> bool:
 
 
 def drop_gathered_gradients(groups: Iterable[Any]) -> None:
-    """Frees gradients of whole parameters that were not reduced, which ``reset_iter_state()`` leaves."""
+    """Frees gradients of whole parameters that were not reduced; ``reset_iter_state()`` leaves them in torch 2.13."""
     for group in groups:
         for parameter in group.fsdp_params:
-            parameter.unsharded_accumulated_grad = None
+            if "unsharded_accumulated_grad" in vars(parameter):  # later a property
+                parameter.unsharded_accumulated_grad = None
             if hasattr(parameter, "_unsharded_param"):
                 parameter._unsharded_param.grad = None
 

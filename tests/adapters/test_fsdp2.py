@@ -24,7 +24,7 @@ Runner = Callable[..., list[Any]]
 METHODS = ("mgda", "cagrad", "upgrad")
 STEPS, RATE = 3, 0.5
 
-pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.device, pytest.mark.filterwarnings("ignore")]
 
 
 def _losses(seed: int, count: int, step: int) -> list[Callable[[torch.nn.Module], torch.Tensor]]:
@@ -87,6 +87,7 @@ def _passes(rank: int, world: int, seed: int, layout: str) -> None:
         _check_names(report, reference.model)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("layout", ["ranks", "passes"])
 def test_steps_of_several_passes(run_ranks: Runner, random_seed: int, layout: str) -> None:
     run_ranks(2, _passes, random_seed, layout)
@@ -110,6 +111,8 @@ def _options(rank: int, world: int, seed: int) -> None:
         ("float16", {"reduce_dtype": torch.float16}, none, 2e-3),
         ("bfloat16 parameters", {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}, none, 1e-6),
         ("frozen", {}, lambda model: model.blocks[0].up.requires_grad_(False), 1e-12),
+        ("sketch", {"gramian": moo.Sketch(64)}, none, 1e-12),
+        ("late sketch", {"gramian": moo.Sketch(64, lag=1)}, none, 1e-12),
         ("resharded to 2", {"reshard_after_forward": 2}, none, 1e-12),
     ]
     for name, options, prepare, tolerance in cases:
@@ -119,12 +122,12 @@ def _options(rank: int, world: int, seed: int) -> None:
             if name == "frozen":
                 prepare(model)
             policy = {key: options[key] for key in options if key.endswith("dtype")}
-            kept = {key: options[key] for key in options if not key.endswith("dtype")}
+            kept = {key: options[key] for key in options if key.startswith("reshard")}
             models.append(shard(model, world, mp_policy=MixedPrecisionPolicy(**policy), **kept))
             if name != "frozen":
                 prepare(model)
         plain, ours = models
-        state = moo.register(ours, "mean")
+        state = moo.register(ours, "mean", gramian=options.get("gramian", "exact"))
         got = _gradients(ours, rank, seed)
         # A divide factor of 1 asks for a pre-multiplied sum, which Gloo has not: W times the mean.
         if name == "divided":
@@ -137,6 +140,7 @@ def _options(rank: int, world: int, seed: int) -> None:
             assert error <= tolerance * factor * gradient.norm(), (name, parameter, float(error))
         frozen = [p for bucket in state.report().buckets for p in bucket.parameters]
         assert sorted(frozen) == sorted(expected)
+        assert any(bucket.width for bucket in state.report().buckets) == ("sketch" in name)
 
 
 def _parts(model: Transformer) -> list[Any]:
@@ -170,15 +174,17 @@ def _one_group_of_two_modules(rank: int, world: int, seed: int) -> None:
     model, reference = Transformer(seed), Reference(Transformer(seed), "mgda")
     fully_shard([*model.blocks], mesh=mesh)
     fully_shard(model, mesh=mesh)
-    state = moo.register(torch.compile(model, backend="eager"), "mgda")
+    compiled: Any = torch.compile(model, backend="eager")
+    state = moo.register(compiled, "mgda")
     blocks = [name for group in reference.groups[:2] for name in group]
     reference.groups = [blocks, reference.groups[2]]
-    got = _gradients(model, rank, seed)
+    got = _gradients(compiled, rank, seed)
     reference.step(_losses(seed, world, 0), 0.0)
     for name, expected in reference.update.items():
-        assert (got[name] - expected).norm() <= 1e-7 * expected.norm(), name
+        assert (got[f"_orig_mod.{name}"] - expected).norm() <= 1e-7 * expected.norm(), name
     assert sorted(len(bucket.parameters) for bucket in state.report().buckets) == [3, len(blocks)]
 
 
-def test_one_group_of_two_modules(run_ranks: Runner, random_seed: int) -> None:
+@pytest.mark.host
+def test_one_group_of_two_modules_in_a_compiled_model(run_ranks: Runner, random_seed: int) -> None:
     run_ranks(2, _one_group_of_two_modules, random_seed)

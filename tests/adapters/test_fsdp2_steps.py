@@ -292,8 +292,8 @@ def _refusals(rank: int, world: int, seed: int) -> None:
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float8_e5m2)
     refused(fully_shard(nn.Linear(4, 4), mesh=mesh, mp_policy=policy), TypeError, "reduce_dtype", "float8_e5m2")
     refused(fully_shard(nn.Tanh(), mesh=mesh), ValueError, "no parameter")
-    refused(nn.Linear(2, 2), TypeError, "DistributedDataParallel", r"fully_shard\(\)", "plain module")
-    refused(print, TypeError, "DistributedDataParallel", r"fully_shard\(\)", "plain module")
+    refused(nn.Linear(2, 2), TypeError, "DistributedDataParallel", r"fully_shard\(\)", "plain one")
+    refused(print, TypeError, "DistributedDataParallel", r"fully_shard\(\)", "plain one")
 
 
 def test_refusals(run_ranks: Runner, random_seed: int) -> None:

@@ -190,6 +190,7 @@ class Passes:
                 "every pass reduces every group"
             )
 
+    @private_torch.not_compiled
     def _forget_broken_pass(self, *_: object) -> None:
         """A forward pass outside of a backward pass: one that has not come to its end has failed."""
         if self._in_pass and not private_torch.is_in_backward():
