@@ -91,19 +91,42 @@ FuturePtr reduce_scatter(Engine& engine, const at::Tensor& output, const at::Ten
       std::move(result));
 }
 
-/// One bucket of the pass that begin_pass() began, in place. `parameters`: names and numbers of elements, in order.
-std::shared_ptr<PythonFutureWrapper> reduce(Engine& engine, const at::Tensor& bucket,
-                                            const std::vector<std::pair<std::string, std::int64_t>>& parameters) {
-  Reduction reduction{.operation = Operation::ddp_bucket, .output = bucket};
+/// Names and numbers of elements, in order.
+using Parameters = std::vector<std::pair<std::string, std::int64_t>>;
+
+BucketId bucket_of(const Parameters& parameters) {
+  BucketId bucket;
   for (const auto& [name, numel] : parameters) {
-    reduction.bucket.push_back({.name = name, .numel = numel, .title = name});
+    bucket.push_back({.name = name, .numel = numel, .title = name});
   }
+  return bucket;
+}
+
+/// One bucket of the pass that begin_pass() began, in place.
+std::shared_ptr<PythonFutureWrapper> reduce(Engine& engine, const at::Tensor& bucket, const Parameters& parameters) {
+  Reduction reduction{.operation = Operation::ddp_bucket, .output = bucket, .bucket = bucket_of(parameters)};
   FuturePtr future;
   {
     const py::gil_scoped_release no_gil;
     future = engine.reduce(std::move(reduction));
   }
   return wrap(std::move(future));
+}
+
+/// One bucket of the pass that begin_pass() began: its shard, complete on return.
+void reduce_bucket_to_shard(Engine& engine, const at::Tensor& output, const at::Tensor& input,
+                            const Parameters& parameters) {
+  engine.check_may_wait();
+  wait(engine.reduce(
+      {.operation = Operation::reduce_scatter, .output = output, .input = input, .bucket = bucket_of(parameters)},
+      kNothing));
+}
+
+void end_compared_pass(Engine& engine) {
+  engine.check_may_wait();
+  if (const FuturePtr ended = engine.end_compared_pass()) {
+    wait(ended);
+  }
 }
 
 py::dict to_dict(const BucketRecord& record) {
@@ -191,6 +214,9 @@ void bind_engine(py::module_& module) {
       .def("begin_pass", torch::wrap_pybind_function_no_gil([](Engine& engine) { engine.begin_pass(); }))
       .def("end_pass", torch::wrap_pybind_function_no_gil(&Engine::end_pass))
       .def("reduce", torch::wrap_pybind_function(reduce), py::arg("bucket"), py::arg("parameters"))
+      .def("reduce_bucket_to_shard", torch::wrap_pybind_function_no_gil(reduce_bucket_to_shard), py::arg("output"),
+           py::arg("input"), py::arg("parameters"))
+      .def("end_compared_pass", torch::wrap_pybind_function_no_gil(end_compared_pass))
       .def("all_reduce",
            torch::wrap_pybind_function_no_gil(
                [](Engine& engine, const at::Tensor& tensor, const std::optional<std::string>& bucket) {

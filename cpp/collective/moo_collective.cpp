@@ -50,12 +50,19 @@ MooCollective::MooCollective(std::shared_ptr<Transport> transport, Method method
       coefficients_(static_cast<std::size_t>(world_)) {}
 
 std::vector<StepRecord> MooCollective::begin_pass(const StepRecord& own) {
+  std::vector<StepRecord> records = gather(own);
+  objectives_ = read_objectives(records);
+  return records;
+}
+
+void MooCollective::check_same_call(const StepRecord& own) { read_objectives(gather(own)); }
+
+std::vector<StepRecord> MooCollective::gather(const StepRecord& own) {
   std::vector<StepRecord> records(static_cast<std::size_t>(world_));
   records[static_cast<std::size_t>(rank_)] = own;
   if (transport_) {
     transport_->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
   }
-  objectives_ = read_objectives(records);
   return records;
 }
 

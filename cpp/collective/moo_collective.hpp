@@ -85,6 +85,9 @@ class MooCollective {
   /// call.
   std::vector<StepRecord> begin_pass(const StepRecord& own);
 
+  /// Raises AgreedError if the ranks do not make the same call, in the midst of a pass.
+  void check_same_call(const StepRecord& own);
+
   /// Objectives of the current pass.
   const Objectives& objectives() const { return objectives_; }
 
@@ -144,6 +147,7 @@ class MooCollective {
   std::size_t scratch_bytes() const;
 
  private:
+  std::vector<StepRecord> gather(const StepRecord& own);
   BucketSolution reduce(const ShardedBucket& bucket, const RandomKey& key, double* state);
   void partial_gramian(const ShardedBucket& bucket, std::vector<double>& sum);
   Rows exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian);

@@ -24,14 +24,20 @@ const char* name_of(Operation operation) {
       return "reduce_scatter";
     case Operation::invalid:
       return "call with bad arguments";
+    case Operation::end_of_pass:
+      return "end of a backward pass";
   }
   return "unknown";
 }
 
 std::string describe(const StepRecord& record) {
   std::ostringstream text;
-  text << name_of(static_cast<Operation>(record.operation)) << " of " << record.numel << " elements of dtype "
-       << dtype_name(static_cast<DType>(record.dtype)) << " in step " << record.step;
+  const auto operation = static_cast<Operation>(record.operation);
+  text << name_of(operation);
+  if (operation != Operation::end_of_pass) {
+    text << " of " << record.numel << " elements of dtype " << dtype_name(static_cast<DType>(record.dtype));
+  }
+  text << " in step " << record.step;
   if (record.pass > 0 || record.leaves_open != 0) {
     text << ", pass " << record.pass + 1 << ", which " << (record.leaves_open != 0 ? "leaves it open" : "closes it");
   }
@@ -59,10 +65,10 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
                                    "in step ", header.step, " rank ", header.culprit, " made another than rank 0"));
       }
       const StepRecord& culprit = records[static_cast<std::size_t>(header.culprit)];
-      throw AgreedError(c10::str(
-          "bucket_moo_ext: ranks of one group must make the same calls in the same order; ", "rank 0 starts a ",
-          describe(records[0]), ", rank ", header.culprit, " a ", describe(culprit),
-          describe(culprit) != describe(records[0]) ? "" : "; the names of their buckets (bucket=...) differ"));
+      throw AgreedError(
+          c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
+                   "rank 0 starts a ", describe(records[0]), ", rank ", header.culprit, " a ", describe(culprit),
+                   describe(culprit) != describe(records[0]) ? "" : "; the names of their buckets differ"));
     }
     case StepError::too_many_objectives:
       throw AgreedError(c10::str("bucket_moo_ext: at most ", limit, " objectives are supported",

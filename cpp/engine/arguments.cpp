@@ -78,6 +78,7 @@ void check_arguments(const Reduction& reduction, c10::Device device, int rank, i
       check_shards(reduction.output, reduction.input, rank, world);
       break;
     case Operation::invalid:
+    case Operation::end_of_pass:
       break;
   }
 }

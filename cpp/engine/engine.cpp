@@ -102,6 +102,15 @@ void Engine::end_pass() {
   }
 }
 
+FuturePtr Engine::end_compared_pass() {
+  check_at_home();
+  const std::lock_guard in_order(order_);
+  if (!step_of_hook_.is_open()) {
+    backend_->end_step(kHookLine);
+  }
+  return backend_->tells_refusals() ? place(step_of_hook_, {.operation = Operation::end_of_pass}, true) : FuturePtr();
+}
+
 FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {
   check_at_home();
   const PassOptions options = next_pass();
@@ -161,7 +170,8 @@ void Engine::check_or_refuse(Step& step, const Reduction& reduction) {
   try {
     check_arguments(reduction, device_, rank(), world_size());
   } catch (...) {
-    if (step.passes.back().reductions == 0 && backend_->tells_refusals()) {
+    const bool is_compared = step.passes.back().reductions == 0 || reduction.operation != Operation::ddp_bucket;
+    if (is_compared && backend_->tells_refusals()) {
       refuse(step);
     }
     throw;
@@ -183,7 +193,7 @@ FuturePtr Engine::place(Step& step, Reduction reduction, c10::IValue result) {
   placed.leaves_open = pass.leaves_open;
   placed.index = pass.reductions++;
   placed.result = result.isNone() ? c10::IValue(placed.output) : std::move(result);
-  const bool is_dense = placed.operation != Operation::invalid && !placed.gradient().is_sparse();
+  const bool is_dense = placed.gradient().defined() && !placed.gradient().is_sparse();
   if (placed.starts_step()) {
     const std::lock_guard lock(mutex_);
     step.number = ++step_;

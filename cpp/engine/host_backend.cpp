@@ -152,6 +152,11 @@ void HostBackend::run(const JobPtr& job) {
   }
   if (call.starts_pass()) {
     begin_pass(call);
+  } else if (call.is_compared()) {
+    collective_.check_same_call(call.record);
+  }
+  if (call.operation == Operation::end_of_pass) {
+    return;
   }
   if (call.output.is_sparse()) {
     reduce_sparse(call);
@@ -381,7 +386,7 @@ void HostBackend::prepare_next() {
       next = waiting_.front();
     }
   }
-  if (next != nullptr && !next->call.starts_pass() && !next->call.output.is_sparse() &&
+  if (next != nullptr && !next->call.is_compared() && !next->call.output.is_sparse() &&
       options_.sketch.width_for(next->call.gradient().numel()) > 0) {
     prepare(*next);
   }

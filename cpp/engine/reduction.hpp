@@ -46,6 +46,8 @@ struct PlacedReduction : Reduction {
   c10::IValue result = {};   ///< what the Future is to hold
 
   bool starts_pass() const { return index == 0; }
+  /// Whether ranks first make sure that all of them make this call. Within a pass DDP sees to that by itself.
+  bool is_compared() const { return starts_pass() || operation != Operation::ddp_bucket; }
   bool starts_step() const { return pass == 0 && starts_pass(); }
   /// Whether nothing was or is put aside for its step.
   bool is_alone_in_step() const { return pass == 0 && !leaves_open; }

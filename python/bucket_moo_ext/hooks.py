@@ -1,4 +1,4 @@
-"""Where the reduction enters a module: DistributedDataParallel, or a plain one."""
+"""Where the reduction enters a module: DistributedDataParallel, FSDP2, or a plain one."""
 
 import functools
 from collections.abc import Callable
@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from bucket_moo_ext import _C, private_torch
-from bucket_moo_ext.adapters.ddp import check_module, find_ddp, is_plain
+from bucket_moo_ext.adapters.ddp import check_module, find_ddp, find_sharded, is_plain
 from bucket_moo_ext.adapters.ddp_copies import watch_copies
+from bucket_moo_ext.adapters.fsdp2 import Passes, ShardedModel
 from bucket_moo_ext.adapters.local import LocalBuckets
 from bucket_moo_ext.adapters.parameters import check_whole
 from bucket_moo_ext.gramian_source import Sketch
@@ -34,9 +35,12 @@ def register(
     seed: SupportsIndex = 0,
     bucket_cap_mb: SupportsFloat | None = None,
 ) -> BucketMOO:
-    """Makes a module reduce its gradients conflict-aware: a DDP module, natively, or in one process a plain one.
+    """Makes a module reduce its gradients conflict-aware: of DDP, natively, of FSDP2, or in one process a plain one.
 
-    To be called on every rank of a DDP module's group, before its first backward pass.
+    To be called on every rank of the module's group, before its first backward pass.
+
+    Of a model that ``fully_shard()`` (FSDP2) shards over one mesh dimension, every group of parameters is a bucket and
+    every backward pass a pass: see docs/frameworks.md. ``module`` is the one whose whole is sharded.
 
     In one process (no process group, or one of a single rank) a plain module has as many objectives as a step has
     passes: see ``BucketMOO.backward()`` and ``BucketMOO.accumulate()``. Gradients are put aside bucket by bucket as
@@ -44,23 +48,24 @@ def register(
     ``zero_grad()`` between steps. Activation checkpointing with ``use_reentrant=True`` is not supported there.
 
     Args:
-        module: A DistributedDataParallel module, or one compiled (``torch.compile``) or set up by Lightning Fabric that
-            runs one; or any module in one process. What is reduced must be float32, bfloat16, float16 or float64, on
-            the CPU or, in a build with CUDA kernels, on one GPU; parameters that DDP ignores or that are not trained
-            may be anything.
+        module: A DistributedDataParallel module, one that ``fully_shard()`` made, or one compiled (``torch.compile``)
+            or set up by Lightning Fabric that runs one of these; or any module in one process. What is reduced must be
+            float32, bfloat16, float16 or float64, on the CPU or, in a build with CUDA kernels, on one GPU; parameters
+            that DDP or FSDP2 ignores or that are not trained may be anything.
         method, objective, weight, gramian, layout, scope, seed: As for ``BucketMOO``.
-        process_group: None, or the group that the DDP module was made with.
+        process_group: None, or the group that the DDP module was made with, or of the mesh of the sharded one.
         bucket_cap_mb: Of a plain module: MiB of gradients from which on a bucket takes no more parameters, >= 0; None:
-            25, as DDP. A DDP module has its own.
+            25, as DDP. DDP and FSDP2 have their own.
 
     Returns:
         The state: set ``objective`` and ``weight`` on it for the next step, ask it for a ``report()``.
 
     Raises:
-        TypeError: ``module`` is neither DDP nor alone in its process, or a parameter has an unsupported dtype.
-        ValueError: A bad argument, a parameter on an unsupported device or of a model-parallel module, or a DDP option
-            that cannot be combined.
+        TypeError: ``module`` is neither of these, or a parameter has an unsupported dtype.
+        ValueError: A bad argument, a parameter on an unsupported device or of a model-parallel module, an option of DDP
+            that cannot be combined, or a mesh of several dimensions or of one rank.
         RuntimeError: The module has a hook already or has reduced a backward pass.
+        NotImplementedError: ``scope="model"`` for a sharded module.
 
     A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
     reduced, and where a copy of the module trains without a hook.
@@ -80,6 +85,10 @@ def register(
         state._is_alone = True
         LocalBuckets(module, state, round(state._bucket_cap_mb * 2**20))
         return state
+    if (root := find_sharded(module)) is not None:
+        if bucket_cap_mb is not None:
+            raise ValueError(f"bucket_cap_mb: FSDP2's groups of parameters are the buckets; got {bucket_cap_mb!r}")
+        return _register_sharded(root, new_state, process_group)
     ddp = find_ddp(module)
     if bucket_cap_mb is not None:
         raise ValueError(f"bucket_cap_mb is that of the DDP module, which was made with it; got {bucket_cap_mb!r}")
@@ -94,6 +103,23 @@ def register(
     state.name_parameters(ddp.module.named_parameters())
     _C.register_ddp_hook(ddp.reducer, state._bound_to_ddp(device))
     private_torch.note_comm_hook(ddp, bucket_moo_hook, state)
+    return state
+
+
+def _register_sharded(
+    root: nn.Module, new_state: Callable[..., BucketMOO], process_group: dist.ProcessGroup | None
+) -> BucketMOO:
+    model = ShardedModel(root)
+    group = model.process_group
+    if process_group is not None and parent_group(process_group) is not group:
+        raise ValueError("process_group must be None or the group of the mesh that the module is sharded over")
+    state = new_state(process_group=group)
+    if state.scope == "model":
+        raise NotImplementedError(
+            "scope='model' is not supported with fully_shard(): FSDP2 wants the shard of a group before the next group "
+            "has its gradients; use scope='bucket'"
+        )
+    Passes(model, state)
     return state
 
 

@@ -1,15 +1,19 @@
 """What is private in torch and needed here, in one place: what may change with a version of torch changes here.
 
-Checked with torch 2.11 to 2.15.
+Checked with torch 2.11 to 2.15, what is said of fully_shard() with 2.13 and by reading 2.11 and 2.15.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # --- process groups ---
 
@@ -57,6 +61,18 @@ def gloo_group(store: dist.Store, rank: int, size: int, timeout: timedelta) -> d
 def at_end_of_backward(function: Callable[[], None]) -> None:
     """Has a function called when the backward pass is over in which this is called."""
     torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
+def is_in_backward() -> bool:
+    """Whether this thread is in a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def not_compiled(function: Function) -> Function:
+    """A function that torch.compile leaves alone; torch.compiler.disable would import the compiler for it."""
+    from torch._compile import _disable_dynamo
+
+    return cast(Function, _disable_dynamo(function))
 
 
 # --- DistributedDataParallel ---
@@ -109,3 +125,122 @@ def mesh_of(parameter: torch.Tensor) -> Any:
     if hasattr(type(parameter), "_spec"):
         spec = getattr(parameter, "_spec", None)
     return None if spec is None else spec.mesh
+
+
+# --- fully_shard (FSDP2) ---
+#
+# A module's state has groups of parameters (FSDPParamGroup), one where all parameters have one mesh. A group's
+# parameters are FSDPParam objects, which stay when the parameters themselves are replaced.
+
+_SHARDED_VERSIONS = ((2, 11), (2, 15))  # first and last minor version that were looked at
+
+
+def check_sharded_version() -> None:
+    """Refuses versions of torch in which what follows is not known.
+
+    Raises:
+        RuntimeError: Another version.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    first, last = _SHARDED_VERSIONS
+    if not first <= (int(major), int(minor)) <= last:
+        raise RuntimeError(
+            f"fully_shard() is supported with torch {first[0]}.{first[1]} to {last[0]}.{last[1]}, because of what is "
+            f"private in it; got torch {torch.__version__}"
+        )
+
+
+def is_sharded(module: object) -> bool:
+    """Whether fully_shard() made it; replicate() makes subclasses of what that makes."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    names = {cls.__name__ for cls in type(module).__mro__}
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule) and "ReplicateModule" not in names
+
+
+def parameter_groups(module: Any) -> list[Any]:
+    """The groups of parameters that a sharded module has."""
+    state = module._get_fsdp_state()
+    groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+    return [group for group in groups if group is not None and group.fsdp_params]
+
+
+def sharded_parameters(group: Any) -> list[nn.Parameter]:
+    """This rank's shards of a group's parameters."""
+    return [parameter.sharded_param for parameter in group.fsdp_params]
+
+
+def registered(group: Any) -> list[nn.Parameter]:
+    """A group's parameters as their modules have them now: whole while they are gathered."""
+    return [getattr(p, "_unsharded_param", None) if group.is_unsharded else p.sharded_param for p in group.fsdp_params]  # type: ignore[misc]
+
+
+def mesh_of_group(group: Any) -> Any:
+    """The device mesh over which a group's parameters are distributed, other parallelisms included."""
+    meshes = [mesh_of(parameter) for parameter in sharded_parameters(group)]
+    return max(meshes, key=lambda mesh: mesh.ndim)
+
+
+def reduce_scatter_interface() -> type:
+    """What a custom reduce-scatter is to be derived from."""
+    from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+
+    return ReduceScatter
+
+
+def reduce_scatter_of(group: Any) -> str:
+    """What reduces a group's gradients."""
+    return type(group._reduce_scatter_comm).__name__
+
+
+def has_own_reduce_scatter(group: Any) -> bool:
+    """Whether that is torch's."""
+    return type(group._reduce_scatter_comm).__module__.startswith("torch.")
+
+
+def scale_of(op: Any, world: int) -> float:
+    """By what the mean over ``world`` ranks is to be multiplied to be what a reduction gives.
+
+    Raises:
+        ValueError: Neither AVG, SUM nor PREMUL_SUM.
+    """
+    if op == dist.ReduceOp.AVG:
+        return 1.0
+    if op == dist.ReduceOp.SUM:
+        return float(world)
+    if op == dist.ReduceOp.PREMUL_SUM:
+        return world * float(op.__getstate__()[1])
+    raise ValueError(f"bucket_moo_ext: fully_shard() asks for the reduction {op}; AVG, SUM and PREMUL_SUM are known")
+
+
+def sharding_states(modules: Iterable[Any]) -> list[Any]:
+    """The states of sharded modules, for what follows."""
+    return [module._get_fsdp_state() for module in modules]
+
+
+def is_in_sharded_backward(states: Iterable[Any]) -> bool:
+    """Whether a backward pass of sharded modules has begun and is not over."""
+    return any(state._state_ctx.post_backward_final_callback_queued for state in states)
+
+
+def drop_gathered_gradients(groups: Iterable[Any]) -> None:
+    """Frees gradients of whole parameters that were not reduced; ``reset_iter_state()`` leaves them in torch 2.13."""
+    for group in groups:
+        for parameter in group.fsdp_params:
+            if "unsharded_accumulated_grad" in vars(parameter):  # later a property
+                parameter.unsharded_accumulated_grad = None
+            if hasattr(parameter, "_unsharded_param"):
+                parameter._unsharded_param.grad = None
+
+
+def check_backward_ends_itself(states: Iterable[Any]) -> None:
+    """Refuses gradients that are reduced outside of the backward pass.
+
+    Raises:
+        RuntimeError: They are.
+    """
+    manual = any(getattr(state._state_ctx, "manual_backward_finalization", False) for state in states)
+    if manual or not is_in_backward():
+        raise RuntimeError(
+            "bucket_moo_ext: fully_shard() reduces gradients outside of a backward pass, as "
+            "set_manual_backward_finalization(True) makes it; that is not supported"
+        )

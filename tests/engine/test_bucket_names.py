@@ -75,7 +75,7 @@ def test_each_bucket_keeps_its_own_weights(run_ranks: Runner, random_seed: int) 
 def rank_other_names(rank: int, world: int) -> None:
     state = moo.BucketMOO("mgda")
     row = torch.ones(20)
-    with pytest.raises(ValueError, match=r"the names of their buckets \(bucket=...\) differ"):
+    with pytest.raises(ValueError, match="the names of their buckets differ"):
         moo.all_reduce(row, state, bucket=f"layer {rank}")
     assert row.tolist() == [1.0] * 20
     moo.all_reduce(row, state, bucket="layer")  # ranks are still in step

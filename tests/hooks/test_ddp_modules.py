@@ -339,14 +339,12 @@ def test_modules_that_run_a_ddp_module(run_ranks: RunRanks, wrapper: str, seed: 
 def _other_wrappers(rank: int, world: int) -> None:
     from torch.distributed._composable.replicate import replicate
     from torch.distributed._composable.replicate_with_fsdp import replicate as replicate_with_fsdp
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
     mesh = init_device_mesh("cpu", (world,))
     cases: list[tuple[nn.Module, str]] = [
         (replicate(nn.Linear(2, 2)), r"replicate()"),
         (replicate_with_fsdp(nn.Linear(2, 2), mesh=mesh), r"replicate()"),  # type: ignore[list-item]
-        (fully_shard(nn.Linear(2, 2), mesh=mesh), "fully_shard()"),  # type: ignore[list-item]
-        (_compiled(fully_shard(nn.Linear(2, 2), mesh=mesh)), "fully_shard()"),  # type: ignore[arg-type]
         (FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu")), "FSDP"),
         (nn.DataParallel(nn.Linear(2, 2)), "one process"),
         (nn.Sequential(DDP(nn.Linear(2, 2))), "in it, '0'"),

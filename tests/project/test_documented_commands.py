@@ -69,7 +69,12 @@ NOT_RUN = (
         "writes into the checkout; test_scaling_model.py compares with what it wrote",
     ),
     ("python bench/step_overhead.py --gramian exact sketch", "a benchmark, of minutes"),
+    ("python bench/fsdp2.py", "a benchmark, of minutes"),
     ("python bench/roofline.py", "writes into docs/gpu.md; a test compares with what it wrote"),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/fsdp2/finetune.py --layout passes",
+        "tests/examples/test_fsdp2_example.py runs it",
+    ),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),

@@ -39,6 +39,15 @@ def find_ddp(module: object) -> DistributedDataParallel:
     return inner
 
 
+def find_sharded(module: object) -> nn.Module | None:
+    """The module that ``module`` is, or runs, which fully_shard() made; None if there is no such."""
+    inner = module
+    while isinstance(inner, nn.Module) and not private_torch.is_sharded(inner):
+        nested = [inner._modules[name] for name in _INSIDE if name in inner._modules]
+        inner = nested[0] if nested else None
+    return inner if isinstance(inner, nn.Module) else None
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether the module neither is nor has in it a wrapper that reduces gradients."""
     return not any(isinstance(part, DistributedDataParallel) or _wrapper_of(part) for part in module.modules())
@@ -54,7 +63,10 @@ def _wrapper_of(module: object) -> str:
 
 
 def _what_else(module: object, inner: object) -> str:
-    got = f"module must be a DistributedDataParallel module; got {type(module).__name__}"
+    got = (
+        "module must be a DistributedDataParallel module, one that fully_shard() made, or in one process a plain one; "
+        f"got {type(module).__name__}"
+    )
     if inner is not module:
         got += f" around {type(inner).__name__}"
     if what := _wrapper_of(inner):
@@ -63,6 +75,11 @@ def _what_else(module: object, inner: object) -> str:
         for path, part in inner.named_modules():
             if isinstance(part, DistributedDataParallel):
                 return f"{got}: register the DistributedDataParallel module in it, {path!r}"
+            if private_torch.is_sharded(part):
+                return (
+                    f"{got}, in which {path!r} is sharded: register the module whose whole is sharded. fully_shard() "
+                    "is called on the parts first, and then on the whole model, which keeps the rest"
+                )
     return f"{got} (wrap the model first: ddp = DistributedDataParallel(model))"
 
 

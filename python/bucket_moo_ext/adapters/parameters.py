@@ -37,17 +37,27 @@ def check_parameters(reduced: Sequence[tuple[str, torch.Tensor]], reducer: str) 
     devices: dict[torch.device, str] = {}
     for name, parameter in reduced:
         device = parameter.device
-        if device.type != "cpu" and not _C.reduces_on_device(device):
-            raise ValueError(f"module: parameter {name!r} is on {device}; {_where()}")
+        check_device(device, f"module: parameter {name!r} is on {device}")
         devices.setdefault(device, name)
         real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
-        if real.dtype not in _DTYPES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"module: parameter {name!r} has dtype {parameter.dtype}; allowed: {allowed}")
+        check_dtype(f"parameter {name!r} has dtype", real.dtype)
     if len(devices) != 1:
         places = ", ".join(f"{name!r} on {device}" for device, name in devices.items()) or "no parameter"
         raise ValueError(f"module: all parameters that {reducer} reduces must be on one device; got {places}")
     return next(iter(devices))
+
+
+def check_device(device: torch.device, what: str) -> None:
+    """Raises ValueError, beginning with ``what``, for a device on which nothing can be reduced."""
+    if device.type != "cpu" and not _C.reduces_on_device(device):
+        raise ValueError(f"{what}; {_where()}")
+
+
+def check_dtype(what: str, dtype: torch.dtype) -> None:
+    """Raises TypeError for a dtype that cannot be reduced; ``what`` has it."""
+    if dtype not in _DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise TypeError(f"module: {what} {dtype}; allowed: {allowed}")
 
 
 def _where() -> str:

@@ -1,0 +1,122 @@
+"""Times the backward pass of a model that FSDP2 shards: plain, and with the reduction of this package.
+
+    python bench/fsdp2.py                    # 4 ranks, 100 MB of gradients in groups of 25 MB, 1 and 4 passes a step
+    python bench/fsdp2.py --ranks 2 --rounds 31
+
+The backward pass does nothing but hand over gradients, so that what is seen is the reduction. "one pass" is plain FSDP2
+beside ``moo.register(model, "mgda")``. "accumulation" is a step of several passes: plain FSDP2 with a reduce-scatter in
+every pass, which is how sharded gradients are accumulated, beside ``layout="passes"``, one objective a pass. The two
+take turns within each round; a round's time is that of its slowest rank, and the ratio is the median over rounds.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import bucket_moo_ext as moo
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+
+class Gradient(nn.Module):
+    """A parameter whose gradient is a given vector."""
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.parameter = nn.Parameter(torch.zeros(size))
+        self.gradient = torch.randn(size, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A scalar."""
+        return x + self.parameter @ self.gradient
+
+
+def new_model(rank: int, world: int, megabytes: float, groups: int) -> nn.Module:
+    """Sharded; the root has no parameters of its own."""
+    generator = torch.Generator().manual_seed(rank)
+    model = nn.Sequential(*(Gradient(round(megabytes * 1e6 / 4 / groups), generator) for _ in range(groups)))
+    mesh = init_device_mesh("cpu", (world,))
+    for part in model:
+        fully_shard(part, mesh=mesh, reshard_after_forward=False)
+    return fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Callable[[], float]:
+    """A step, which returns the seconds of its backward passes."""
+
+    def step() -> float:
+        model.zero_grad()
+        seconds = 0.0
+        for number in range(passes):
+            loss = model(torch.ones((), requires_grad=True))
+            if state is not None and passes > 1:
+                state.objective = number
+            leaves_open = state is not None and number < passes - 1
+            with state.accumulate() if state is not None and leaves_open else contextlib.nullcontext():
+                dist.barrier()
+                start = time.perf_counter()
+                loss.backward()
+                seconds += time.perf_counter() - start
+        slowest = torch.tensor(seconds)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        return float(slowest)
+
+    return step
+
+
+def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
+    """Prints on rank 0."""
+    world = arguments.ranks
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    for passes in (1, arguments.passes):
+        steps: dict[str, Callable[[], float]] = {}
+        for way in ("plain", "ours"):
+            model = new_model(rank, world, arguments.megabytes, arguments.groups)
+            layout = "passes" if passes > 1 else "ranks"
+            state = moo.register(model, "mgda", layout=layout) if way == "ours" else None
+            steps[way] = step_of(model, state, passes)
+        times: dict[str, list[float]] = {way: [] for way in steps}
+        for round_ in range(arguments.rounds + 2):
+            for way, step in steps.items():
+                seconds = step()
+                if round_ >= 2:  # the first ones allocate
+                    times[way].append(seconds)
+        if rank == 0:
+            ratios = sorted(ours / plain for ours, plain in zip(times["ours"], times["plain"], strict=True))
+            name = "one pass" if passes == 1 else f"accumulation, {passes} passes"
+            plain, ours = (1e3 * statistics.median(times[way]) for way in ("plain", "ours"))
+            spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
+            ratio = statistics.median(ratios)
+            print(f"{name}: plain {plain:.0f} ms, ours {ours:.0f} ms, paired ratio {ratio:.2f} ({spread})")
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Starts the ranks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--megabytes", type=float, default=100.0, help="of float32 gradients")
+    parser.add_argument("--groups", type=int, default=4, help="of parameters, of one size")
+    parser.add_argument("--passes", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    print(
+        f"{arguments.ranks} ranks on {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, "
+        f"{arguments.megabytes:g} MB in {arguments.groups} groups, median of {arguments.rounds} rounds"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(main_of_rank, (os.path.join(folder, "store"), arguments), nprocs=arguments.ranks)
+
+
+if __name__ == "__main__":
+    main()
