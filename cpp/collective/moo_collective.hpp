@@ -90,6 +90,8 @@ class MooCollective {
 
   /// Objectives of the current pass.
   const Objectives& objectives() const { return objectives_; }
+  /// What follows is of a pass that has begun before, and whose objectives() these are.
+  void continue_pass(const Objectives& objectives) { objectives_ = objectives; }
 
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
   /// `state`: [state_size(method, K)], what the method carries from step to step for this bucket and these objectives,

@@ -152,8 +152,11 @@ void HostBackend::run(const JobPtr& job) {
   }
   if (call.starts_pass()) {
     begin_pass(call);
-  } else if (call.is_compared()) {
-    collective_.check_same_call(call.record);
+  } else {
+    collective_.continue_pass(steps_[call.line].newest_pass);  // another line may have begun one meanwhile
+    if (call.is_compared()) {
+      collective_.check_same_call(call.record);
+    }
   }
   if (call.operation == Operation::end_of_pass) {
     return;
@@ -170,6 +173,7 @@ void HostBackend::run(const JobPtr& job) {
 void HostBackend::begin_pass(const PlacedReduction& call) {
   StepObjectives& objectives = steps_[call.line].objectives;
   const std::vector<StepRecord> records = collective_.begin_pass(call.record);
+  steps_[call.line].newest_pass = collective_.objectives();
   if (options_.layout == Layout::passes) {
     check_one_objective(records);
   }
@@ -341,7 +345,7 @@ HostBackend::KeptWeights HostBackend::reduce_sketched(Job& job) {
   const ZeroRows zero_rows = is_fresh ? ZeroRows::skip : ZeroRows::read;
   const std::int64_t n = call.output.numel();
   void* const output = call.output.mutable_data_ptr();
-  const auto meanwhile = [this] { prepare_next(); };
+  const auto meanwhile = [this, &call] { prepare_next(call.line); };
   if (call.operation == Operation::reduce_scatter) {
     collective_.weighted_reduce_scatter(output, call.input.const_data_ptr(), n, call.dtype(), used.solution.weights,
                                         zero_rows, meanwhile);
@@ -377,8 +381,9 @@ void HostBackend::prepare(Job& job) {
                                           options_.sketch.width_for(gradient.numel()));
 }
 
-/// So that its sketch travels while the call before it still sums. Only in the same step, whose objectives are known.
-void HostBackend::prepare_next() {
+/// So that its sketch travels while the call before it, of `line`, still sums. Only in the same step, whose objectives
+/// are known.
+void HostBackend::prepare_next(std::uint64_t line) {
   std::shared_ptr<Job> next;
   {
     const std::lock_guard lock(mutex_);
@@ -386,7 +391,7 @@ void HostBackend::prepare_next() {
       next = waiting_.front();
     }
   }
-  if (next != nullptr && !next->call.is_compared() && !next->call.output.is_sparse() &&
+  if (next != nullptr && next->call.line == line && !next->call.is_compared() && !next->call.output.is_sparse() &&
       options_.sketch.width_for(next->call.gradient().numel()) > 0) {
     prepare(*next);
   }

@@ -89,6 +89,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   /// A step as far as it has come.
   struct Step {
     StepObjectives objectives;
+    Objectives newest_pass;
     std::exception_ptr failure;  // alike on every rank
   };
 
@@ -112,7 +113,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   void fail_deferred(const std::exception_ptr& failure);
   KeptWeights reduce_sketched(Job& job);
   void prepare(Job& job);
-  void prepare_next();
+  void prepare_next(std::uint64_t line);
   KeptWeights solve(Job& job);
   static RandomKey key_of(const PlacedReduction& call, std::uint64_t seed);
   void set_solving_late(bool is_solving);
