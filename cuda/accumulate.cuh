@@ -20,8 +20,8 @@ struct AccumulateArguments {
   const double* decay = nullptr;
   const int* k = nullptr;  ///< device: sums from *k on are not touched
   int count = 0;           ///< sums, in [0, kMaxObjectives]
-  /// Each [n] of accumulation_dtype(rows.dtype), device, in and out, aligned to its element size; apart from one another
-  /// and from the rows.
+  /// Each [n] of accumulation_dtype(rows.dtype), device, in and out, aligned to its element size; apart from one
+  /// another and from the rows.
   void* sums[kMaxObjectives] = {};
 };
 

@@ -30,8 +30,8 @@ struct StepNotice {
 /// Where a kernel tells of a step that has an error, if it is the first one.
 struct FailureReport {
   StepHeader* first = nullptr;  ///< of that step, device; error == none: there was none yet
-  /// The same in host memory that the device can write, for a host that waits for nothing: whoever loads an `error` from
-  /// it, with acquire semantics, finds the rest there too.
+  /// The same in host memory that the device can write, for a host that waits for nothing: whoever loads an `error`
+  /// from it, with acquire semantics, finds the rest there too.
   StepNotice* told = nullptr;
   std::int64_t begun = 0;  ///< steps that the host has begun, this one included. A replayed graph repeats its capture's
 };

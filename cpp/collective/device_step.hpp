@@ -44,8 +44,9 @@ struct StepRules {
 ///
 /// Steps follow one another in lines, which do not know of each other; each has a table of its own.
 ///
-/// A step is one pass, which begin() starts, or several, each of which begin_pass() starts. For those the host has to know
-/// how many objectives to make room for. It does where all ranks have the same in a pass, or there is but one rank.
+/// A step is one pass, which begin() starts, or several, each of which begin_pass() starts. For those the host has to
+/// know how many objectives to make room for. It does where all ranks have the same in a pass, or there is but one
+/// rank.
 /// Otherwise the hosts compare the passes of a line's first step that has several, for which they wait for the device;
 /// later ones may have as many objectives, and not more.
 ///

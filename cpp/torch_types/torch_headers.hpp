@@ -1,5 +1,5 @@
-// What most files above the kernels include of torch, parsed once for all of them (cmake/torch.cmake). Files include what
-// they use all the same.
+// What most files above the kernels include of torch, parsed once for all of them (cmake/torch.cmake). Files include
+// what they use all the same.
 #pragma once
 
 #include <ATen/Functions.h>

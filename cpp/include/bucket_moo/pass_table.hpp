@@ -11,10 +11,11 @@ namespace bucket_moo {
 /// A weight so many times larger than its objective's unit becomes the unit.
 inline constexpr double kNewUnit = 0x1p40;
 
-/// The objectives of a step, numbered in the order in which they come up: by pass, then by rank. An objective's gradient
-/// is the mean of its rows over ranks and passes, weighted. How often passes came and with which weights is known at the
-/// end alone, so rows are added up first, in a unit of each objective's own: the first weight that came, or one that is
-/// much larger. Sums of weights and of rows then neither overflow nor vanish, whatever weights are counted in.
+/// The objectives of a step, numbered in the order in which they come up: by pass, then by rank. An objective's
+/// gradient is the mean of its rows over ranks and passes, weighted. How often passes came and with which weights is
+/// known at the end alone, so rows are added up first, in a unit of each objective's own: the first weight that came,
+/// or one that is much larger. Sums of weights and of rows then neither overflow nor vanish, whatever weights are
+/// counted in.
 struct StepSums {
   StepHeader* header;  ///< K so far; an error stays until the next step. one_to_one does not count
   StepRecord* record;  ///< [capacity], of which the first K count: one that has the objective
