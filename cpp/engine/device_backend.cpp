@@ -201,6 +201,9 @@ void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
 DeviceBackend::DeviceRecord& DeviceBackend::open_record(const PlacedReduction& call, int k_bound) {
   std::optional<DeviceRecord>& record = book_.open(call.bucket).record;
   if (!record || record->k_bound < k_bound) {
+    if (record && captured_) {
+      outgrown_results_.push_back(std::move(record->on_device));
+    }
     record.emplace(DeviceRecord{{}, collective_.make_result(k_bound), k_bound});
   }
   static_cast<BucketRecord&>(*record) = record_of(call, options_.sketch);

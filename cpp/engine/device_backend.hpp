@@ -120,6 +120,7 @@ class DeviceBackend final : public Backend {
   DeviceSketches sketches_;      // of a bucket that is solved for at once
   std::vector<LateSolve> late_;  // of this step, in order
   std::optional<DeviceResult> late_result_;
+  std::vector<DeviceResult> outgrown_results_;  // that a graph writes to
   std::int64_t sparse_ = 0;
 };
 
