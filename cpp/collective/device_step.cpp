@@ -22,6 +22,9 @@ namespace {
 constexpr int kFew = 8;
 constexpr int kRoom = 16;
 
+/// A line whose newest step is so many steps ago is forgotten: not before its records are, see BucketBook.
+constexpr std::int64_t kIdleSteps = 1 << 13;
+
 /// With sketches there is room for as many at least.
 constexpr int kLeastSketches = 4;
 
@@ -130,6 +133,7 @@ ObjectiveRegistry DeviceStep::registry_of(int* slot) const {
 DeviceStep::Line& DeviceStep::open(std::uint64_t line) {
   Line& opened = lines_.try_emplace(line, device_).first->second;
   if (opened.one_pass.records == nullptr) {
+    forget_idle_lines();
     MemoryLayout needed(nullptr);
     lay_out_one_pass(needed, exchange_.size());
     MemoryLayout layout(opened.one_pass_buffer.reserve(needed.used()));
@@ -137,6 +141,16 @@ DeviceStep::Line& DeviceStep::open(std::uint64_t line) {
   }
   selected_ = &opened;
   return opened;
+}
+
+/// So that lines of direct calls that do not come again do not pile up.
+void DeviceStep::forget_idle_lines() {
+  if (!keeps_lines_) {
+    std::erase_if(lines_, [this](const auto& named) {
+      const Line& line = named.second;
+      return line.begun > 0 && !line.is_open && line.begun < begun_ - kIdleSteps;
+    });
+  }
 }
 
 std::vector<StepRecord> DeviceStep::gather_on_hosts(const StepRecord& own) const {
@@ -178,7 +192,8 @@ void DeviceStep::begin(std::uint64_t line, const StepRecord& own) {
   const cuda::NvtxRange range("bucket_moo step");
   Line& begun = open(line);
   begun.has_passes = false;
-  ++begun_;
+  begun.is_open = false;
+  begun.begun = ++begun_;
   const OnePass& one = begun.one_pass;
   check_cuda(cuda::launch_write_record(own, &memory_.counters->step, one.records + exchange_.rank(), stream()),
              "enqueueing the step's record");
@@ -194,6 +209,7 @@ void DeviceStep::begin_pass(std::uint64_t line, const StepRecord& own) {
   const cuda::NvtxRange range("bucket_moo pass");
   Line& begun = open(line);
   begun.has_passes = true;
+  begun.is_open = own.leaves_open != 0;
   if (begun.passes_buffer.capacity() == 0) {
     MemoryLayout needed(nullptr);
     lay_out_passes(needed, exchange_.size());
@@ -203,7 +219,7 @@ void DeviceStep::begin_pass(std::uint64_t line, const StepRecord& own) {
   make_room(begun, own);
   StepRecord* const record = begun.one_pass.records + exchange_.rank();
   if (own.pass == 0) {
-    ++begun_;
+    begun.begun = ++begun_;
     check_cuda(cuda::launch_write_record(own, &memory_.counters->step, record, stream()), "enqueueing a record");
   } else {
     const std::int64_t* const step = &begun.passes.sums.header->step;

@@ -133,7 +133,10 @@ class DeviceStep {
   void set_remembered_names(const std::vector<std::string>& names);
 
   /// A graph uses what is held here, and may go on to do so.
-  void keep_memory() { first_failure_.keep(); }
+  void keep_memory() {
+    first_failure_.keep();
+    keeps_lines_ = true;
+  }
 
   /// Bytes of device memory held.
   std::size_t bytes() const;
@@ -166,6 +169,8 @@ class DeviceStep {
     bool has_passes = false;      // whether its newest step is one of several
     std::set<std::string> names;  // of that step's objectives, as far as the host knows them
     int capacity = 0;
+    bool is_open = false;      // whether that step goes on
+    std::int64_t begun = 0;    // its number among those that the host has begun
     bool is_compared = false;  // whether the hosts have compared a whole step
   };
 
@@ -183,6 +188,7 @@ class DeviceStep {
   static ObjectiveTable lay_out_table(MemoryLayout& layout, std::size_t rows);
   static ObjectiveRegistry lay_out_registry(MemoryLayout& layout);
   Line& open(std::uint64_t line);
+  void forget_idle_lines();
   std::vector<StepRecord> gather_on_hosts(const StepRecord& own) const;
   void make_room(Line& line, const StepRecord& own) const;
   void exchange_records(Line& line);
@@ -198,6 +204,7 @@ class DeviceStep {
   int solve_limit_ = 0;
   std::int64_t begun_ = 0;  // steps; ranks count alike, whatever numbers their steps have
   std::map<std::uint64_t, Line> lines_;
+  bool keeps_lines_ = false;
   Line* selected_ = nullptr;
   DeviceBuffer buffer_;
   DeviceBuffer registry_buffer_;
