@@ -188,11 +188,12 @@ cuda::DeviceRows DeviceCollective::load_piece(const Bucket& bucket, std::int64_t
   return rows;
 }
 
-void DeviceCollective::gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed) {
+void DeviceCollective::gramian(const cuda::DeviceRows& rows, const ObjectiveTable& table, int likely_k, bool fixed_grid,
+                               bool add, double* packed) {
   cuda::GramianArguments arguments;
   arguments.rows = rows;
-  arguments.table = step_.table();
-  arguments.likely_k = step_.first_k();
+  arguments.table = table;
+  arguments.likely_k = likely_k;
   arguments.grid = fixed_grid ? cuda::Grid::fixed : cuda::Grid::device;
   arguments.add = add;
   arguments.packed = packed;
@@ -224,7 +225,7 @@ void DeviceCollective::partial_gramian(const Bucket& bucket) {
   for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
     last_piece_ = load_piece(bucket, begin);
     const NvtxRange range("bucket_moo gramian");
-    gramian(last_piece_, /*fixed_grid=*/false, /*add=*/begin > 0, packed);
+    gramian(last_piece_, step_.table(), step_.first_k(), /*fixed_grid=*/false, /*add=*/begin > 0, packed);
   }
 }
 
@@ -267,7 +268,7 @@ cuda::GramianParts DeviceCollective::gramian_parts(const Bucket& bucket, const c
     parts.tail = {.base = tails.base, .pitch = tails.pitch, .size = static_cast<int>(tails.size), .dtype = tails.dtype};
   } else {
     const NvtxRange range("bucket_moo gramian");
-    gramian(tails, /*fixed_grid=*/true, /*add=*/false, scratch_.packed_gramian);
+    gramian(tails, step_.table(), step_.first_k(), /*fixed_grid=*/true, /*add=*/false, scratch_.packed_gramian);
     parts.packed = scratch_.packed_gramian;
   }
   return parts;
@@ -386,17 +387,6 @@ at::Tensor DeviceCollective::mean_of_ranks(const Bucket& bucket, const double* s
   return sum;
 }
 
-void DeviceCollective::gramian_of_sums(const cuda::DeviceRows& rows, bool fixed_grid, double* packed) {
-  cuda::GramianArguments arguments;
-  arguments.rows = rows;
-  arguments.table = step_.sums_table();
-  arguments.grid = fixed_grid ? cuda::Grid::fixed : cuda::Grid::device;
-  arguments.packed = packed;
-  arguments.workspace = workspace_.data();
-  arguments.tickets = step_.gramian_tickets();
-  check_cuda(cuda::launch_gramian(arguments, stream()), "enqueueing a Gramian");
-}
-
 void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
                                    const DeviceSolverState* state) {
   const int capacity = tile.objectives();
@@ -416,7 +406,8 @@ void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile,
     const std::size_t total = static_cast<std::size_t>(world_size()) * message;
     std::byte* const messages = messages_.reserve(total);
     auto* const own = reinterpret_cast<double*>(messages + static_cast<std::size_t>(rank()) * message);
-    gramian_of_sums(tile.shard(0, bucket.shard_size), /*fixed_grid=*/false, own);
+    gramian(tile.shard(0, bucket.shard_size), step_.sums_table(), /*likely_k=*/0, /*fixed_grid=*/false, /*add=*/false,
+            own);
     const NvtxRange range("bucket_moo exchange");
     exchange_.all_gather(messages_.tensor(total));
     step.gramian.messages = messages;
@@ -424,7 +415,8 @@ void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile,
     step.gramian.world = world_size();
   }
   if (bucket.tail_size > 0) {
-    gramian_of_sums(tile.tail(), /*fixed_grid=*/true, scratch_.packed_gramian);
+    gramian(tile.tail(), step_.sums_table(), /*likely_k=*/0, /*fixed_grid=*/true, /*add=*/false,
+            scratch_.packed_gramian);
     step.gramian.packed = scratch_.packed_gramian;
   }
   solve(step, bucket.index, result, step_.registry_of_sums(), state);

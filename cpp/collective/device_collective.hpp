@@ -148,8 +148,8 @@ class DeviceCollective {
   void solve(cuda::SolveStep step, std::int64_t index, const DeviceResult& result, const ObjectiveRegistry& registry,
              const DeviceSolverState* state);
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
-  void gramian(const cuda::DeviceRows& rows, bool fixed_grid, bool add, double* packed);
-  void gramian_of_sums(const cuda::DeviceRows& rows, bool fixed_grid, double* packed);
+  void gramian(const cuda::DeviceRows& rows, const ObjectiveTable& table, int likely_k, bool fixed_grid, bool add,
+               double* packed);
   cuda::ScaleArguments scaling(const at::Tensor& bucket, const KeptWeights* kept) const;
   static std::size_t packed_bytes(int k_bound);
   std::int64_t limit_of_others(std::int64_t limit) const;
