@@ -63,19 +63,31 @@ target_compile_definitions(bucket_moo_torch INTERFACE
   BUCKET_MOO_TORCH_PYBIND11_ID="${_torch_pybind11_id}")
 
 # torch's headers take longer to parse than our files to compile. g++ alone is trusted to take headers precompiled without
-# a target's own definitions: clang refuses them.
+# a target's own definitions: clang refuses them. Of what binds Python there is another set, for those who may know it.
 option(BUCKET_MOO_PRECOMPILED_TORCH "Parse torch's headers once in a build (g++)" ON)
+function(_bucket_moo_precompile name header)
+  file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/${name}.cpp CONTENT "") # written once, compiled once
+  add_library(bucket_moo_${name} OBJECT ${PROJECT_BINARY_DIR}/${name}.cpp)
+  target_link_libraries(bucket_moo_${name} PRIVATE bucket_moo_torch ${ARGN})
+  target_include_directories(bucket_moo_${name} PRIVATE ${PROJECT_SOURCE_DIR}/cpp)
+  target_precompile_headers(bucket_moo_${name} PRIVATE ${PROJECT_SOURCE_DIR}/cpp/${header})
+endfunction()
 if(BUCKET_MOO_PRECOMPILED_TORCH AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/torch_headers.cpp CONTENT "") # written once, compiled once
-  add_library(bucket_moo_torch_headers OBJECT ${PROJECT_BINARY_DIR}/torch_headers.cpp)
-  target_link_libraries(bucket_moo_torch_headers PRIVATE bucket_moo_torch)
-  target_precompile_headers(bucket_moo_torch_headers PRIVATE ${PROJECT_SOURCE_DIR}/cpp/torch_types/torch_headers.hpp)
+  _bucket_moo_precompile(torch_headers torch_types/torch_headers.hpp)
+  _bucket_moo_precompile(torch_python_headers bindings/torch_python_headers.hpp
+    bucket_moo_torch_torch_python Python::Module)
+  set_target_properties(bucket_moo_torch_python_headers PROPERTIES
+    CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON) # as what binds Python is compiled
 endif()
 
-# For a target whose files include torch.
+# For a target whose files include torch; with `python`, torch's headers for Python too.
 function(bucket_moo_precompiled_torch target)
-  if(TARGET bucket_moo_torch_headers)
-    target_precompile_headers(${target} REUSE_FROM bucket_moo_torch_headers)
+  set(_headers bucket_moo_torch_headers)
+  if("python" IN_LIST ARGN)
+    set(_headers bucket_moo_torch_python_headers)
+  endif()
+  if(TARGET ${_headers})
+    target_precompile_headers(${target} REUSE_FROM ${_headers})
     target_compile_options(${target} PRIVATE -Winvalid-pch)
   endif()
 endfunction()
