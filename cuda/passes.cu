@@ -32,9 +32,10 @@ __global__ void __launch_bounds__(kWarp)
 
 __global__ void __launch_bounds__(kWarp)
     make_sums_table_kernel(const StepSums sums, const double* unit, const int capacity, const ObjectiveTable table,
-                           const ObjectiveRegistry registry) {
+                           const ObjectiveRegistry registry, const FailureReport report) {
   make_sums_table(WarpLanes{}, sums, unit, capacity, table);
   if (registry.names != nullptr) assign_slots(WarpLanes{}, sums.record, table, registry);
+  report_failure(*table.header, report);
 }
 
 bool in_range(int count) { return count >= 1 && count <= kMaxObjectives; }
@@ -55,9 +56,10 @@ cudaError_t launch_begin_addition(const StepHeader* header, int world, int rank,
 }
 
 cudaError_t launch_make_sums_table(const StepSums& sums, const double* unit, int capacity, const ObjectiveTable& table,
-                                   const ObjectiveRegistry& registry, cudaStream_t stream) {
+                                   const ObjectiveRegistry& registry, const FailureReport& report,
+                                   cudaStream_t stream) {
   if (!in_range(capacity)) return cudaErrorInvalidValue;
-  return launch(make_sums_table_kernel, {1, kWarp}, stream, sums, unit, capacity, table, registry);
+  return launch(make_sums_table_kernel, {1, kWarp}, stream, sums, unit, capacity, table, registry, report);
 }
 
 }  // namespace bucket_moo::cuda

@@ -24,10 +24,11 @@ cudaError_t launch_add_pass(const StepRecord* records, int world, const PassRule
 cudaError_t launch_begin_addition(const StepHeader* header, int world, int rank, const PassTable& pass, bool fresh,
                                   double* unit, double* decay, PassShare* share, cudaStream_t stream);
 
-/// Enqueues make_sums_table(), and after it assign_slots() if `registry` has names.
+/// Enqueues make_sums_table(), and after it assign_slots() if `registry` has names, and tells of an error as
+/// launch_make_table() does.
 /// \param unit [capacity], device
 cudaError_t launch_make_sums_table(const StepSums& sums, const double* unit, int capacity, const ObjectiveTable& table,
-                                   const ObjectiveRegistry& registry, cudaStream_t stream);
+                                   const ObjectiveRegistry& registry, const FailureReport& report, cudaStream_t stream);
 
 }  // namespace bucket_moo::cuda
 

@@ -394,7 +394,7 @@ void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile,
   check_cuda(cuda::gramian_workspace_size(capacity, &bytes), "sizing the Gramian's workspace");
   workspace_.reserve(bytes);
   check_cuda(cuda::launch_make_sums_table(step_.sums(), tile.units(), capacity, step_.sums_table(),
-                                          step_.registry_of_sums(), stream()),
+                                          step_.registry_of_sums(), step_.failure_report(), stream()),
              "enqueueing the table of a bucket's sums");
   cuda::SolveStep step;
   step.table = step_.sums_table();

@@ -216,15 +216,20 @@ void DeviceStep::begin_pass(std::uint64_t line, const StepRecord& own) {
     MemoryLayout layout(begun.passes_buffer.reserve(needed.used()));
     begun.passes = lay_out_passes(layout, exchange_.size());
   }
-  make_room(begun, own);
   StepRecord* const record = begun.one_pass.records + exchange_.rank();
-  if (own.pass == 0) {
+  if (own.pass == 0) {  // counted before it may be refused: the host has counted it too
     begun.begun = ++begun_;
     check_cuda(cuda::launch_write_record(own, &memory_.counters->step, record, stream()), "enqueueing a record");
   } else {
     const std::int64_t* const step = &begun.passes.sums.header->step;
     check_cuda(cuda::launch_write_later_record(own, step, record, stream()), "enqueueing a record");
   }
+  begun.has_sums = begun.has_sums && own.pass > 0;
+  if (own.pass > 0 && !begun.has_sums) {  // they are an earlier step's
+    throw AgreedError("bucket_moo_ext: the first pass of this step was refused; give the step up with discard()");
+  }
+  make_room(begun, own);
+  begun.has_sums = true;
   exchange_records(begun);
   const PassRules rules{.limits = {.objectives = begun.capacity, .expected = rules_.expected_objectives},
                         .one_objective = rules_.one_objective};

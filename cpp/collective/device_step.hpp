@@ -118,6 +118,8 @@ class DeviceStep {
   ObjectiveRegistry registry() const { return registry_of(selected_->one_pass.slot); }
   ObjectiveRegistry registry_of_sums() const { return registry_of(selected_->passes.slot); }
   cuda::DeviceCounters* counters() const { return memory_.counters; }
+  /// Where a kernel tells of an error of the selected line's step.
+  cuda::FailureReport failure_report() const;
   /// For cuda::launch_gramian(), zero when a step begins.
   unsigned* gramian_tickets() const { return memory_.gramian_tickets; }
 
@@ -170,6 +172,7 @@ class DeviceStep {
     std::set<std::string> names;  // of that step's objectives, as far as the host knows them
     int capacity = 0;
     bool is_open = false;      // whether that step goes on
+    bool has_sums = false;     // whether the first pass of the newest step of several was not refused
     std::int64_t begun = 0;    // its number among those that the host has begun
     bool is_compared = false;  // whether the hosts have compared a whole step
   };
@@ -192,7 +195,6 @@ class DeviceStep {
   std::vector<StepRecord> gather_on_hosts(const StepRecord& own) const;
   void make_room(Line& line, const StepRecord& own) const;
   void exchange_records(Line& line);
-  cuda::FailureReport failure_report() const;
   ObjectiveRegistry registry_of(int* slot) const;
   cudaStream_t stream() const { return current_stream(device_); }
 

@@ -45,6 +45,12 @@ class FreePages {
   void put(void* memory, const std::optional<c10::Stream>& stream) {
     Page page{memory, std::nullopt};
     if (stream) {
+      // Torch has few streams, and hands each of them out again. While another state's graph is captured on this one,
+      // an event would be the graph's, and nobody could ever ask for it: the page stays where it is.
+      const c10::impl::VirtualGuardImpl impl(stream->device_type());
+      if (is_capturing(static_cast<cudaStream_t>(impl.getStreamNativeHandle(*stream)))) {
+        return;
+      }
       page.used.emplace(stream->device_type());
       page.used->record(*stream);
     }

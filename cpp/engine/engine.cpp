@@ -67,6 +67,7 @@ PassOptions Engine::next_pass() const {
 void Engine::Step::begin_pass(PassOptions options) {
   if (!is_open()) {
     passes.clear();
+    is_given_up = false;
   }
   passes.push_back({std::move(options)});
 }
@@ -97,7 +98,7 @@ FuturePtr Engine::reduce(Reduction reduction, c10::IValue result) {
 void Engine::end_pass() {
   check_at_home();
   const std::lock_guard in_order(order_);
-  if (!step_of_hook_.is_open()) {
+  if (!step_of_hook_.is_left_open()) {
     backend_->end_step(kHookLine);
   }
 }
@@ -105,7 +106,7 @@ void Engine::end_pass() {
 FuturePtr Engine::end_compared_pass() {
   check_at_home();
   const std::lock_guard in_order(order_);
-  if (!step_of_hook_.is_open()) {
+  if (!step_of_hook_.is_left_open()) {
     backend_->end_step(kHookLine);
   }
   return backend_->tells_refusals() ? place(step_of_hook_, {.operation = Operation::end_of_pass}, true) : FuturePtr();
@@ -149,12 +150,12 @@ int Engine::open_passes() const {
 
 bool Engine::closes_several_passes() const {
   const std::lock_guard in_order(order_);
-  return step_of_hook_.passes.size() > 1 && !step_of_hook_.is_open();
+  return step_of_hook_.passes.size() > 1 && !step_of_hook_.is_left_open();
 }
 
 void Engine::discard_open_steps() {
   const std::lock_guard in_order(order_);
-  step_of_hook_.passes.clear();
+  step_of_hook_.is_given_up = true;
   direct_.clear();
 }
 
@@ -167,6 +168,7 @@ FuturePtr Engine::reduce_next(Step& step, Reduction reduction, c10::IValue resul
 
 /// Other ranks make the first reduction of a pass that is refused here, and hear of it.
 void Engine::check_or_refuse(Step& step, const Reduction& reduction) {
+  TORCH_CHECK(!step.passes.empty(), "bucket_moo_ext: begin_pass() has to come before the first reduction of a pass");
   try {
     check_arguments(reduction, device_, rank(), world_size());
   } catch (...) {

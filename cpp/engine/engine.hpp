@@ -92,7 +92,7 @@ class Engine final {
   /// Whether the newest pass closes a step that had others before.
   bool closes_several_passes() const;
 
-  /// Gives up what was put aside: the next pass is the first of a step.
+  /// Gives up what was put aside: the next pass is the first of a step. One that is going on ends as it would have.
   void discard_open_steps();
 
   // What the backend knows, see there.
@@ -121,8 +121,10 @@ class Engine final {
     std::uint64_t line = kHookLine;
     std::int64_t number = 0;
     std::vector<Pass> passes;
+    bool is_given_up = false;  // the next pass begins a step, whatever the newest said
 
-    bool is_open() const { return !passes.empty() && passes.back().leaves_open; }
+    bool is_left_open() const { return !passes.empty() && passes.back().leaves_open; }
+    bool is_open() const { return is_left_open() && !is_given_up; }
     void begin_pass(PassOptions options);
   };
 

@@ -44,6 +44,9 @@ FuturePtr DdpBuckets::run(c10d::GradBucket& bucket, c10::IValue result) {
 }
 
 void DdpBuckets::begin_pass() {
+  if (std::exchange(gives_up_, false)) {
+    first_pass_.forget();
+  }
   PassOptions options = engine_->next_pass();
   const bool is_first = !std::exchange(has_begun_, true);
   keeps_this_pass_ = is_first && options.leaves_open;

@@ -36,8 +36,9 @@ class DdpBuckets {
   FuturePtr run(c10d::GradBucket& bucket, c10::IValue result = {});
 
   /// Passes of an open step that the engine does not know of yet.
-  int kept_passes() const { return first_pass_.is_kept() ? 1 : 0; }
-  void discard_kept_passes() { first_pass_.forget(); }
+  int kept_passes() const { return first_pass_.is_kept() && !gives_up_ ? 1 : 0; }
+  /// As Engine::discard_open_steps(): a pass that is going on ends as it would have.
+  void discard_kept_passes() { gives_up_ = true; }
 
  private:
   void begin_pass();
@@ -54,6 +55,7 @@ class DdpBuckets {
   LeftAlone left_alone_;
   bool keeps_this_pass_ = false;
   bool has_begun_ = false;  // a pass
+  bool gives_up_ = false;   // before the next pass: what was kept
 };
 
 }  // namespace bucket_moo

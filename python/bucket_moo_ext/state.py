@@ -326,6 +326,8 @@ class BucketMOO:
     def discard(self) -> None:
         """Gives up what an open step has put aside, so that the next pass begins a step.
 
+        A backward pass that is going on ends as it would have.
+
         For a step that cannot go on: an exception in the middle of ``accumulate()``, a batch that is skipped. To be
         called on every rank.
         """

@@ -334,6 +334,106 @@ def test_a_state_may_be_made_while_a_graph_is_captured(run_ranks: Runner) -> Non
     run_ranks(1, rank_is_made_beside_a_capture, backend=emulated_cuda.nccl)
 
 
+def rank_drops_a_state_beside_a_capture(rank: int, world: int) -> None:
+    with emulated_cuda.stream():
+        row = torch.ones(5000).to("cuda")
+        states = [moo.BucketMOO("mgda") for _ in range(33)]  # torch has 32 streams for them: two share one
+        for state in states:
+            moo.all_reduce(row, state)
+        with emulated_cuda.Graph() as graph:
+            moo.all_reduce(row, states[0])
+            del state
+            states.pop()
+            gc.collect()
+        graph.replay()
+        moo.all_reduce(row, moo.BucketMOO("mgda"))
+        states.pop()
+        gc.collect()
+        with emulated_cuda.counting() as counted:
+            moo.all_reduce(row, moo.BucketMOO("mgda"))
+        assert "allocations" not in counted, "what goes after the capture serves again"
+
+
+def test_a_state_may_go_while_its_stream_is_captured_for_another(run_ranks: Runner) -> None:
+    run_ranks(1, rank_drops_a_state_beside_a_capture, backend=emulated_cuda.nccl)
+
+
+def rank_captures_buckets(rank: int, world: int, seed: int) -> None:
+    """The reductions of a pass, one by one: what autograd does around them is the CPU's in the emulation.
+
+    Gradients are zeroed in place: whether they were, the host has asked the device, and looks for the answer meanwhile.
+    """
+    captures = False
+    graphs = []
+
+    def reduce(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        if not captures:
+            return moo.bucket_moo_hook(state, bucket)
+        with emulated_cuda.Graph() as graph:
+            moo.bucket_moo_hook(state, bucket).wait()
+        graph.replay()
+        graphs.append(graph)
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    with emulated_cuda.stream():
+        ddp, twin = (
+            DistributedDataParallel(mlp(seed, torch.float32).to("cuda"), bucket_cap_mb=CAP_MB) for _ in range(2)
+        )
+        state = moo.BucketMOO("mgda", bucket_cap_mb=CAP_MB)
+        ddp.register_comm_hook(state, reduce)
+        moo.register(twin, "mgda")
+        for step in range(6):
+            captures = step in (3, 4)
+            for model in (ddp, twin):
+                model.zero_grad(set_to_none=False)
+                x, y = (part.to("cuda") for part in batch_of(seed, rank, step, torch.float32))
+                loss_of(model, (x, y)).backward()
+            for p, q in zip(ddp.parameters(), twin.parameters(), strict=True):
+                assert p.grad is not None
+                assert q.grad is not None
+                assert raw(p.grad.cpu()) == raw(q.grad.cpu())
+        assert len(graphs) > 2
+
+
+def test_captured_buckets_of_ddp(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, rank_captures_buckets, random_seed, backend=emulated_cuda.nccl)
+
+
+def rank_captures_the_first_iteration(rank: int, world: int, seed: int) -> None:
+    """Whose bucket goes in pieces, through memory that later passes have no use for."""
+    graphs: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
+
+    def reduce(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        gradient = bucket.buffer().clone()
+        future = moo.bucket_moo_hook(state, bucket)
+        if not graphs:
+            future.wait()
+            with emulated_cuda.Graph() as graph:
+                moo.bucket_moo_hook(state, bucket).wait()
+            graphs.append((graph, bucket.buffer(), gradient))
+        return future
+
+    with emulated_cuda.stream():
+        ddp = DistributedDataParallel(mlp(seed, torch.float32).to("cuda"), bucket_cap_mb=CAP_MB)
+        ddp.register_comm_hook(moo.BucketMOO("mgda", bucket_cap_mb=CAP_MB), reduce)
+        for step in range(3):
+            ddp.zero_grad()
+            x, y = (part.to("cuda") for part in batch_of(seed, rank, step, torch.float32))
+            loss_of(ddp, (x, y)).backward()
+            if step == 0:
+                result = graphs[0][1].clone()
+        graph, buffer, gradient = graphs[0]
+        buffer.copy_(gradient)
+        graph.replay()
+        assert raw(buffer.cpu()) == raw(result.cpu())
+
+
+def test_a_captured_first_iteration(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, rank_captures_the_first_iteration, random_seed, backend=emulated_cuda.nccl)
+
+
 def rank_first_iteration(rank: int, world: int, seed: int) -> list[bytes]:
     """DDP's first bucket holds the whole model and goes through the tile in pieces, from shards far apart."""
     emulated_cuda.set_max_pitch(4096)

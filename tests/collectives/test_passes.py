@@ -191,6 +191,29 @@ def test_ranks_that_disagree_all_raise(run_ranks: Runner) -> None:
         expect(too_many, ValueError, "at most 64 objectives", "passes")
 
 
+def rank_goes_on_after_a_refusal(rank: int, world: int) -> None:
+    state = moo.BucketMOO("pcgrad")
+    row = torch.ones(100)
+    moo.all_reduce(row, state)
+    with state.accumulate():
+        error = error_of(lambda: moo.all_reduce(torch.ones(100 + rank), state, bucket="b"))
+    expect(error, ValueError, "the same calls in the same order")
+    if checks.ON_DEVICE:  # whose sums are of no step by now
+        with state.accumulate():
+            again = error_of(lambda: moo.all_reduce(torch.ones(100), state, bucket="b"))
+        expect(again, ValueError, "the first pass of this step was refused", r"discard\(\)")
+    state.discard()
+    moo.all_reduce(row, state)
+    report = state.report()
+    assert report.step == report.buckets[0].solved_step == 3
+
+
+@pytest.mark.device
+def test_a_step_that_is_refused_is_counted(run_ranks: Runner) -> None:
+    """By whoever counts: on a GPU, both the host and the device."""
+    run_ranks(2, rank_goes_on_after_a_refusal)
+
+
 def rank_on_device(rank: int, world: int) -> None:
     def error(state: moo.BucketMOO) -> Any:
         return error_of(lambda: moo.all_reduce(torch.ones(9), state))

@@ -68,6 +68,19 @@ struct Table {
   std::vector<double> share = std::vector<double>(kMost);
 };
 
+/// Names that are told apart for good.
+struct Registry {
+  explicit Registry(int capacity) : names(static_cast<std::size_t>(capacity)), slot(kMost, -1) {}
+
+  bucket_moo::ObjectiveRegistry pointers() {
+    return {names.data(), &count, slot.data(), static_cast<int>(names.size())};
+  }
+
+  std::vector<bucket_moo::ObjectiveName> names;
+  int count = 0;
+  std::vector<int> slot;
+};
+
 StepRecord record_of(const std::string& name, double weight, int pass, bool leaves_open) {
   StepRecord record;
   std::memcpy(record.objective.text(), name.data(), name.size());
@@ -139,10 +152,13 @@ void rows_count_what_they_weigh(int world, int passes, int names, unsigned seed)
       }
     }
   }
+  Registry registry(names);
   for (int b = 0; b < 2; ++b) {
     Table table;
     CHECK(bucket_moo::cuda::launch_make_sums_table(on_device.sums(), on_device.bucket[b].data(), names,
-                                                   table.pointers(), {}, nullptr) == cudaSuccess);
+                                                   table.pointers(), registry.pointers(), {&report.first, &report.told},
+                                                   nullptr) == cudaSuccess);
+    for (std::size_t k = 0; k < order.size(); ++k) CHECK(registry.slot[k] == static_cast<int>(k));
     CHECK(table.header.k == static_cast<int>(order.size()) && table.header.step == 5);
     int members = 0;
     for (std::size_t k = 0; k < order.size(); ++k) {
@@ -186,6 +202,21 @@ void errors_stay_until_the_next_step() {
   CHECK(report.told.header.error == StepError::more_objectives);  // the first one
 }
 
+void names_that_are_too_many_are_told() {
+  checks::context = "names";
+  Step step(2);
+  Report report;
+  const PassRules rules{.limits = {.objectives = 2, .expected = 0}};
+  CHECK(report.add({record_of("a", 1, 0, false), record_of("b", 1, 0, false)}, rules, step) == cudaSuccess);
+  Table table;
+  Registry registry(1);
+  CHECK(bucket_moo::cuda::launch_make_sums_table(step.sums(), step.bucket[0].data(), 2, table.pointers(),
+                                                 registry.pointers(), {&report.first, &report.told, 9},
+                                                 nullptr) == cudaSuccess);
+  CHECK(table.header.error == StepError::too_many_names && table.header.k == 0);
+  CHECK(report.told.header.error == StepError::too_many_names && report.told.begun == 9);
+}
+
 }  // namespace
 
 int main() {
@@ -197,6 +228,7 @@ int main() {
     }
   }
   errors_stay_until_the_next_step();
+  names_that_are_too_many_are_told();
   CHECK(emulation::take_faults().empty());
   return checks::finish();
 }

@@ -22,11 +22,11 @@ def gradient(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def rank_graph(rank: int, world: int, seed: int) -> None:
+def rank_graph(rank: int, world: int, seed: int, set_to_none: bool) -> None:
     x = torch.randn(6, 8, device=DEVICE.name)
 
     def step() -> None:
-        ddp.zero_grad(set_to_none=True)
+        ddp.zero_grad(set_to_none=set_to_none)
         ddp(x).square().mean().backward()
 
     with DEVICE.on_side_stream():
@@ -34,7 +34,7 @@ def rank_graph(rank: int, world: int, seed: int) -> None:
         state = moo.register(ddp, "pcgrad", objective=f"o{rank}")
         for _ in range(11):
             step()
-    ddp.zero_grad(set_to_none=True)
+    ddp.zero_grad(set_to_none=set_to_none)
     graph = DEVICE.capture(step)
     for replay in range(3):
         x.copy_(torch.randn(6, 8, device=DEVICE.name))
@@ -48,8 +48,10 @@ def rank_graph(rank: int, world: int, seed: int) -> None:
         assert state.report().step == 11 + replay + 1
 
 
-def test_a_captured_backward_pass(run_nccl_rank: Runner, random_seed: int) -> None:
-    run_nccl_rank(rank_graph, random_seed)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_captured_backward_pass(run_nccl_rank: Runner, random_seed: int, set_to_none: bool) -> None:
+    """Of gradients that are zeroed in place the host asks the device whether they were, and looks in the capture."""
+    run_nccl_rank(rank_graph, random_seed, set_to_none)
 
 
 def rank_graph_of_all_reduce(rank: int, world: int, seed: int) -> None:

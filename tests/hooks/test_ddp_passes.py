@@ -8,6 +8,7 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -312,6 +313,39 @@ def _no_counterexample(rank: int, world: int) -> None:
 
 def test_the_counterexample_moves(run_ranks: RunRanks) -> None:
     run_ranks(2, _no_counterexample)
+
+
+def _discards(rank: int, world: int, in_last: bool) -> None:
+    ddp, twin = (DDP(mlp(1), bucket_cap_mb=CAP_MB) for _ in range(2))
+    state = moo.BucketMOO()
+    gives_up = False
+
+    def reduce(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        future = moo.bucket_moo_hook(state, bucket)
+        if gives_up and bucket.index() == rank:
+            state.discard()
+        return future
+
+    ddp.register_comm_hook(state, reduce)
+    twin_state = hook(twin, "register")
+    for step in range(4):
+        for model, its_state in ((ddp, state), (twin, twin_state)):
+            model.zero_grad()
+            for is_last in (False, True) if step else (True,):
+                gives_up = step == 2 and is_last == in_last
+                with contextlib.nullcontext() if is_last else its_state.accumulate():
+                    loss_of(model, _row(rank, step, int(is_last))).backward()
+                if gives_up:
+                    twin_state.discard()
+        assert gradient_digest(ddp) == gradient_digest(twin)
+    assert state.step == twin_state.step == (4 if in_last else 5)
+
+
+@pytest.mark.parametrize("in_last", [False, True], ids=["leaving open", "closing"])
+@pytest.mark.device
+def test_a_step_given_up_amid_a_backward_pass(run_ranks: RunRanks, in_last: bool) -> None:
+    """The pass ends as it would have, whichever bucket a rank was at; the next one begins a step."""
+    run_ranks(2, _discards, in_last)
 
 
 # --- wrong use ---

@@ -38,13 +38,13 @@ struct PassRules {
 };
 
 /// Adds the pass that the records of all W >= 1 ranks are of. On an error nothing but `objective` and the header is
-/// written, with a K of 0. All lanes call alike; all is visible to all of them on return.
+/// written, with a K of 0. All lanes call alike. Needs a sync() before others than lane 0 read the header, and any lane
+/// what else was written.
 template <class Lanes>
 BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, const PassRules& rules,
                             const StepSums& sums, const PassTable& pass) {
   StepHeader header;
   if (records[0].pass > 0) header = *sums.header;
-  lanes.sync();  // all have read what lane 0 writes now
   if (header.error != StepError::none) return;
   header.step = records[0].step;
   const int known = header.k;
@@ -77,7 +77,6 @@ BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, c
     }
     ++k;
   }
-  lanes.sync();
   if (k > rules.limits.objectives) {
     set_error(k > kMaxObjectives ? StepError::too_many_objectives : StepError::more_objectives, k, &header);
   }
@@ -122,13 +121,13 @@ BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, c
     sums.rows[i] = rows;
     pass.unit[i] = unit;
   }
-  lanes.sync();
 }
 
 /// Before the rows of a pass are added to a bucket's sums: what those are multiplied by, so that they are in the pass's
 /// units.
 /// \param unit   [capacity] of the bucket's sums, in and out; 0: nothing was added yet
-/// \param decay  [capacity] out: 0 for a sum that does not count yet, 1 for one that has no row in this pass
+/// \param decay  [capacity] out: 0 for a sum that does not count yet, 1 for one that has no row in this pass. Like `unit`
+///               it needs a sync() before it is read
 template <class Lanes>
 BUCKET_MOO_HD void begin_addition(Lanes lanes, int k, int world, const PassTable& pass, double* unit, double* decay) {
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
@@ -138,7 +137,6 @@ BUCKET_MOO_HD void begin_addition(Lanes lanes, int k, int world, const PassTable
     decay[i] = ratio >= kSmallestShare ? ratio : 0.0;
     if (any) unit[i] = pass.unit[i];
   }
-  lanes.sync();
 }
 
 /// What a rank's row counts for in the mean of a pass of one objective, and the weight of that mean in the objective's

@@ -19,6 +19,9 @@ namespace {
 
 const c10::Device kDevice(c10::DeviceType::CUDA, 0);
 
+/// Streams of one priority in torch's pool.
+constexpr std::size_t kPooledStreams = 32;
+
 /// By torch's number. 0 is the legacy stream, which torch uses by default; the others wait for it as little as torch's.
 std::vector<cudaStream_t>& handles() {
   static auto* const instance = new std::vector<cudaStream_t>{nullptr};
@@ -28,6 +31,15 @@ std::vector<cudaStream_t>& handles() {
 thread_local c10::StreamId current = 0;
 
 c10::Stream stream_of(c10::StreamId id) { return c10::Stream(c10::Stream::UNSAFE, kDevice, id); }
+
+/// One of a few, in turns, as torch's.
+c10::Stream pooled_stream() {
+  static auto* const pool = new std::vector<c10::Stream>;
+  static std::size_t taken = 0;
+  const std::lock_guard lock(runtime_mutex());
+  if (pool->size() < kPooledStreams) pool->push_back(new_stream());
+  return (*pool)[taken++ % kPooledStreams];
+}
 
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
@@ -40,7 +52,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
 
   c10::Stream getStream(c10::Device) const override { return stream_of(current); }
   c10::Stream getDefaultStream(c10::Device) const override { return stream_of(0); }
-  c10::Stream getStreamFromGlobalPool(c10::Device, bool) const override { return new_stream(); }
+  c10::Stream getStreamFromGlobalPool(c10::Device, bool) const override { return pooled_stream(); }
   c10::Stream getNewStream(c10::Device, int) const override { return new_stream(); }
   c10::Stream exchangeStream(c10::Stream stream) const override {
     return stream_of(std::exchange(current, stream.id()));

@@ -155,20 +155,20 @@ BUCKET_MOO_HD Solution solve_cagrad(Lanes lanes, const CagradOptions& options, i
   // The ball is a bound that callers rely on: on its boundary at a root, never outside.
   const bool bounded = root || v_square > square;
   const double onto = bounded && v_square > 0.0 ? radius / std::sqrt(v_square) : 1.0;
+  const double divisor = options.rescale ? 1.0 + options.c : 1.0;
+  double* const combined = rate;  // the weights before rescaling
   BUCKET_MOO_UNROLL(1)
-  for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] = u + onto * v[i];
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    combined[i] = u + onto * v[i];
+    weights[i] = combined[i] / divisor;
+  }
   lanes.sync();
 
-  multiply(lanes, k, gram, weights, image);
+  multiply(lanes, k, gram, combined, image);
   double optimum = 0.0;
   if (bounded) optimum = dot(lanes, k, v, image) / qp.mass();  // F(l) = <g_l, d>
   const double gap = (optimum - smallest(lanes, k, image)) / mean_square;
   solution.residual = gap > 0.0 ? gap : 0.0;
-
-  const double divisor = options.rescale ? 1.0 + options.c : 1.0;
-  BUCKET_MOO_UNROLL(1)
-  for (int i = lanes.lane(); i < k; i += lanes.count()) weights[i] /= divisor;
-  lanes.sync();
   return solution;
 }
 
