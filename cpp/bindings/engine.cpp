@@ -46,9 +46,19 @@ void delete_engine(Engine* engine) {
   }
 }
 
+/// From the ranks of every inside group.
+RankGrid grid_of(const std::vector<std::vector<int>>& groups) {
+  RankGrid grid;
+  for (const std::vector<int>& group : groups) {
+    grid.inside = static_cast<int>(group.size());
+    grid.ranks.insert(grid.ranks.end(), group.begin(), group.end());
+  }
+  return grid;
+}
+
 EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
                      std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, bool whole_model,
-                     Configuration configuration) {
+                     const std::vector<std::vector<int>>& grid, Configuration configuration) {
   const py::gil_scoped_release no_gil;
   const auto [sketch_options, schedule] = sketch.value_or(Sketch());
   EngineOptions options{.method = method,
@@ -57,6 +67,7 @@ EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, co
                         .schedule = schedule,
                         .layout = by_passes ? Layout::passes : Layout::ranks,
                         .scope = whole_model ? Scope::model : Scope::bucket,
+                        .grid = grid_of(grid),
                         .configuration = std::move(configuration)};
   return EnginePtr(new Engine(group.value_or(GroupPtr()), device, std::move(options)), &delete_engine);
 }
@@ -113,13 +124,16 @@ std::shared_ptr<PythonFutureWrapper> reduce(Engine& engine, const at::Tensor& bu
   return wrap(std::move(future));
 }
 
-/// One bucket of the pass that begin_pass() began: its shard, complete on return.
+/// One bucket of the pass that begin_pass() began: its shard, complete on return. `is_inside`: one of the ranks that
+/// share an objective.
 void reduce_bucket_to_shard(Engine& engine, const at::Tensor& output, const at::Tensor& input,
-                            const Parameters& parameters) {
+                            const Parameters& parameters, bool is_inside) {
   engine.check_may_wait();
-  wait(engine.reduce(
-      {.operation = Operation::reduce_scatter, .output = output, .input = input, .bucket = bucket_of(parameters)},
-      kNothing));
+  wait(engine.reduce({.operation = is_inside ? Operation::reduce_scatter_inside : Operation::reduce_scatter,
+                      .output = output,
+                      .input = input,
+                      .bucket = bucket_of(parameters)},
+                     kNothing));
 }
 
 void end_compared_pass(Engine& engine) {
@@ -170,6 +184,8 @@ py::dict counters_of(const Engine& engine) {
   fields["buckets"] = counters.buckets;
   fields["nonfinite"] = counters.nonfinite;
   fields["sparse"] = counters.sparse;
+  fields["sent_across"] = counters.sent_across;
+  fields["sent_inside"] = counters.sent_inside;
   return fields;
 }
 
@@ -204,7 +220,7 @@ void bind_engine(py::module_& module) {
   // Functions that wait or take the engine's locks release the GIL.
   py::class_<Engine, EnginePtr>(module, "Engine")
       .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
-           py::arg("sketch"), py::arg("by_passes"), py::arg("whole_model"), py::arg("configuration"))
+           py::arg("sketch"), py::arg("by_passes"), py::arg("whole_model"), py::arg("grid"), py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
       .def("set_accumulating", torch::wrap_pybind_function_no_gil(&Engine::set_accumulating),
@@ -215,7 +231,7 @@ void bind_engine(py::module_& module) {
       .def("end_pass", torch::wrap_pybind_function_no_gil(&Engine::end_pass))
       .def("reduce", torch::wrap_pybind_function(reduce), py::arg("bucket"), py::arg("parameters"))
       .def("reduce_bucket_to_shard", torch::wrap_pybind_function_no_gil(reduce_bucket_to_shard), py::arg("output"),
-           py::arg("input"), py::arg("parameters"))
+           py::arg("input"), py::arg("parameters"), py::arg("is_inside"))
       .def("end_compared_pass", torch::wrap_pybind_function_no_gil(end_compared_pass))
       .def("all_reduce",
            torch::wrap_pybind_function_no_gil(

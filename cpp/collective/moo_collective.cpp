@@ -41,8 +41,9 @@ void pack(const std::vector<double>& gramian, int k, std::byte* packed) {
 
 }  // namespace
 
-MooCollective::MooCollective(std::shared_ptr<Transport> transport, Method method)
+MooCollective::MooCollective(std::shared_ptr<Transport> transport, Method method, std::shared_ptr<Transport> pieces)
     : transport_(std::move(transport)),
+      pieces_(std::move(pieces)),
       method_(method),
       rank_(transport_ ? transport_->rank() : 0),
       world_(transport_ ? transport_->size() : 1),
@@ -50,19 +51,8 @@ MooCollective::MooCollective(std::shared_ptr<Transport> transport, Method method
       coefficients_(static_cast<std::size_t>(world_)) {}
 
 std::vector<StepRecord> MooCollective::begin_pass(const StepRecord& own) {
-  std::vector<StepRecord> records = gather(own);
+  std::vector<StepRecord> records = gather_records(transport_.get(), own);
   objectives_ = read_objectives(records);
-  return records;
-}
-
-void MooCollective::check_same_call(const StepRecord& own) { read_objectives(gather(own)); }
-
-std::vector<StepRecord> MooCollective::gather(const StepRecord& own) {
-  std::vector<StepRecord> records(static_cast<std::size_t>(world_));
-  records[static_cast<std::size_t>(rank_)] = own;
-  if (transport_) {
-    transport_->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
-  }
   return records;
 }
 
@@ -124,6 +114,7 @@ Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<d
   const Rows tails{tail_rows_.data(), world_, bucket.tail_size, bucket.dtype};
   portable_gramian(tails, objectives_.map(), gramian.data());
   add_partials(k, gramian);
+  add_pieces(k, gramian);
   return tails;
 }
 
@@ -151,6 +142,22 @@ void MooCollective::gather_partials(int k, std::size_t tail_bytes, const std::by
 void MooCollective::add_partials(int k, std::vector<double>& gramian) const {
   for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
     add_packed(messages_.data() + r * message_bytes_, k, gramian);
+  }
+}
+
+/// The Gramian of this group's piece becomes that of all pieces. In rank order too: the groups agree to the bit.
+void MooCollective::add_pieces(int k, std::vector<double>& gramian) {
+  if (!pieces_) {
+    return;
+  }
+  const std::size_t bytes = static_cast<std::size_t>(packed_size(k)) * sizeof(double);
+  const auto pieces = static_cast<std::size_t>(pieces_->size());
+  std::byte* const gramians = piece_gramians_.reserve(pieces * bytes);
+  pack(gramian, k, gramians + static_cast<std::size_t>(pieces_->rank()) * bytes);
+  pieces_->all_gather(gramians, bytes);
+  std::fill(gramian.begin(), gramian.end(), 0.0);
+  for (std::size_t p = 0; p < pieces; ++p) {
+    add_packed(gramians + p * bytes, k, gramian);
   }
 }
 
@@ -206,6 +213,7 @@ TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjec
   if (has_shards) {
     add_partials(k, sum);
   }
+  add_pieces(k, sum);
   return result;
 }
 
@@ -271,6 +279,15 @@ void MooCollective::weighted_all_reduce(void* bucket, std::int64_t n, DType dtyp
   sum_rows({tail_rows_.data(), world_, sharded.tail_size, dtype}, zero_rows, sharded.tail_out);
 }
 
+void MooCollective::weighted_sum(const ShardedBucket& bucket, std::span<const double> weights, ZeroRows zero_rows) {
+  set_coefficients(weights);
+  const auto tails = start_tails(bucket);
+  stream_shard(bucket,
+               [&](const Rows& rows, std::int64_t begin) { sum_rows(rows, zero_rows, bucket.element_out(begin)); });
+  tails->wait();
+  sum_rows({tail_rows_.data(), world_, bucket.tail_size, bucket.dtype}, zero_rows, bucket.tail_out);
+}
+
 void MooCollective::weighted_reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype,
                                             std::span<const double> weights, ZeroRows zero_rows,
                                             const std::function<void()>& meanwhile) {
@@ -334,7 +351,8 @@ std::unique_ptr<Transport::Exchange> MooCollective::start_gather(std::byte* bloc
 }
 
 std::size_t MooCollective::scratch_bytes() const {
-  std::size_t bytes = tile_.capacity() + next_tile_.capacity() + messages_.capacity() + tails_.capacity();
+  std::size_t bytes =
+      tile_.capacity() + next_tile_.capacity() + messages_.capacity() + tails_.capacity() + piece_gramians_.capacity();
   for (const auto& sketched : free_sketches_) {
     bytes += sketched->columns_.capacity() + sketched->tile_.capacity();
   }

@@ -64,6 +64,10 @@ class SketchedBucket {
 /// last one exchange_gramian(), solve() and combine_tile(). Wire bytes a rank: n (W-1)/W a pass, and once more for an
 /// all-reduce's last; a tile of K sums of n/W elements.
 ///
+/// Where other ranks hold other pieces of the same gradient, their Gramians are added to this group's, so that all of
+/// them use the same weights: those of the whole gradient. That is one more all-gather, of K^2 numbers, after each
+/// exchange of partial Gramians.
+///
 /// Calls are collective: every rank, same order, one thread at a time. Memory is plain host memory.
 /// Source: arXiv 2606.05613 (bucket-level MOO); the reduction is a reduce-scatter followed by an all-gather, as in
 /// Thakur, Rabenseifner, Gropp (2005).
@@ -75,7 +79,9 @@ class MooCollective {
   static constexpr std::int64_t kSumTileBytes = 2 << 20;
 
   /// `transport` may be null: a group of one rank, no communication.
-  MooCollective(std::shared_ptr<Transport> transport, Method method);
+  /// `pieces`: the ranks that hold the other pieces of what this rank reduces, one of each group; null: there are none.
+  /// All of these groups make the same calls in the same order, for pieces of any sizes.
+  MooCollective(std::shared_ptr<Transport> transport, Method method, std::shared_ptr<Transport> pieces = nullptr);
 
   int rank() const { return rank_; }
   int world_size() const { return world_; }
@@ -85,13 +91,14 @@ class MooCollective {
   /// call.
   std::vector<StepRecord> begin_pass(const StepRecord& own);
 
-  /// Raises AgreedError if the ranks do not make the same call, in the midst of a pass.
-  void check_same_call(const StepRecord& own);
-
   /// Objectives of the current pass.
   const Objectives& objectives() const { return objectives_; }
-  /// What follows is of a pass that has begun before, and whose objectives() these are.
+  /// What follows is of a pass that has begun already, here or elsewhere, and whose objectives() these are.
   void continue_pass(const Objectives& objectives) { objectives_ = objectives; }
+
+  /// Replaces the bucket's shard and tail by those of sum_k w_k g_k. What all_reduce() does before it gathers the
+  /// shards, and all that reduce_scatter() does.
+  BucketSolution reduce(const ShardedBucket& bucket, const RandomKey& key, double* state);
 
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
   /// `state`: [state_size(method, K)], what the method carries from step to step for this bucket and these objectives,
@@ -140,6 +147,9 @@ class MooCollective {
       void* bucket, std::int64_t n, DType dtype, std::span<const double> weights, ZeroRows zero_rows,
       const std::function<void()>& meanwhile = [] {});
 
+  /// Replaces the bucket's shard and tail by those of that sum, the ordinary reduce-scatter in place.
+  void weighted_sum(const ShardedBucket& bucket, std::span<const double> weights, ZeroRows zero_rows);
+
   /// The same for what reduce_scatter() takes.
   void weighted_reduce_scatter(
       void* output, const void* input, std::int64_t shard, DType dtype, std::span<const double> weights,
@@ -149,12 +159,11 @@ class MooCollective {
   std::size_t scratch_bytes() const;
 
  private:
-  std::vector<StepRecord> gather(const StepRecord& own);
-  BucketSolution reduce(const ShardedBucket& bucket, const RandomKey& key, double* state);
   void partial_gramian(const ShardedBucket& bucket, std::vector<double>& sum);
   Rows exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian);
   void gather_partials(int k, std::size_t tail_bytes, const std::byte* tail, const std::vector<double>& gramian);
   void add_partials(int k, std::vector<double>& gramian) const;
+  void add_pieces(int k, std::vector<double>& gramian);
   static BucketSolution empty_solution(int k);
   void set_coefficients(std::span<const double> weights);
   void combine_shard(const ShardedBucket& bucket);
@@ -164,6 +173,7 @@ class MooCollective {
   std::unique_ptr<Transport::Exchange> start_gather(std::byte* blocks, std::size_t pitch, std::size_t bytes);
 
   const std::shared_ptr<Transport> transport_;
+  const std::shared_ptr<Transport> pieces_;
   const Method method_;
   const int rank_;
   const int world_;
@@ -172,6 +182,7 @@ class MooCollective {
   Tile next_tile_;                      // the next piece of it
   PersistentBuffer messages_;           // [W] of partial Gramian and tail
   std::size_t message_bytes_ = 0;       // of each
+  PersistentBuffer piece_gramians_;     // of every piece
   PersistentBuffer tails_;              // [W] of a sum's tails
   std::vector<const void*> tail_rows_;  // [W] where each rank's tail lies
   std::vector<double> coefficients_;    // [W] of the combination

@@ -26,6 +26,8 @@ const char* name_of(Operation operation) {
       return "call with bad arguments";
     case Operation::end_of_pass:
       return "end of a backward pass";
+    case Operation::reduce_scatter_inside:
+      return "reduce_scatter inside";
   }
   return "unknown";
 }
@@ -50,6 +52,15 @@ ObjectiveName make_objective_name(const std::string& name) {
   ObjectiveName padded;
   std::memcpy(padded.text(), name.data(), std::min(name.size(), kMaxObjectiveName));
   return padded;
+}
+
+std::vector<StepRecord> gather_records(Transport* transport, const StepRecord& own) {
+  std::vector<StepRecord> records(static_cast<std::size_t>(transport != nullptr ? transport->size() : 1));
+  records[static_cast<std::size_t>(transport != nullptr ? transport->rank() : 0)] = own;
+  if (transport != nullptr) {
+    transport->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
+  }
+  return records;
 }
 
 void check_step(const StepHeader& header, std::span<const StepRecord> records, int limit) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bucket_moo/objective_table.hpp"
+#include "collective/transport.hpp"
 #include "kernels/rows.hpp"
 
 namespace bucket_moo {
@@ -22,6 +23,9 @@ struct Objectives {
 
 /// `name` as ranks exchange it; at most kMaxObjectiveName bytes.
 ObjectiveName make_objective_name(const std::string& name);
+
+/// The records of all ranks, in rank order, of which this one has its own. `transport` may be null: a single rank.
+std::vector<StepRecord> gather_records(Transport* transport, const StepRecord& own);
 
 /// Reads off the records of all W ranks, in rank order, who stands for what.
 /// Raises AgreedError if the ranks do not make the same call or name more than kMaxObjectives

@@ -3,7 +3,9 @@
 #include <ATen/ops/from_blob.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <exception>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -14,6 +16,12 @@ namespace {
 
 std::vector<at::Tensor> as_bytes(std::byte* data, std::size_t bytes) {
   return {at::from_blob(data, {static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte))};
+}
+
+std::vector<int> all_ranks(int size) {
+  std::vector<int> ranks(static_cast<std::size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
 }
 
 constexpr const char* kAborted = "the state was shut down";
@@ -42,12 +50,15 @@ class PointToPointTransport::Messages final : public Exchange {
 
   void receive(int peer, std::byte* data, std::size_t bytes) {
     auto tensors = as_bytes(data, bytes);
-    start(peer, false, [&] { return transport_.group_->recv(tensors, peer, tag_); });
+    const int rank = transport_.members_[static_cast<std::size_t>(peer)];
+    start(rank, false, [&] { return transport_.group_->recv(tensors, rank, tag_); });
   }
 
   void send(int peer, const std::byte* data, std::size_t bytes) {
     auto tensors = as_bytes(const_cast<std::byte*>(data), bytes);  // c10d has no tensor of const bytes; send only reads
-    start(peer, true, [&] { return transport_.group_->send(tensors, peer, tag_); });
+    const int rank = transport_.members_[static_cast<std::size_t>(peer)];
+    start(rank, true, [&] { return transport_.group_->send(tensors, rank, tag_); });
+    transport_.bytes_sent_ += static_cast<std::int64_t>(bytes);
   }
 
   void wait() override {
@@ -78,7 +89,7 @@ class PointToPointTransport::Messages final : public Exchange {
  private:
   struct Pending {
     c10::intrusive_ptr<c10d::Work> work;
-    int peer;
+    int peer;  // in the group
     bool is_send;
   };
 
@@ -95,8 +106,9 @@ class PointToPointTransport::Messages final : public Exchange {
   }
 
   [[noreturn]] void fail(const std::string& failure) const {
-    C10_THROW_ERROR(DistBackendError, c10::str("bucket_moo_ext: ", operation_, " on rank ", transport_.rank_, " of ",
-                                               transport_.size_, ": ", failure));
+    C10_THROW_ERROR(DistBackendError,
+                    c10::str("bucket_moo_ext: ", operation_, " on rank ", transport_.group_->getRank(), " of ",
+                             transport_.group_->getSize(), ": ", failure));
   }
 
   PointToPointTransport& transport_;
@@ -106,23 +118,32 @@ class PointToPointTransport::Messages final : public Exchange {
 };
 
 PointToPointTransport::PointToPointTransport(c10::intrusive_ptr<c10d::ProcessGroup> group)
-    : group_(std::move(group)), rank_(group_->getRank()), size_(group_->getSize()) {}
+    : PointToPointTransport(group, Channel::all, all_ranks(group->getSize())) {}
+
+PointToPointTransport::PointToPointTransport(c10::intrusive_ptr<c10d::ProcessGroup> group, Channel channel,
+                                             std::vector<int> members)
+    : group_(std::move(group)),
+      channel_(channel),
+      members_(std::move(members)),
+      rank_(static_cast<int>(std::find(members_.begin(), members_.end(), group_->getRank()) - members_.begin())) {
+  TORCH_INTERNAL_ASSERT(rank_ < size());
+}
 
 std::unique_ptr<Transport::Exchange> PointToPointTransport::start_all_to_all(Sequence sequence, const std::byte* input,
                                                                              std::size_t pitch, std::size_t bytes,
                                                                              std::span<std::byte* const> rows) {
-  if (bytes == 0 || size_ == 1) {
+  if (bytes == 0 || size() == 1) {
     return std::make_unique<Done>();
   }
   return start(sequence, "all-to-all", [&](Messages& messages) {
     // Receives first, so that no message has to wait for its place; peers in rotated order, so that no rank is
     // everybody's first target.
-    for (int i = 1; i < size_; ++i) {
-      const int peer = (rank_ + size_ - i) % size_;
+    for (int i = 1; i < size(); ++i) {
+      const int peer = (rank_ + size() - i) % size();
       messages.receive(peer, rows[static_cast<std::size_t>(peer)], bytes);
     }
-    for (int i = 1; i < size_; ++i) {
-      const int peer = (rank_ + i) % size_;
+    for (int i = 1; i < size(); ++i) {
+      const int peer = (rank_ + i) % size();
       messages.send(peer, input + static_cast<std::size_t>(peer) * pitch, bytes);
     }
   });
@@ -130,16 +151,16 @@ std::unique_ptr<Transport::Exchange> PointToPointTransport::start_all_to_all(Seq
 
 std::unique_ptr<Transport::Exchange> PointToPointTransport::start_all_gather(Sequence sequence, std::byte* blocks,
                                                                              std::size_t pitch, std::size_t bytes) {
-  if (bytes == 0 || size_ == 1) {
+  if (bytes == 0 || size() == 1) {
     return std::make_unique<Done>();
   }
   return start(sequence, "all-gather", [&](Messages& messages) {
-    for (int i = 1; i < size_; ++i) {
-      const int peer = (rank_ + size_ - i) % size_;
+    for (int i = 1; i < size(); ++i) {
+      const int peer = (rank_ + size() - i) % size();
       messages.receive(peer, blocks + static_cast<std::size_t>(peer) * pitch, bytes);
     }
-    for (int i = 1; i < size_; ++i) {
-      messages.send((rank_ + i) % size_, blocks + static_cast<std::size_t>(rank_) * pitch, bytes);
+    for (int i = 1; i < size(); ++i) {
+      messages.send((rank_ + i) % size(), blocks + static_cast<std::size_t>(rank_) * pitch, bytes);
     }
   });
 }
@@ -159,10 +180,11 @@ std::unique_ptr<Transport::Exchange> PointToPointTransport::start(Sequence seque
   return messages;
 }
 
-/// Tags keep the exchanges apart: even ones are of one sequence, odd ones of the other.
+/// Tags keep the exchanges apart: their last bit is the sequence, the two before it are the channel.
 int PointToPointTransport::next_tag(Sequence sequence) {
   const std::uint32_t number = ++started_[static_cast<std::size_t>(sequence)];
-  return static_cast<int>((2 * number + static_cast<std::uint32_t>(sequence)) & 0x7fffffffU);  // c10d wants them >= 0
+  const std::uint32_t kind = 2 * static_cast<std::uint32_t>(channel_) + static_cast<std::uint32_t>(sequence);
+  return static_cast<int>((8 * number + kind) & 0x7fffffffU);  // c10d wants them >= 0
 }
 
 }  // namespace bucket_moo

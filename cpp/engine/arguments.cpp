@@ -73,6 +73,7 @@ void check_arguments(const Reduction& reduction, c10::Device device, int rank, i
       check_dense(reduction.output, device, "tensor");
       break;
     case Operation::reduce_scatter:
+    case Operation::reduce_scatter_inside:
       check_dense(reduction.output, device, "output");
       check_dense(reduction.input, device, "input");
       check_shards(reduction.output, reduction.input, rank, world);

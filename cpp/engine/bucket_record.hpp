@@ -46,6 +46,9 @@ struct Counters {
   std::int64_t buckets = 0;    ///< buckets reduced
   std::int64_t nonfinite = 0;  ///< of those, how many fell back to the mean for a NaN or Inf
   std::int64_t sparse = 0;     ///< sparse buckets, which are averaged
+  // Bytes of gradients and Gramians that this rank has sent. On the host alone.
+  std::int64_t sent_across = 0;  ///< to ranks across the grid; without one, to all ranks
+  std::int64_t sent_inside = 0;  ///< to those that share its objective there
 };
 
 /// What a method carries from step to step for one bucket: the same on every rank.

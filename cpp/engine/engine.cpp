@@ -19,7 +19,7 @@ namespace {
 
 /// What a direct call's bucket is known by where its caller gives it no name.
 BucketId bucket_of_size(const Reduction& reduction) {
-  const char* const operation = reduction.operation == Operation::reduce_scatter ? "reduce_scatter" : "all_reduce";
+  const char* const operation = reduction.scatters() ? "reduce_scatter" : "all_reduce";
   const std::int64_t numel = reduction.gradient().numel();
   return {{.name = c10::str(operation, "[", numel, "]"), .numel = numel}};
 }
@@ -28,6 +28,7 @@ BucketId bucket_of_size(const Reduction& reduction) {
 
 Engine::Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options)
     : device_(device),
+      grid_(options.grid),
       method_(options.method.method().id),
       backend_(make_backend(std::move(group), device, std::move(options))),
       objective_(std::to_string(backend_->rank())) {}
@@ -86,7 +87,7 @@ void Engine::check(const Reduction& reduction) {
 
 void Engine::check_alone(const Reduction& reduction) const {
   check_at_home();
-  check_arguments(reduction, device_, rank(), world_size());
+  check_tensors(reduction);
 }
 
 FuturePtr Engine::reduce(Reduction reduction, c10::IValue result) {
@@ -166,11 +167,17 @@ FuturePtr Engine::reduce_next(Step& step, Reduction reduction, c10::IValue resul
   return place(step, std::move(reduction), std::move(result));
 }
 
+void Engine::check_tensors(const Reduction& reduction) const {
+  const bool is_inside = reduction.operation == Operation::reduce_scatter_inside;
+  check_arguments(reduction, device_, is_inside ? grid_.inside_of(rank()) : rank(),
+                  is_inside ? grid_.inside : world_size());
+}
+
 /// Other ranks make the first reduction of a pass that is refused here, and hear of it.
 void Engine::check_or_refuse(Step& step, const Reduction& reduction) {
   TORCH_CHECK(!step.passes.empty(), "bucket_moo_ext: begin_pass() has to come before the first reduction of a pass");
   try {
-    check_arguments(reduction, device_, rank(), world_size());
+    check_tensors(reduction);
   } catch (...) {
     const bool is_compared = step.passes.back().reductions == 0 || reduction.operation != Operation::ddp_bucket;
     if (is_compared && backend_->tells_refusals()) {

@@ -13,6 +13,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <vector>
 
+#include "collective/rank_grid.hpp"
 #include "engine/backend.hpp"
 #include "engine/engine_options.hpp"
 #include "engine/home_process.hpp"
@@ -133,8 +134,11 @@ class Engine final {
   void refuse(Step& step) noexcept;
   FuturePtr place(Step& step, Reduction reduction, c10::IValue result);
 
+  void check_tensors(const Reduction& reduction) const;
+
   const HomeProcess home_;
   const c10::Device device_;
+  const RankGrid grid_;
   const MethodId method_;
   const std::shared_ptr<Backend> backend_;
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "collective/configuration.hpp"
+#include "collective/rank_grid.hpp"
 #include "collective/sketch_options.hpp"
 #include "engine/weight_schedule.hpp"
 #include "torch_types/method_config.hpp"
@@ -31,6 +32,7 @@ struct EngineOptions {
   SolveSchedule schedule;
   Layout layout = Layout::ranks;
   Scope scope = Scope::bucket;
+  RankGrid grid;                ///< of all ranks of the group, or none; supported on the host, with the exact Gramian
   Configuration configuration;  ///< compared across ranks at the first reduction
 
   /// Whether there are weights that outlive their step.

@@ -31,19 +31,31 @@ std::exception_ptr broken_off() {
 }  // namespace
 
 std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options) {
-  std::shared_ptr<Transport> transport;
+  Links links;
   if (group) {
-    transport = std::make_shared<PointToPointTransport>(std::move(group));
+    using Channel = PointToPointTransport::Channel;
+    const int rank = group->getRank();
+    const RankGrid& grid = options.grid;
+    links.all = std::make_shared<PointToPointTransport>(group);
+    links.across = links.all;
+    if (grid.has_levels()) {
+      links.across = std::make_shared<PointToPointTransport>(group, Channel::across, grid.across_group(rank));
+      links.inside = std::make_shared<PointToPointTransport>(group, Channel::inside, grid.inside_group(rank));
+    }
   }
-  return std::shared_ptr<HostBackend>(new HostBackend(std::move(transport), std::move(options)));
+  return std::shared_ptr<HostBackend>(new HostBackend(std::move(links), std::move(options)));
 }
 
-HostBackend::HostBackend(std::shared_ptr<Transport> transport, EngineOptions options)
+HostBackend::HostBackend(Links links, EngineOptions options)
     : options_(std::move(options)),
       preference_(options_.method.preference()),
       method_(options_.method.method(preference_.data(), options_.method.permutation().data())),
-      transport_(std::move(transport)),
-      collective_(transport_, method_) {}
+      links_(std::move(links)),
+      collective_(links_.across, method_, links_.inside) {
+  if (links_.inside) {
+    inside_.emplace(links_.inside, options_.grid, rank());
+  }
+}
 
 HostBackend::~HostBackend() {
   worker_.stop();
@@ -155,8 +167,11 @@ void HostBackend::run(const JobPtr& job) {
   } else {
     collective_.continue_pass(steps_[call.line].newest_pass);  // another line may have begun one meanwhile
     if (call.is_compared()) {
-      collective_.check_same_call(call.record);
+      read_objectives(gather_records(links_.all.get(), call.record));
     }
+  }
+  if (inside_) {
+    inside_->continue_pass(steps_[call.line].inside.at(static_cast<std::size_t>(call.pass)));
   }
   if (call.operation == Operation::end_of_pass) {
     return;
@@ -171,12 +186,19 @@ void HostBackend::run(const JobPtr& job) {
 }
 
 void HostBackend::begin_pass(const PlacedReduction& call) {
-  StepObjectives& objectives = steps_[call.line].objectives;
-  const std::vector<StepRecord> records = collective_.begin_pass(call.record);
-  steps_[call.line].newest_pass = collective_.objectives();
+  Step& step = steps_[call.line];
+  StepObjectives& objectives = step.objectives;
+  std::vector<StepRecord> records = gather_records(links_.all.get(), call.record);
+  step.newest_pass = read_objectives(records);
   if (options_.layout == Layout::passes) {
     check_one_objective(records);
   }
+  if (inside_) {
+    step.inside.push_back(inside_->read(records));
+    records = inside_->groups(records);
+    step.newest_pass = read_objectives(records);
+  }
+  collective_.continue_pass(step.newest_pass);
   objectives.add_pass(records);
   if (!call.leaves_open) {
     options_.check_objectives(objectives.names());
@@ -209,11 +231,14 @@ void HostBackend::reduce_dense(Job& job) {
 void HostBackend::keep_record(const PlacedReduction& call, BucketRecord record) {
   const StepObjectives& objectives = steps_[call.line].objectives;
   record.rows = objectives.rows();
+  for (std::int64_t& rows : record.rows) {
+    rows *= inside_ ? inside_->size() : 1;
+  }
   record.passes = objectives.passes();
   const std::lock_guard lock(mutex_);
   ++counters_.buckets;
   counters_.nonfinite += record.result.solution.status == Status::nonfinite;
-  scratch_bytes_ = collective_.scratch_bytes();
+  scratch_bytes_ = collective_bytes();
   book_.open(call.bucket).record = std::move(record);
 }
 
@@ -221,15 +246,39 @@ BucketSolution HostBackend::reduce_exact(const PlacedReduction& call) {
   const std::vector<std::string>& objectives = collective_.objectives().names;
   std::vector<double> memory = prepare_method(call.bucket, objectives);
   double* const state = memory.empty() ? nullptr : memory.data();
-  void* const output = call.output.mutable_data_ptr();
-  const std::int64_t n = call.output.numel();
-  const RandomKey key = key_of(call, options_.seed);
-  BucketSolution solution = call.operation == Operation::reduce_scatter
-                                ? collective_.reduce_scatter(output, call.input.const_data_ptr(), n, call.dtype(), key,
-                                                             call.tile_limit, state)
-                                : collective_.all_reduce(output, n, call.dtype(), key, call.tile_limit, state);
+  sum_inside(call);
+  const ShardedBucket bucket = sharded(call, call.tile_limit);
+  BucketSolution solution = collective_.reduce(bucket, key_of(call, options_.seed), state);
+  gather(call, bucket);
   store_memory(call.bucket, objectives, memory);
   return solution;
+}
+
+/// Adds up what the ranks of this one's objective bring; each of them goes on with a part of the sum.
+void HostBackend::sum_inside(const PlacedReduction& call) {
+  if (!inside_) {
+    return;
+  }
+  void* const output = call.output.mutable_data_ptr();
+  const std::int64_t n = call.output.numel();
+  if (call.operation == Operation::reduce_scatter) {
+    inside_->sum_shards_across(call.input.const_data_ptr(), n, call.dtype());
+  } else if (call.operation == Operation::reduce_scatter_inside) {
+    inside_->sum_to_shard(output, call.input.const_data_ptr(), n, call.dtype());
+  } else {
+    inside_->sum_in_place(output, n, call.dtype());
+  }
+}
+
+/// Makes the result of this rank's shard that of the call.
+void HostBackend::gather(const PlacedReduction& call, const ShardedBucket& bucket) {
+  if (call.operation == Operation::reduce_scatter) {
+    return;
+  }
+  collective_.all_gather_shards(bucket);
+  if (inside_ && !call.scatters()) {
+    inside_->gather_in_place(call.output.mutable_data_ptr(), call.output.numel(), call.dtype());
+  }
 }
 
 RandomKey HostBackend::key_of(const PlacedReduction& call, std::uint64_t seed) {
@@ -240,13 +289,14 @@ RandomKey HostBackend::key_of(const PlacedReduction& call, std::uint64_t seed) {
 void HostBackend::put_aside(const JobPtr& job) {
   const PlacedReduction& call = job->call;
   const StepObjectives& objectives = steps_[call.line].objectives;
-  const ShardedBucket bucket = sharded(call);
-  Deferred deferred{job, aside_of(call, bucket), {}};
+  Deferred deferred{job, aside_of(call, sharded(call)), {}};
+  sum_inside(call);
+  const ShardedBucket bucket = sharded(call);  // now that there is a sum
   collective_.accumulate(bucket, objectives.pass(call.pass), deferred.aside->tile);
   {
     const std::lock_guard lock(mutex_);
     deferred.aside->bytes = deferred.aside->tile.capacity();
-    scratch_bytes_ = collective_.scratch_bytes();
+    scratch_bytes_ = collective_bytes();
   }
   if (call.leaves_open) {
     std::memset(call.output.mutable_data_ptr(), 0, call.output.nbytes());
@@ -262,13 +312,18 @@ void HostBackend::put_aside(const JobPtr& job) {
   combine_tile(deferred, deferred.gramian.solution);
 }
 
-ShardedBucket HostBackend::sharded(const PlacedReduction& call) const {
+/// What of a bucket is reduced across objectives here, behind sum_inside().
+ShardedBucket HostBackend::sharded(const PlacedReduction& call, std::int64_t tile_limit) const {
   void* const output = call.output.mutable_data_ptr();
   const std::int64_t n = call.output.numel();
-  constexpr std::int64_t kLimit = MooCollective::kSumTileBytes;
-  return call.operation == Operation::reduce_scatter
-             ? sharded_apart(output, call.input.const_data_ptr(), n, call.dtype(), world_size(), kLimit)
-             : sharded_in_place(output, n, call.dtype(), rank(), world_size(), kLimit);
+  const int world = collective_.world_size();
+  if (call.operation == Operation::reduce_scatter) {
+    const void* const input = inside_ ? inside_->summed() : call.input.const_data_ptr();
+    return sharded_apart(output, input, n, call.dtype(), world, tile_limit);
+  }
+  const auto [data, size] = inside_ && !call.scatters() ? inside_->part(output, n, call.dtype())
+                                                        : InsideGroup::Part{static_cast<std::byte*>(output), n};
+  return sharded_in_place(data, size, call.dtype(), collective_.rank(), world, tile_limit);
 }
 
 std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReduction& call, const ShardedBucket& bucket) {
@@ -289,9 +344,7 @@ void HostBackend::combine_tile(const Deferred& bucket, const BucketSolution& sol
   const PlacedReduction& call = bucket.job->call;
   const ShardedBucket where = sharded(call);
   collective_.combine_tile(bucket.aside->tile, bucket.gramian.shares, solved.weights, where);
-  if (call.operation != Operation::reduce_scatter) {
-    collective_.all_gather_shards(where);
-  }
+  gather(call, where);
   BucketRecord record = record_of(call, options_.sketch);
   record.objectives = steps_[call.line].objectives.names();
   record.result = {bucket.gramian.solution.gramian, solved.weights, solved.solution};
@@ -346,7 +399,7 @@ HostBackend::KeptWeights HostBackend::reduce_sketched(Job& job) {
   const std::int64_t n = call.output.numel();
   void* const output = call.output.mutable_data_ptr();
   const auto meanwhile = [this, &call] { prepare_next(call.line); };
-  if (call.operation == Operation::reduce_scatter) {
+  if (call.scatters()) {
     collective_.weighted_reduce_scatter(output, call.input.const_data_ptr(), n, call.dtype(), used.solution.weights,
                                         zero_rows, meanwhile);
   } else {
@@ -459,8 +512,8 @@ SolverMemory& HostBackend::memory_of(const BucketId& bucket) {
 
 /// As AllGather.
 void HostBackend::all_gather(const at::Tensor& blocks) {
-  if (transport_) {
-    transport_->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
+  if (links_.all) {
+    links_.all->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
                            blocks.nbytes() / static_cast<std::size_t>(world_size()));
   }
 }
@@ -486,7 +539,14 @@ std::vector<BucketRecord> HostBackend::records() const {
 
 Counters HostBackend::counters() const {
   const std::lock_guard lock(mutex_);
-  return counters_;
+  Counters counters = counters_;
+  counters.sent_across = links_.across ? links_.across->bytes_sent() : 0;
+  counters.sent_inside = links_.inside ? links_.inside->bytes_sent() : 0;
+  return counters;
+}
+
+std::size_t HostBackend::collective_bytes() const {
+  return collective_.scratch_bytes() + (inside_ ? inside_->scratch_bytes() : 0);
 }
 
 std::size_t HostBackend::scratch_bytes() const {
@@ -527,8 +587,10 @@ void HostBackend::set_solver_states(const std::vector<SavedSolverState>& saved) 
 }
 
 void HostBackend::shutdown() {
-  if (transport_) {
-    transport_->abort();
+  for (const auto& link : {links_.all, links_.across, links_.inside}) {
+    if (link) {
+      link->abort();
+    }
   }
   worker_.stop();
   fail_deferred(broken_off());

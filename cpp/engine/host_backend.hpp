@@ -16,6 +16,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <vector>
 
+#include "collective/inside_group.hpp"
 #include "collective/moo_collective.hpp"
 #include "collective/objective_tile.hpp"
 #include "collective/point_to_point_transport.hpp"
@@ -40,8 +41,8 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   static std::shared_ptr<HostBackend> make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options);
   ~HostBackend() override;
 
-  int rank() const override { return collective_.rank(); }
-  int world_size() const override { return collective_.world_size(); }
+  int rank() const override { return links_.all ? links_.all->rank() : 0; }
+  int world_size() const override { return links_.all ? links_.all->size() : 1; }
   void check(const Reduction&, bool, bool) override {}
   FuturePtr submit(PlacedReduction call) override;
   void end_step(std::uint64_t line) override;
@@ -90,10 +91,18 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   struct Step {
     StepObjectives objectives;
     Objectives newest_pass;
-    std::exception_ptr failure;  // alike on every rank
+    std::vector<Objectives> inside;  // of each pass, where there is an inside group
+    std::exception_ptr failure;      // alike on every rank
   };
 
-  HostBackend(std::shared_ptr<Transport> transport, EngineOptions options);
+  /// Who this rank exchanges with. Null: nobody.
+  struct Links {
+    std::shared_ptr<PointToPointTransport> all;
+    std::shared_ptr<PointToPointTransport> across;  // those that reduce the same part: all, without a grid
+    std::shared_ptr<PointToPointTransport> inside;  // those that share its objective on a grid, and reduce other parts
+  };
+
+  HostBackend(Links links, EngineOptions options);
 
   void work_on(const JobPtr& job);
   void attempt(std::uint64_t line, const std::function<void()>& part);
@@ -104,9 +113,11 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   bool reduces_at_once(const PlacedReduction& call) const;
   void reduce_dense(Job& job);
   BucketSolution reduce_exact(const PlacedReduction& call);
+  void sum_inside(const PlacedReduction& call);
+  void gather(const PlacedReduction& call, const ShardedBucket& bucket);
   void put_aside(const JobPtr& job);
   std::shared_ptr<PutAside> aside_of(const PlacedReduction& call, const ShardedBucket& bucket);
-  ShardedBucket sharded(const PlacedReduction& call) const;
+  ShardedBucket sharded(const PlacedReduction& call, std::int64_t tile_limit = MooCollective::kSumTileBytes) const;
   void solve_model();
   void solve_tile(const BucketId& owner, const PlacedReduction& call, BucketSolution& result);
   void combine_tile(const Deferred& bucket, const BucketSolution& solved);
@@ -125,14 +136,16 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   SolverMemory& memory_of(const BucketId& bucket);
   void reduce_sparse(const PlacedReduction& call);
   void all_gather(const at::Tensor& blocks);
+  std::size_t collective_bytes() const;
 
   const EngineOptions options_;
   std::vector<double> preference_;  // in the order of the objectives of the newest solve; the worker's
   const Method method_;             // points to it and into options_
-  const std::shared_ptr<Transport> transport_;
+  const Links links_;
 
   // Used by the worker alone.
   MooCollective collective_;
+  std::optional<InsideGroup> inside_;
   bool configuration_checked_ = false;
   std::exception_ptr failure_;           // for good
   std::map<std::uint64_t, Step> steps_;  // by line

@@ -21,6 +21,8 @@ struct PutAside {
 
   std::int64_t step = 0;
   bool is_open = false;
+  Operation operation = Operation::invalid;
+  std::int64_t numel = 0;  ///< of the whole bucket, of which the tile may have a part
   Tile tile;
   std::size_t bytes = 0;  ///< of the tile, as far as its owner has noted it
 };
@@ -48,8 +50,10 @@ auto open_aside(Book& book, const PlacedReduction& call, Make make, Begin begin,
   if (!aside->is_open || aside->step != call.step) {
     aside->step = call.step;
     aside->is_open = true;
+    aside->operation = call.operation;
+    aside->numel = call.gradient().numel();
     begin(aside->tile);
-  } else if (!fits(aside->tile)) {
+  } else if (!fits(aside->tile) || aside->operation != call.operation || aside->numel != call.gradient().numel()) {
     throw AgreedError(c10::str("bucket_moo_ext: in pass ", call.pass + 1, " of step ", call.step, " bucket '",
                                call.bucket[0].name,
                                "' is of another size, dtype or operation than in the passes before"));

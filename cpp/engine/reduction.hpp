@@ -19,7 +19,7 @@ using FuturePtr = c10::intrusive_ptr<c10::ivalue::Future>;
 struct Reduction {
   Operation operation = Operation::invalid;
   at::Tensor output = {};  ///< where the result goes; all but reduce_scatter read it too
-  at::Tensor input = {};   ///< of reduce_scatter alone
+  at::Tensor input = {};   ///< of operations that scatter
   BucketId bucket = {};
   /// Bytes of other ranks' gradients to hold at a time, for what is larger is exchanged in pieces. 0: all of them.
   std::int64_t tile_limit = 0;
@@ -27,7 +27,11 @@ struct Reduction {
   std::optional<int> of_pass = {};
 
   /// What holds this rank's gradient.
-  const at::Tensor& gradient() const { return operation == Operation::reduce_scatter ? input : output; }
+  const at::Tensor& gradient() const { return scatters() ? input : output; }
+  /// Whether the result is a shard.
+  bool scatters() const {
+    return operation == Operation::reduce_scatter || operation == Operation::reduce_scatter_inside;
+  }
   DType dtype() const { return dtype_of(gradient().scalar_type(), "a bucket"); }
 };
 

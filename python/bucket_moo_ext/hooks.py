@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ from bucket_moo_ext.methods import Method
 from bucket_moo_ext.process_group import is_alone, parent_group
 from bucket_moo_ext.state import BucketMOO
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 
 @refuse_method_options
 def register(
@@ -31,6 +34,8 @@ def register(
     gramian: str | Sketch = "exact",
     layout: str = "ranks",
     scope: str = "bucket",
+    mesh: "DeviceMesh | None" = None,
+    objectives: str | tuple[str, ...] | None = None,
     process_group: dist.ProcessGroup | None = None,
     seed: SupportsIndex = 0,
     bucket_cap_mb: SupportsFloat | None = None,
@@ -52,7 +57,7 @@ def register(
             or set up by Lightning Fabric that runs one of these; or any module in one process. What is reduced must be
             float32, bfloat16, float16 or float64, on the CPU or, in a build with CUDA kernels, on one GPU; parameters
             that DDP or FSDP2 ignores or that are not trained may be anything.
-        method, objective, weight, gramian, layout, scope, seed: As for ``BucketMOO``.
+        method, objective, weight, gramian, layout, scope, mesh, objectives, seed: As for ``BucketMOO``.
         process_group: None, or the group that the DDP module was made with, or of the mesh of the sharded one.
         bucket_cap_mb: Of a plain module: MiB of gradients from which on a bucket takes no more parameters, >= 0; None:
             25, as DDP. DDP and FSDP2 have their own.
@@ -78,6 +83,8 @@ def register(
         gramian=gramian,
         layout=layout,
         scope=scope,
+        mesh=mesh,
+        objectives=objectives,
         seed=seed,
     )
     if isinstance(module, nn.Module) and process_group is None and is_alone() and is_plain(module):

@@ -76,6 +76,7 @@ class Report:
         estimator: How Gramians are found: "exact" or the ``Sketch``, and for "auto" why.
         layout: "ranks" or "passes", as for ``BucketMOO``.
         scope: "bucket" or "model": the weights are the same in all buckets.
+        mesh: The dimensions of the mesh, with those along which objectives differ; empty without a mesh.
         passes: Backward passes of the step.
         objectives: K names.
         buckets: The buckets, by index.
@@ -94,6 +95,7 @@ class Report:
     estimator: str
     layout: str
     scope: str
+    mesh: str
     passes: int
     objectives: tuple[str, ...]
     buckets: tuple[BucketReport, ...]
@@ -146,6 +148,7 @@ class Report:
             (f", {self.passes} passes (rows: {counted})" if self.passes > 1 else "")
             + (f", layout {self.layout}" if self.layout != "ranks" else "")
             + (f", one problem for the {self.scope}" if self.scope != "bucket" else "")
+            + (f", mesh {self.mesh}" if self.mesh else "")
         )
 
     def _accuracy(self) -> str:
@@ -171,6 +174,7 @@ class Setup(NamedTuple):
     estimator: str
     layout: str
     scope: str
+    mesh: str
 
 
 def make_report(setup: Setup, records: list[_C.BucketRecord], counters: dict[str, int]) -> Report:

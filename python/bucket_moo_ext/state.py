@@ -6,7 +6,7 @@ import functools
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -14,11 +14,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bucket_moo_ext import _C
 from bucket_moo_ext.gramian_source import GramianSource, Sketch, check_source, choose
+from bucket_moo_ext.levels import read_levels
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, describe, resolve
 from bucket_moo_ext.plain import choice, integer, is_finite, number, text, word
 from bucket_moo_ext.process_group import device_group, parent_group, private_group
 from bucket_moo_ext.report import Report, Setup, make_report
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _Bucket: TypeAlias = tuple[list[str], list[str], list[float]]  # parameters, objectives and values of a solver state
 
@@ -117,7 +121,8 @@ class BucketMOO:
             ``Smoothed`` remember every bucket, by the parameters that it holds and by objective names.
         objective: What this rank's gradient belongs to: a name (at most 63 bytes of UTF-8) or an int (the same as its
             decimal text), NumPy's or an enumeration's too. Ranks that name the same objective share it. None: the rank
-            itself is the objective. At most 64 objectives. May be changed for every step.
+            itself is the objective; with a mesh, its place along ``objectives``. At most 64 objectives. May be changed
+            for every step.
         weight: Weight of this rank inside its objective, finite and >= 0, for example its number of target tokens.
             A rank of weight 0 is left out: its gradient is not read. May be changed for every step.
         gramian: How a bucket's Gramian is found: "exact"; a ``Sketch``, which estimates it at the price of an ordinary
@@ -128,6 +133,14 @@ class BucketMOO:
         scope: What one problem is solved for: "bucket"; or "model": for the sum of all buckets' Gramians, so that all
             buckets of a step have the same weights (direct calls of the collectives are models of one bucket). The same
             on every rank.
+        mesh: A DeviceMesh with named dimensions, of all ranks of ``process_group``, if ranks share objectives along
+            some of them: reductions then have two levels. Ranks along the dimensions that ``objectives`` does not name
+            must have the same objective in a pass, which is checked; their weights may differ. They first take the
+            mean of their gradients by an ordinary reduce-scatter, each rank reduces its part across objectives, with
+            the Gramian of the whole, and an all-gather puts the parts together. Results are those without a mesh, up to
+            rounding; a rank sends as many bytes, but 1/I of them to other objectives where I ranks share one. For
+            gradients on the CPU, with the exact Gramian ("auto" chooses that). The same on every rank.
+        objectives: The dimension of ``mesh`` along which objectives differ, or a tuple of several.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
         seed: Key of the methods' random choices, 0 to 2**64 - 1. The same on every rank.
         bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, >= 0 (``register`` reads it off the module). DDP's
@@ -151,6 +164,8 @@ class BucketMOO:
         gramian: str | Sketch = "exact",
         layout: str = "ranks",
         scope: str = "bucket",
+        mesh: "DeviceMesh | None" = None,
+        objectives: str | tuple[str, ...] | None = None,
         process_group: dist.ProcessGroup | None = None,
         seed: SupportsIndex = 0,
         bucket_cap_mb: SupportsFloat = 25.0,
@@ -162,6 +177,9 @@ class BucketMOO:
         self._scope = choice("scope", scope, ("bucket", "model"))
         if self._scope == "model" and isinstance(self._gramian, Sketch):
             raise NotImplementedError("scope='model' is not supported with a Sketch yet; use gramian='exact'")
+        self._levels = read_levels(mesh, objectives)
+        if self._levels is not None and isinstance(self._gramian, Sketch):
+            raise NotImplementedError("mesh is not supported with a Sketch yet; use gramian='exact'")
         self._seed = word("seed", seed)
         cap = None if isinstance(bucket_cap_mb, bool) else number(bucket_cap_mb)
         if cap is None:
@@ -372,7 +390,8 @@ class BucketMOO:
         records = [] if self._engine is None else self._engine.records()
         if self._engine is None or not records:
             raise RuntimeError("there is nothing to report: no bucket was reduced yet")
-        how = Setup(describe(self._method), self._estimator, self._layout, self._scope)
+        mesh = "" if self._levels is None else self._levels.title
+        how = Setup(describe(self._method), self._estimator, self._layout, self._scope, mesh)
         return make_report(how, records, self._engine.counters())
 
     def memory(self) -> int:
@@ -447,6 +466,7 @@ class BucketMOO:
             "gramian": self._gramian,
             "layout": self._layout,
             "scope": self._scope,
+            "levels": self._levels,
             "seed": self._seed,
             "bucket_cap_mb": self._bucket_cap_mb,
             "step": self.step,
@@ -458,7 +478,9 @@ class BucketMOO:
         """Restores ``__getstate__``."""
         arguments = dict(saved)
         step, buckets, attributes = (arguments.pop(name) for name in ("step", "buckets", "attributes"))
+        levels = arguments.pop("levels", None)
         BucketMOO.__init__(self, **arguments)  # a subclass may take other arguments
+        self._levels = levels
         self._restore(step, buckets)
         vars(self).update(attributes)
 
@@ -474,7 +496,10 @@ class BucketMOO:
     def _objective_name(self, objective: str | int | None) -> str:
         if objective is not None or self._is_alone:
             return str(objective or 0)
-        return str(parent_group(self._process_group).rank())
+        group = parent_group(self._process_group)
+        if self._levels is not None and self._levels.inside > 1:
+            return str(self._levels.across_of(dist.get_rank()))
+        return str(group.rank())
 
     def _bound(self, device: torch.device) -> _C.Engine:
         """The engine for tensors on `device`; the first call makes it, which is collective over the group.
@@ -508,6 +533,12 @@ class BucketMOO:
         self._named.clear()
 
     def _make_engine(self, device: torch.device) -> _C.Engine:
+        parent = None if self._is_alone else parent_group(self._process_group)
+        grid: list[list[int]] = []
+        if self._levels is not None:
+            grid = self._levels.in_group([0] if parent is None else dist.get_process_group_ranks(parent))
+        if _C.reduces_on_device(device) and self._levels is not None and self._levels.inside > 1:
+            raise NotImplementedError(f"mesh is not supported on {device} yet; on a GPU leave it out")
         objective = self._objective_name(self._objective)
         if _C.reduces_on_device(device) and self._scope == "model":
             raise NotImplementedError(f"scope='model' is not supported on {device} yet; on a GPU use scope='bucket'")
@@ -520,17 +551,18 @@ class BucketMOO:
                 f"{describe(self._method)} names objectives ({', '.join(names)}), which is not supported on {device} "
                 "yet; give one number an objective, in the order of the objectives"
             )
-        parent = None if self._is_alone else parent_group(self._process_group)
         group = None
         if parent is not None:
             group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
-        wanted = "exact" if self._scope == "model" else self._gramian  # nothing else is supported there yet
+        is_exact = self._scope == "model" or self._levels is not None  # nothing else is supported there yet
+        wanted = "exact" if is_exact else self._gramian
         sketch, estimator = choose(wanted, parent)
         configuration = [
             ("method", describe(self._method)),
             ("gramian", str(self._gramian)),
             ("layout", self._layout),
             ("scope", self._scope),
+            ("mesh", str(self._levels)),
             ("seed", str(self._seed)),
             ("bucket_cap_mb", repr(self._bucket_cap_mb)),
             ("version", str(_C.build_info()["version"])),
@@ -543,6 +575,7 @@ class BucketMOO:
             sketch._native() if sketch else None,
             self._layout == "passes",
             self._scope == "model",
+            grid,
             configuration,
         )
         self._estimator = estimator

@@ -65,6 +65,7 @@ class Step:
     estimator: str
     layout: str
     scope: str
+    mesh: str
     passes: int
     objectives: tuple[str, ...]
     buckets: list[Bucket]

@@ -32,8 +32,16 @@ BUCKET_MOO_HD inline bool same_name(const ObjectiveName& a, const ObjectiveName&
 }
 
 /// The kind of call that a rank makes. `invalid`: its arguments were refused; it only tells the others so.
-/// `end_of_pass`: it has no more buckets.
-enum class Operation : std::int32_t { ddp_bucket, all_reduce, reduce_scatter, invalid, end_of_pass };
+/// `end_of_pass`: it has no more buckets. `reduce_scatter_inside`: among the ranks that share an objective on a grid,
+/// so that ranks across it have the same shard.
+enum class Operation : std::int32_t {
+  ddp_bucket,
+  all_reduce,
+  reduce_scatter,
+  invalid,
+  end_of_pass,
+  reduce_scatter_inside,
+};
 
 /// What a rank tells the others at the start of a pass. Sent as raw bytes, so every rank must run the same build.
 struct StepRecord {

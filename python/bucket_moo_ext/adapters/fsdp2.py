@@ -148,7 +148,7 @@ class Passes:
             )
         self._reduced.add(bucket)
         try:
-            self._state._bound(self._device).reduce_bucket_to_shard(output, input, parameters)
+            self._state._bound(self._device).reduce_bucket_to_shard(output, input, parameters, False)
         except ValueError as error:
             raise _explained(error) from error
         if scale != 1.0:
