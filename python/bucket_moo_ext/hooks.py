@@ -12,6 +12,7 @@ from bucket_moo_ext import _C, private_torch
 from bucket_moo_ext.adapters.ddp import check_module, find_ddp, find_sharded, is_plain
 from bucket_moo_ext.adapters.ddp_copies import watch_copies
 from bucket_moo_ext.adapters.fsdp2 import Passes, ShardedModel
+from bucket_moo_ext.adapters.hsdp import Scatter, check_replicas, find_scatter
 from bucket_moo_ext.adapters.local import LocalBuckets
 from bucket_moo_ext.adapters.parameters import check_whole
 from bucket_moo_ext.gramian_source import Sketch
@@ -95,7 +96,7 @@ def register(
     if (root := find_sharded(module)) is not None:
         if bucket_cap_mb is not None:
             raise ValueError(f"bucket_cap_mb: FSDP2's groups of parameters are the buckets; got {bucket_cap_mb!r}")
-        return _register_sharded(root, new_state, process_group)
+        return _register_sharded(root, new_state, process_group, mesh)
     ddp = find_ddp(module)
     if bucket_cap_mb is not None:
         raise ValueError(f"bucket_cap_mb is that of the DDP module, which was made with it; got {bucket_cap_mb!r}")
@@ -114,11 +115,16 @@ def register(
 
 
 def _register_sharded(
-    root: nn.Module, new_state: Callable[..., BucketMOO], process_group: dist.ProcessGroup | None
+    root: nn.Module,
+    new_state: Callable[..., BucketMOO],
+    process_group: dist.ProcessGroup | None,
+    mesh: "DeviceMesh | None",
 ) -> BucketMOO:
     model = ShardedModel(root)
-    group = model.process_group
-    if process_group is not None and parent_group(process_group) is not group:
+    group = model.shard_group
+    if mesh is not None:
+        group = parent_group(process_group)
+    elif process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group of the mesh that the module is sharded over")
     state = new_state(process_group=group)
     if state.scope == "model":
@@ -126,7 +132,12 @@ def _register_sharded(
             "scope='model' is not supported with fully_shard(): FSDP2 wants the shard of a group before the next group "
             "has its gradients; use scope='bucket'"
         )
-    Passes(model, state)
+    scatter = Scatter()
+    if mesh is not None and state._levels is not None:
+        scatter = find_scatter(model.shard_group, mesh, state._levels, group)
+        model.check_not_reduced_elsewhere()
+        check_replicas(model, scatter, group)
+    Passes(model, state, scatter)
     return state
 
 

@@ -197,6 +197,16 @@ def has_own_reduce_scatter(group: Any) -> bool:
     return type(group._reduce_scatter_comm).__module__.startswith("torch.")
 
 
+def has_all_reduce_hook(group: Any) -> bool:
+    """Whether a function is called with a group's reduced shards."""
+    return getattr(group, "_all_reduce_hook", None) is not None
+
+
+def has_divide_factor(group: Any) -> bool:
+    """Whether ``set_gradient_divide_factor()`` has given what the sum of a group's gradients is divided by."""
+    return getattr(group, "gradient_divide_factor", None) is not None
+
+
 def scale_of(op: Any, world: int) -> float:
     """By what the mean over ``world`` ranks is to be multiplied to be what a reduction gives.
 

@@ -61,9 +61,9 @@ def mesh_of(world: int) -> DeviceMesh:
     return init_device_mesh("cpu", (world,))
 
 
-def shard(model: Transformer, world: int, **options: Any) -> Transformer:
-    """A group for each block and adapter, one for the rest."""
-    mesh = mesh_of(world)
+def shard(model: Transformer, over: int | DeviceMesh, **options: Any) -> Transformer:
+    """A group for each block and adapter, one for the rest. ``over``: a mesh, or a number of ranks."""
+    mesh = mesh_of(over) if isinstance(over, int) else over
     for part in (*model.blocks, *model.adapters.values()):
         fully_shard(part, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bucket_moo_ext import private_torch
+from bucket_moo_ext.adapters.hsdp import Scatter
 from bucket_moo_ext.adapters.parameters import check_device, check_dtype
 from bucket_moo_ext.state import BucketMOO
 
@@ -33,12 +34,25 @@ class ShardedModel:
         named = {parameter: name for name, parameter in root.named_parameters()}
         self.names = [[named[parameter] for parameter in private_torch.registered(group)] for _, group in self.groups]
         self.device = self._check()
-        self.process_group: dist.ProcessGroup = private_torch.mesh_of_group(self.groups[0][1]).get_group()
+        self.shard_group: dist.ProcessGroup = private_torch.mesh_of_group(self.groups[0][1]).get_group()
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Those that are sharded."""
         for (_, group), names in zip(self.groups, self.names, strict=True):
             yield from zip(names, private_torch.sharded_parameters(group), strict=True)
+
+    def check_not_reduced_elsewhere(self) -> None:
+        """Refuses a function of the user's that reduces over replicas what is reduced over them here.
+
+        Raises:
+            RuntimeError: There is one.
+        """
+        for (_, group), names in zip(self.groups, self.names, strict=True):
+            if private_torch.has_all_reduce_hook(group):
+                raise RuntimeError(
+                    f"module: the group of parameter {names[0]!r} has an all-reduce hook (set_all_reduce_hook); with "
+                    "mesh=... its replicas are reduced here"
+                )
 
     def _check(self) -> torch.device:
         if not self.groups:
@@ -88,11 +102,11 @@ def _check_mesh(mesh: Any, name: str) -> None:
     dimensions = ", ".join(mesh.mesh_dim_names or ("unnamed",))
     if mesh.ndim > 1:
         raise ValueError(
-            f"module: parameter {name!r} is sharded over a mesh of {mesh.ndim} dimensions ({dimensions}). Hybrid "
-            "sharding (HSDP) and tensor parallelism beside FSDP2 are not supported: only the ranks of one shard group "
-            "would be weighed against each other, and copies of a parameter would get different updates or a mean of "
-            "them. Use a mesh of one dimension over all ranks: fully_shard(model, mesh=init_device_mesh(device, "
-            "(world_size,)))"
+            f"module: parameter {name!r} is sharded over a mesh of {mesh.ndim} dimensions ({dimensions}). Of such a "
+            "mesh FSDP2 hands over the mean of a shard group alone. For hybrid sharding (HSDP) shard over one "
+            "dimension and give the whole mesh here: fully_shard(model, mesh=mesh['shard']), moo.register(model, "
+            "method, mesh=mesh, objectives='replicate'). Tensor parallelism beside FSDP2 is not supported: ranks that "
+            "hold other pieces of a parameter would solve for weights of their own"
         )
     if mesh.size() == 1:
         raise ValueError(
@@ -108,13 +122,14 @@ class Passes:
     which it reduces what autograd did not come to, the root's group as a rule.
     """
 
-    def __init__(self, model: ShardedModel, state: BucketMOO) -> None:
-        """Takes the place of FSDP2's reduce-scatters. Collective over the mesh."""
+    def __init__(self, model: ShardedModel, state: BucketMOO, scatter: Scatter) -> None:
+        """Takes the place of FSDP2's reduce-scatters. Collective over the state's group."""
         self._state = state
+        self._scatter = scatter
         self._device = model.device
         self._groups = [group for _, group in model.groups]
         self._states = private_torch.sharding_states(module for module, _ in model.groups)
-        self._ranks = dist.get_process_group_ranks(model.process_group)
+        self._ranks = dist.get_process_group_ranks(model.shard_group)
         self._in_pass = False
         self._leaves_open = False
         self._reduced: set[tuple[str, ...]] = set()  # buckets of this pass
@@ -132,9 +147,15 @@ class Passes:
         group: dist.ProcessGroup,
         op: object,
         parameters: list[tuple[str, int]],
+        sharded: Any,
     ) -> None:
-        """The shard of a group's update, complete on return; on a GPU, enqueued on the current stream."""
+        """The shard of a group's update, complete on return; on a GPU, enqueued on the current stream.
+
+        ``sharded``: the group of parameters.
+        """
         scale = private_torch.scale_of(op, len(self._ranks))
+        if private_torch.has_divide_factor(sharded):  # which is for the sum over all ranks
+            scale *= self._scatter.replicas
         if dist.get_process_group_ranks(group) != self._ranks:
             raise RuntimeError("bucket_moo_ext: fully_shard() reduces over other ranks than at registration")
         bucket = tuple(name for name, _ in parameters)
@@ -148,7 +169,7 @@ class Passes:
             )
         self._reduced.add(bucket)
         try:
-            self._state._bound(self._device).reduce_bucket_to_shard(output, input, parameters, False)
+            self._scatter(self._state._bound(self._device), output, input, parameters, self._leaves_open)
         except ValueError as error:
             raise _explained(error) from error
         if scale != 1.0:
@@ -223,7 +244,7 @@ def _comm(passes: Passes, sharded: Any, names: list[str]) -> Any:
             op: object,
             async_op: bool = False,
         ) -> None:
-            passes.reduce(output_tensor, input_tensor, group, op, self._parameters())
+            passes.reduce(output_tensor, input_tensor, group, op, self._parameters(), sharded)
 
         def _parameters(self) -> list[tuple[str, int]]:
             """Names and elements of those that are trained."""
