@@ -2,11 +2,14 @@
 
     python bench/fsdp2.py                    # 4 ranks, 100 MB of gradients in groups of 25 MB, 1 and 4 passes a step
     python bench/fsdp2.py --ranks 2 --rounds 31
+    python bench/fsdp2.py --wrapper hsdp     # two replicas, one objective each
 
 The backward pass does nothing but hand over gradients, so that what is seen is the reduction. "one pass" is plain FSDP2
 beside ``moo.register(model, "mgda")``. "accumulation" is a step of several passes: plain FSDP2 with a reduce-scatter in
 every pass, which is how sharded gradients are accumulated, beside ``layout="passes"``, one objective a pass. The two
-take turns within each round; a round's time is that of its slowest rank, and the ratio is the median over rounds.
+take turns within each round. With ``--wrapper hsdp`` plain is FSDP2's own over a mesh of two dimensions, which reduces
+over replicas in the last pass of an accumulation alone, and ours is sharded over one of them. A round's time is that of
+its slowest rank, and the ratio is the median over rounds.
 """
 
 import argparse
@@ -17,14 +20,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 class Gradient(nn.Module):
@@ -40,11 +44,10 @@ class Gradient(nn.Module):
         return x + self.parameter @ self.gradient
 
 
-def new_model(rank: int, world: int, megabytes: float, groups: int) -> nn.Module:
+def new_model(rank: int, mesh: DeviceMesh, megabytes: float, groups: int) -> nn.Module:
     """Sharded; the root has no parameters of its own."""
     generator = torch.Generator().manual_seed(rank)
     model = nn.Sequential(*(Gradient(round(megabytes * 1e6 / 4 / groups), generator) for _ in range(groups)))
-    mesh = init_device_mesh("cpu", (world,))
     for part in model:
         fully_shard(part, mesh=mesh, reshard_after_forward=False)
     return fully_shard(model, mesh=mesh, reshard_after_forward=False)
@@ -52,6 +55,7 @@ def new_model(rank: int, world: int, megabytes: float, groups: int) -> nn.Module
 
 def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Callable[[], float]:
     """A step, which returns the seconds of its backward passes."""
+    assert isinstance(model, FSDPModule)
 
     def step() -> float:
         model.zero_grad()
@@ -60,6 +64,7 @@ def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Calla
             loss = model(torch.ones((), requires_grad=True))
             if state is not None and passes > 1:
                 state.objective = number
+            model.set_requires_all_reduce(number == passes - 1)  # plain HSDP's
             leaves_open = state is not None and number < passes - 1
             with state.accumulate() if state is not None and leaves_open else contextlib.nullcontext():
                 dist.barrier()
@@ -78,12 +83,20 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
     world = arguments.ranks
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     torch.set_num_threads(1)
+    given: dict[str, Any] = {}
+    if arguments.wrapper == "fsdp2":
+        mesh = init_device_mesh("cpu", (world,))
+        meshes = {"plain": mesh, "ours": mesh}
+    else:
+        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
+        meshes = {"plain": mesh, "ours": mesh["shard"]}
+        given = {"mesh": mesh, "objectives": "replicate"}
     for passes in (1, arguments.passes):
         steps: dict[str, Callable[[], float]] = {}
         for way in ("plain", "ours"):
-            model = new_model(rank, world, arguments.megabytes, arguments.groups)
+            model = new_model(rank, meshes[way], arguments.megabytes, arguments.groups)
             layout = "passes" if passes > 1 else "ranks"
-            state = moo.register(model, "mgda", layout=layout) if way == "ours" else None
+            state = moo.register(model, "mgda", layout=layout, **given) if way == "ours" else None
             steps[way] = step_of(model, state, passes)
         times: dict[str, list[float]] = {way: [] for way in steps}
         for round_ in range(arguments.rounds + 2):
@@ -104,15 +117,18 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Starts the ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--wrapper", choices=("fsdp2", "hsdp"), default="fsdp2")
+    parser.add_argument("--ranks", type=int, default=4, help="with hsdp an even number")
     parser.add_argument("--megabytes", type=float, default=100.0, help="of float32 gradients")
     parser.add_argument("--groups", type=int, default=4, help="of parameters, of one size")
     parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
+    if arguments.ranks % 2 and arguments.wrapper == "hsdp":
+        parser.error(f"--ranks must be even with --wrapper hsdp; got {arguments.ranks}")
     print(
-        f"{arguments.ranks} ranks on {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, "
-        f"{arguments.megabytes:g} MB in {arguments.groups} groups, median of {arguments.rounds} rounds"
+        f"{arguments.wrapper}, {arguments.ranks} ranks on {os.cpu_count()} cores ({platform.machine()}), "
+        f"torch {torch.__version__}, {arguments.megabytes:g} MB in {arguments.groups} groups, median of {arguments.rounds} rounds"
     )
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(main_of_rank, (os.path.join(folder, "store"), arguments), nprocs=arguments.ranks)
