@@ -128,7 +128,8 @@ def main() -> None:
         parser.error(f"--ranks must be even with --wrapper hsdp; got {arguments.ranks}")
     print(
         f"{arguments.wrapper}, {arguments.ranks} ranks on {os.cpu_count()} cores ({platform.machine()}), "
-        f"torch {torch.__version__}, {arguments.megabytes:g} MB in {arguments.groups} groups, median of {arguments.rounds} rounds"
+        f"torch {torch.__version__}, {arguments.megabytes:g} MB in {arguments.groups} groups, "
+        f"median of {arguments.rounds} rounds"
     )
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(main_of_rank, (os.path.join(folder, "store"), arguments), nprocs=arguments.ranks)

@@ -46,7 +46,8 @@ def register(
     To be called on every rank of the module's group, before its first backward pass.
 
     Of a model that ``fully_shard()`` (FSDP2) shards over one mesh dimension, every group of parameters is a bucket and
-    every backward pass a pass: see docs/frameworks.md. ``module`` is the one whose whole is sharded.
+    every backward pass a pass: see docs/frameworks.md. ``module`` is the one whose whole is sharded. If there are
+    replicas of it along the other dimension of a mesh (HSDP), give that as ``mesh``.
 
     In one process (no process group, or one of a single rank) a plain module has as many objectives as a step has
     passes: see ``BucketMOO.backward()`` and ``BucketMOO.accumulate()``. Gradients are put aside bucket by bucket as
@@ -59,7 +60,8 @@ def register(
             float32, bfloat16, float16 or float64, on the CPU or, in a build with CUDA kernels, on one GPU; parameters
             that DDP or FSDP2 ignores or that are not trained may be anything.
         method, objective, weight, gramian, layout, scope, mesh, objectives, seed: As for ``BucketMOO``.
-        process_group: None, or the group that the DDP module was made with, or of the mesh of the sharded one.
+        process_group: None, or the group that the DDP module was made with, or of the mesh of the sharded one; with
+            ``mesh`` that of all its ranks, None being the default group.
         bucket_cap_mb: Of a plain module: MiB of gradients from which on a bucket takes no more parameters, >= 0; None:
             25, as DDP. DDP and FSDP2 have their own.
 
@@ -69,7 +71,8 @@ def register(
     Raises:
         TypeError: ``module`` is neither of these, or a parameter has an unsupported dtype.
         ValueError: A bad argument, a parameter on an unsupported device or of a model-parallel module, an option of DDP
-            that cannot be combined, or a mesh of several dimensions or of one rank.
+            that cannot be combined; a module that is sharded over several dimensions or over one rank, or not over a
+            dimension of ``mesh``; replicas of it that differ.
         RuntimeError: The module has a hook already or has reduced a backward pass.
         NotImplementedError: ``scope="model"`` for a sharded module.
 
