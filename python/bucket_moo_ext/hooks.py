@@ -139,6 +139,7 @@ def _register_sharded(
     if mesh is not None and state._levels is not None:
         scatter = find_scatter(model.shard_group, mesh, state._levels, group)
         model.check_not_reduced_elsewhere()
+        state._bound(model.device)  # or refuses to, before replicas are compared
         check_replicas(model, scatter, group)
     Passes(model, state, scatter)
     return state
