@@ -137,7 +137,7 @@ def _register_sharded(
         )
     scatter = Scatter()
     if mesh is not None and state._levels is not None:
-        scatter = find_scatter(model.shard_group, mesh, state._levels, group)
+        scatter = find_scatter(model.shard_group, mesh, state._levels, group, model.device)
         model.check_not_reduced_elsewhere()
         state._bound(model.device)  # or refuses to, before replicas are compared
         check_replicas(model, scatter, group)

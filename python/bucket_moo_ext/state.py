@@ -538,7 +538,11 @@ class BucketMOO:
         if self._levels is not None:
             grid = self._levels.in_group([0] if parent is None else dist.get_process_group_ranks(parent))
         if _C.reduces_on_device(device) and self._levels is not None and self._levels.inside > 1:
-            raise NotImplementedError(f"mesh is not supported on {device} yet; on a GPU leave it out")
+            raise NotImplementedError(
+                f"objectives={', '.join(self._levels.objectives)!r}: reductions in two levels are not supported on "
+                f"{device} yet. objectives={self._levels.dimensions} and an objective given on every rank bring the "
+                "same answer in one level, for more bytes between ranks of different objectives"
+            )
         objective = self._objective_name(self._objective)
         if _C.reduces_on_device(device) and self._scope == "model":
             raise NotImplementedError(f"scope='model' is not supported on {device} yet; on a GPU use scope='bucket'")

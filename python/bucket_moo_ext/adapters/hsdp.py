@@ -46,11 +46,11 @@ class ScatterAndReduce(Scatter):
 class ScatterPieces(Scatter):
     """Reduces over all ranks, of which each gets a piece of its shard, and gathers the pieces over the replicas."""
 
-    def __init__(self, order: list[int], shards: int, replica_group: dist.ProcessGroup) -> None:
+    def __init__(self, order: torch.Tensor, shards: int, replica_group: dist.ProcessGroup) -> None:
         """``order``: by rank of the engine, its shard's number times the number of replicas, plus its replica's."""
         self.replicas = replica_group.size()
         self._shards = shards
-        self._order = torch.tensor(order)
+        self._order = order
         self._group = replica_group
 
     def __call__(
@@ -59,7 +59,7 @@ class ScatterPieces(Scatter):
         """Pieces are padded with zeros to equal sizes, which change no Gramian."""
         size = -(-output.numel() // self.replicas)
         padded = functional.pad(input.view(self._shards, -1), (0, size * self.replicas - output.numel()))
-        pieces = padded.view(-1, size).index_select(0, self._order.to(input.device)).flatten()
+        pieces = padded.view(-1, size).index_select(0, self._order).flatten()
         piece = torch.empty(size, dtype=output.dtype, device=output.device)
         engine.reduce_bucket_to_shard(piece, pieces, bucket, False)
         if leaves_open:
@@ -71,7 +71,7 @@ class ScatterPieces(Scatter):
 
 
 def find_scatter(
-    shard_group: dist.ProcessGroup, mesh: "DeviceMesh", levels: Levels, group: dist.ProcessGroup
+    shard_group: dist.ProcessGroup, mesh: "DeviceMesh", levels: Levels, group: dist.ProcessGroup, device: torch.device
 ) -> Scatter:
     """What reduces a model that is sharded over ``shard_group``, a line of ``mesh`` or all of it.
 
@@ -79,6 +79,7 @@ def find_scatter(
         shard_group: The group of the mesh that the model is sharded over.
         mesh, levels: Of all ranks that reduce.
         group: Theirs.
+        device: Where the model's gradients are reduced.
 
     Raises:
         ValueError: The mesh has other ranks than ``group``, or ``shard_group`` is neither.
@@ -103,7 +104,7 @@ def find_scatter(
         rank: s * replicas + r for s, row in enumerate(ranks.movedim(sharded, 0).tolist()) for r, rank in enumerate(row)
     }
     order = [place[rank] for rank in dist.get_process_group_ranks(group)]
-    return ScatterPieces(order, ranks.shape[sharded], mesh.get_group(1 - sharded))
+    return ScatterPieces(torch.tensor(order, device=device), ranks.shape[sharded], mesh.get_group(1 - sharded))
 
 
 def _line(mesh: "DeviceMesh", dimension: int) -> list[int]:
