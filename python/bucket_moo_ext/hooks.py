@@ -1,4 +1,4 @@
-"""Where the reduction enters a module: DistributedDataParallel, FSDP2, or a plain one."""
+"""Where the reduction enters a module: DistributedDataParallel, FSDP2, FSDP1, or a plain one."""
 
 import functools
 from collections.abc import Callable
@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from bucket_moo_ext import _C, private_torch
-from bucket_moo_ext.adapters.ddp import check_module, find_ddp, find_sharded, is_plain
+from bucket_moo_ext.adapters.ddp import check_module, find_ddp, find_flat, find_sharded, is_plain
 from bucket_moo_ext.adapters.ddp_copies import watch_copies
+from bucket_moo_ext.adapters.fsdp1 import FlatModel, FlatPasses
 from bucket_moo_ext.adapters.fsdp2 import Passes, ShardedModel
 from bucket_moo_ext.adapters.local import LocalBuckets
 from bucket_moo_ext.adapters.parameters import check_whole
@@ -89,18 +90,22 @@ def register(
         if bucket_cap_mb is not None:
             raise ValueError(f"bucket_cap_mb: FSDP2's groups of parameters are the buckets; got {bucket_cap_mb!r}")
         return _register_sharded(root, new_state, process_group)
-    ddp = find_ddp(module)
+    if (root := find_flat(module)) is not None:
+        if bucket_cap_mb is not None:
+            raise ValueError(f"bucket_cap_mb: FSDP1's flat parameters are the buckets; got {bucket_cap_mb!r}")
+        return _register_flat(root, new_state, process_group)
+    ddp, named = find_ddp(module)
     if bucket_cap_mb is not None:
         raise ValueError(f"bucket_cap_mb is that of the DDP module, which was made with it; got {bucket_cap_mb!r}")
     group = ddp.process_group
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the DDP module was made with")
-    device = check_module(ddp)
+    device = check_module(ddp, named)
     state = new_state(
         process_group=group,
         bucket_cap_mb=max([ddp.bucket_bytes_cap, *getattr(ddp, "bucket_bytes_cap_list", ())]) / 2**20,
     )
-    state.name_parameters(ddp.module.named_parameters())
+    state.name_parameters(named.named_parameters())
     _C.register_ddp_hook(ddp.reducer, state._bound_to_ddp(device))
     private_torch.note_comm_hook(ddp, bucket_moo_hook, state)
     return state
@@ -120,6 +125,23 @@ def _register_sharded(
             "has its gradients; use scope='bucket'"
         )
     Passes(model, state)
+    return state
+
+
+def _register_flat(
+    root: nn.Module, new_state: Callable[..., BucketMOO], process_group: dist.ProcessGroup | None
+) -> BucketMOO:
+    model = FlatModel(root)
+    group = model.process_group
+    if process_group is not None and parent_group(process_group) is not group:
+        raise ValueError("process_group must be None or the group that the FSDP module was made with")
+    state = new_state(process_group=group)
+    if state.scope == "model":
+        raise NotImplementedError(
+            "scope='model' is not supported with FullyShardedDataParallel: FSDP1 wants the shard of a flat parameter "
+            "before the next one has its gradient; use scope='bucket'"
+        )
+    FlatPasses(model, state)
     return state
 
 
