@@ -116,7 +116,8 @@ std::shared_ptr<PythonFutureWrapper> reduce(Engine& engine, const at::Tensor& bu
 /// The same, complete on return. On the host all ranks make sure first that they reduce the same bucket.
 void reduce_compared_bucket(Engine& engine, const at::Tensor& bucket, const Parameters& parameters) {
   engine.check_may_wait();
-  wait(engine.reduce({.operation = Operation::all_reduce, .output = bucket, .bucket = bucket_of(parameters)}, kNothing));
+  wait(
+      engine.reduce({.operation = Operation::all_reduce, .output = bucket, .bucket = bucket_of(parameters)}, kNothing));
 }
 
 /// One bucket of the pass that begin_pass() began: its shard, complete on return.

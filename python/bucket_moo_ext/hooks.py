@@ -41,7 +41,8 @@ def register(
     To be called on every rank of the module's group, before its first backward pass.
 
     Of a model that ``fully_shard()`` (FSDP2) shards over one mesh dimension, every group of parameters is a bucket and
-    every backward pass a pass: see docs/frameworks.md. ``module`` is the one whose whole is sharded.
+    every backward pass a pass: see docs/frameworks.md. ``module`` is the one whose whole is sharded. The same holds for
+    ``FullyShardedDataParallel`` (FSDP1) and its flat parameters. For what ``replicate()`` made, its DDP module is made.
 
     In one process (no process group, or one of a single rank) a plain module has as many objectives as a step has
     passes: see ``BucketMOO.backward()`` and ``BucketMOO.accumulate()``. Gradients are put aside bucket by bucket as
@@ -49,14 +50,15 @@ def register(
     ``zero_grad()`` between steps. Activation checkpointing with ``use_reentrant=True`` is not supported there.
 
     Args:
-        module: A DistributedDataParallel module, one that ``fully_shard()`` made, or one compiled (``torch.compile``)
-            or set up by Lightning Fabric that runs one of these; or any module in one process. What is reduced must be
-            float32, bfloat16, float16 or float64, on the CPU or, in a build with CUDA kernels, on one GPU; parameters
-            that DDP or FSDP2 ignores or that are not trained may be anything.
+        module: A DistributedDataParallel module, one that ``fully_shard()``, ``FullyShardedDataParallel()`` or
+            ``replicate()`` made, or one compiled (``torch.compile``) or set up by Lightning Fabric that runs one of
+            these; or any module in one process. What is reduced must be float32, bfloat16, float16 or float64, on the
+            CPU or, in a build with CUDA kernels, on one GPU; parameters that the wrapper ignores or that are not
+            trained may be anything.
         method, objective, weight, gramian, layout, scope, seed: As for ``BucketMOO``.
-        process_group: None, or the group that the DDP module was made with, or of the mesh of the sharded one.
+        process_group: None, or the group that the DDP or FSDP1 module was made with, or of the mesh of a sharded one.
         bucket_cap_mb: Of a plain module: MiB of gradients from which on a bucket takes no more parameters, >= 0; None:
-            25, as DDP. DDP and FSDP2 have their own.
+            25, as DDP. DDP and FSDP have their own.
 
     Returns:
         The state: set ``objective`` and ``weight`` on it for the next step, ask it for a ``report()``.
@@ -64,7 +66,7 @@ def register(
     Raises:
         TypeError: ``module`` is neither of these, or a parameter has an unsupported dtype.
         ValueError: A bad argument, a parameter on an unsupported device or of a model-parallel module, an option of DDP
-            that cannot be combined, or a mesh of several dimensions or of one rank.
+            or FSDP1 that cannot be combined, or a mesh of several dimensions or of one rank.
         RuntimeError: The module has a hook already or has reduced a backward pass.
         NotImplementedError: ``scope="model"`` for a sharded module.
 
