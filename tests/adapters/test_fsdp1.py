@@ -175,3 +175,26 @@ def _frozen(rank: int, world: int, seed: int) -> None:
 
 def test_frozen_parameters(run_ranks: Runner, random_seed: int) -> None:
     run_ranks(2, _frozen, random_seed)
+
+
+def _fewer_bits(rank: int, world: int, seed: int) -> None:
+    before = _parameters(Transformer(seed))
+    reference = Reference(Transformer(seed), "mgda")
+    losses = _losses(seed, world, 0)
+    reference.step(losses, RATE)
+    for dtype, tolerance in ((torch.bfloat16, 3e-2), (torch.float16, 4e-3)):
+        model = wrap(Transformer(seed), mixed_precision=MixedPrecision(reduce_dtype=dtype))
+        state = moo.register(model, "mgda")
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        losses[rank](model).backward()
+        optimizer.step()
+        after = whole_parameters(model)
+        for group in reference.groups:
+            expected = torch.cat([RATE * reference.update[name].flatten() for name in group])
+            change = torch.cat([(before[name] - after[name]).flatten() for name in group])
+            assert (change - expected).norm() <= tolerance * expected.norm(), (dtype, group)
+        assert {bucket.dtype for bucket in state.report().buckets} == {str(dtype).removeprefix("torch.")}
+
+
+def test_reduction_in_fewer_bits(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, _fewer_bits, random_seed)
