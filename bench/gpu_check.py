@@ -150,7 +150,7 @@ def kernel_phases(run: Run) -> list[Phase]:
         return [run.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "tests/gpu/pytest.ini", *paths]
 
     environment = run.environment()
-    ranks = pytest("test_one_rank.py", "test_collectives.py", "test_ddp.py")
+    ranks = pytest("test_one_rank.py", "test_collectives.py", "test_ddp.py", "test_sharded.py")
     benchmarks = [run.python, "bench/gpu_kernels.py", "--json", str(run.figures)]
     return [
         Phase("tests", pytest("test_functions.py", "test_large.py"), 75, ["build"], environment),

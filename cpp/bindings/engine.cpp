@@ -124,6 +124,13 @@ std::shared_ptr<PythonFutureWrapper> reduce(Engine& engine, const at::Tensor& bu
   return wrap(std::move(future));
 }
 
+/// The same, complete on return. On the host all ranks make sure first that they reduce the same bucket.
+void reduce_compared_bucket(Engine& engine, const at::Tensor& bucket, const Parameters& parameters) {
+  engine.check_may_wait();
+  wait(
+      engine.reduce({.operation = Operation::all_reduce, .output = bucket, .bucket = bucket_of(parameters)}, kNothing));
+}
+
 /// One bucket of the pass that begin_pass() began: its shard, complete on return. `is_inside`: one of the ranks that
 /// share an objective.
 void reduce_bucket_to_shard(Engine& engine, const at::Tensor& output, const at::Tensor& input,
@@ -230,6 +237,8 @@ void bind_engine(py::module_& module) {
       .def("begin_pass", torch::wrap_pybind_function_no_gil([](Engine& engine) { engine.begin_pass(); }))
       .def("end_pass", torch::wrap_pybind_function_no_gil(&Engine::end_pass))
       .def("reduce", torch::wrap_pybind_function(reduce), py::arg("bucket"), py::arg("parameters"))
+      .def("reduce_compared_bucket", torch::wrap_pybind_function_no_gil(reduce_compared_bucket), py::arg("bucket"),
+           py::arg("parameters"))
       .def("reduce_bucket_to_shard", torch::wrap_pybind_function_no_gil(reduce_bucket_to_shard), py::arg("output"),
            py::arg("input"), py::arg("parameters"), py::arg("is_inside"))
       .def("end_compared_pass", torch::wrap_pybind_function_no_gil(end_compared_pass))

@@ -21,7 +21,7 @@ namespace bucket_moo {
 
 /// Transport over the send and receive of a process group for CPU tensors (Gloo). Blocks go straight from the caller's
 /// memory into the peer's: c10d's own all-to-all copies the local block, and Gloo's all-gather goes through a flat
-/// temporary. The group must be used by nothing but such transports, so that message order depends on these calls alone.
+/// temporary. The group must be used by nothing but such transports: message order then depends on these calls alone.
 class PointToPointTransport final : public Transport {
  public:
   /// Ranks of the group that have a transport of their own, and which of the group's transports it is: messages of

@@ -18,9 +18,9 @@ from schedule import learning_rate
 from settings import Settings
 from spec import PLAIN_DDP, MethodSpec, file_name, parse_method
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from world import World
+from wrappers import Wrapped
 
 
 class CannotResume(RuntimeError):
@@ -28,7 +28,7 @@ class CannotResume(RuntimeError):
 
 
 class Lane:
-    """One method with one seed: a copy of the model, its DDP wrapper, optimizer and records.
+    """One method with one seed: a copy of the model, its wrapper, optimizer and records.
 
     A process that has all languages to itself needs no wrapper.
 
@@ -51,10 +51,13 @@ class Lane:
         self.history: dict[str, Any] = {"losses": [], "seconds": [], "probes": {}, "reports": {}}
         """losses and seconds: `[step][rank]`; probes and reports by step."""
         self._settings, self._world = settings, world
-        self.model = copy.deepcopy(base)
-        self.ddp: nn.Module = self.model
-        if not self._alone:
-            self.ddp = DistributedDataParallel(self.model, bucket_cap_mb=settings.bucket_cap_mb)
+        self.wrapped = Wrapped(
+            copy.deepcopy(base),
+            settings.wrapper,
+            world,
+            alone=self._alone,
+            bucket_cap_mb=settings.bucket_cap_mb,
+        )
         self.state: Any = None
         if method != PLAIN_DDP:
             import bucket_moo_ext as moo
@@ -62,7 +65,7 @@ class Lane:
             spec = parse_method(method, moo.available_methods())
             self.state = self._register(spec, settings.passes(world.rank, world.size)[0])
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self.wrapped.module.parameters(),
             lr=settings.lr,
             betas=(0.9, 0.98),
             weight_decay=0.01,
@@ -77,7 +80,7 @@ class Lane:
         import bucket_moo_ext as moo
 
         return moo.register(
-            self.ddp,
+            self.wrapped.module,
             method=spec.name,
             objective=language,
             gramian=spec.gramian,
@@ -96,15 +99,13 @@ class Lane:
         if self.state is not None:
             open_step: contextlib.AbstractContextManager[Any] = self.state.accumulate()
             return open_step
-        if isinstance(self.ddp, DistributedDataParallel):
-            return self.ddp.no_sync()
-        return contextlib.nullcontext()
+        return self.wrapped.no_sync()
 
     def _backward(self, blocks: Mapping[str, Tensor]) -> Tensor:
         """The passes of a step, by language; returns the mean of their losses."""
         device = self._world.device
         if self.state is not None and self._alone:
-            losses = {language: mean_loss(self.model, part.to(device)) for language, part in blocks.items()}
+            losses = {language: mean_loss(self.wrapped.module, part.to(device)) for language, part in blocks.items()}
             self.state.backward(losses)
             return torch.stack([loss.detach() for loss in losses.values()]).mean()
         share = 1.0 if self.state is not None else 1.0 / len(blocks)  # plain gradients add up
@@ -114,7 +115,7 @@ class Lane:
             if self.state is not None:
                 self.state.objective = language
             with contextlib.nullcontext() if language == last else self._left_open():
-                loss = mean_loss(self.ddp, part.to(device))
+                loss = mean_loss(self.wrapped.module, part.to(device))
                 (loss * share if share != 1.0 else loss).backward()
             total += loss.detach() / len(blocks)
         return total
@@ -152,6 +153,7 @@ class Lane:
     def save(self) -> None:
         """Writes the checkpoint: everything that the next step depends on, and the records."""
         self.collect()
+        model, moments = self.wrapped.state(self.optimizer)
         states = self._world.gather(None if self.state is None else self.state.state_dict())
         if self._world.shows:
             buffer = io.BytesIO()
@@ -160,8 +162,8 @@ class Lane:
                     "settings": self._fingerprint(),
                     "languages": list(self._settings.languages),
                     "next_step": self.next_step,
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
+                    "model": model,
+                    "optimizer": moments,
                     "moo": states,
                     "history": self.history,
                 },
@@ -185,8 +187,7 @@ class Lane:
                 f"--resume: {self.path} was made with {key} = {theirs.get(key)}, this run has "
                 f"{ours[key]}; use the same arguments or another --name"
             )
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.wrapped.load(saved["model"], saved["optimizer"], self.optimizer)
         if self.state is not None:
             self.state.load_state_dict(saved["moo"][self._world.rank])
         self.next_step = saved["next_step"]

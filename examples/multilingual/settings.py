@@ -12,6 +12,7 @@ from typing import Any
 from corpus import LANGUAGES
 from models import PRESETS
 from spec import PLAIN_DDP, SKETCH, BadArgument, parse_method
+from wrappers import WRAPPERS
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Settings:
     unseen: tuple[str, ...] = ("en", "pt", "cs", "sv", "ko")
     methods: tuple[str, ...] = (PLAIN_DDP, "mgda", "cagrad", "mgda:sketch")
     seeds: tuple[int, ...] = (0, 1, 2)
+    wrapper: str = "ddp"
     layout: str = "ranks"
     scope: str = "bucket"
     steps: int = 60
@@ -137,6 +139,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"data orders (default: {' '.join(map(str, d.seeds))})",
     )
     add(
+        "--wrapper",
+        choices=WRAPPERS,
+        help="what models train in: DistributedDataParallel, fully_shard (FSDP2) or FullyShardedDataParallel (FSDP1), "
+        f"the method '{PLAIN_DDP}' too, which is then the plain wrapper (default: {d.wrapper})",
+    )
+    add(
         "--layout",
         choices=("ranks", "passes"),
         help="one language a rank, or in one process too one language a pass on all ranks, as many passes a step as "
@@ -236,6 +244,10 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
     if settings.layout == "passes" and settings.batch_size % world_size:
         allowed = f"with --layout passes a multiple of the {world_size} processes, which share a language's blocks"
         raise BadArgument("--batch-size", settings.batch_size, allowed)
+    if settings.wrapper != "ddp" and world_size == 1:
+        raise BadArgument("--wrapper", repr(settings.wrapper), "ddp in one process: nothing is sharded there")
+    if settings.wrapper != "ddp" and settings.scope == "model":
+        raise BadArgument("--scope", repr(settings.scope), f"bucket with --wrapper {settings.wrapper}")
     for text, method in zip(settings.methods, methods, strict=True):
         if method.sketch is not None and not settings.plain:
             raise BadArgument("--method", repr(text), "exact Gramians with --layout passes or --scope model so far")

@@ -137,7 +137,7 @@ def run_seed(
             else:
                 number = settings.probe_steps.index(step)
                 blocks = [part.to(world.device) for part in probes(number).values()]
-                gramians = conflicts.probe(lane.model, blocks, settings.batch_size, world)
+                gramians = conflicts.probe(lane.wrapped.whole(), blocks, settings.batch_size, world)
                 measured = {group: conflicts.measure(g) for group, g in gramians.items()}
             if step == 0:
                 untouched.update(measured)
@@ -155,7 +155,7 @@ def run_seed(
             if "after" not in lane.history:
                 with clock.phase("evaluation"):
                     lane.history["after"] = evaluate(
-                        lane.model,
+                        lane.wrapped.whole(),
                         test,
                         world,
                         batch=4 * settings.batch_size,

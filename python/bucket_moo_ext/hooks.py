@@ -1,4 +1,4 @@
-"""Where the reduction enters a module: DistributedDataParallel, FSDP2, or a plain one."""
+"""Where the reduction enters a module: DistributedDataParallel, FSDP2, FSDP1, or a plain one."""
 
 import functools
 from collections.abc import Callable
@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import nn
 
 from bucket_moo_ext import _C, private_torch
-from bucket_moo_ext.adapters.ddp import check_module, find_ddp, find_sharded, is_plain
+from bucket_moo_ext.adapters.ddp import check_module, find_ddp, find_flat, find_sharded, is_plain
 from bucket_moo_ext.adapters.ddp_copies import watch_copies
-from bucket_moo_ext.adapters.fsdp2 import Passes, ShardedModel
+from bucket_moo_ext.adapters.fsdp1 import FlatModel, FlatPasses
+from bucket_moo_ext.adapters.fsdp2 import GroupPasses, ShardedModel
 from bucket_moo_ext.adapters.hsdp import Scatter, check_replicas, find_scatter
 from bucket_moo_ext.adapters.local import LocalBuckets
 from bucket_moo_ext.adapters.parameters import check_whole
@@ -47,7 +48,9 @@ def register(
 
     Of a model that ``fully_shard()`` (FSDP2) shards over one mesh dimension, every group of parameters is a bucket and
     every backward pass a pass: see docs/frameworks.md. ``module`` is the one whose whole is sharded. If there are
-    replicas of it along the other dimension of a mesh (HSDP), give that as ``mesh``.
+    replicas of it along the other dimension of a mesh (HSDP), give that as ``mesh``. The same holds for
+    ``FullyShardedDataParallel`` (FSDP1) and its flat parameters, without a mesh. For what ``replicate()`` made, its DDP
+    module is made.
 
     In one process (no process group, or one of a single rank) a plain module has as many objectives as a step has
     passes: see ``BucketMOO.backward()`` and ``BucketMOO.accumulate()``. Gradients are put aside bucket by bucket as
@@ -55,15 +58,16 @@ def register(
     ``zero_grad()`` between steps. Activation checkpointing with ``use_reentrant=True`` is not supported there.
 
     Args:
-        module: A DistributedDataParallel module, one that ``fully_shard()`` made, or one compiled (``torch.compile``)
-            or set up by Lightning Fabric that runs one of these; or any module in one process. What is reduced must be
-            float32, bfloat16, float16 or float64, on the CPU or, in a build with CUDA kernels, on one GPU; parameters
-            that DDP or FSDP2 ignores or that are not trained may be anything.
+        module: A DistributedDataParallel module, one that ``fully_shard()``, ``FullyShardedDataParallel()`` or
+            ``replicate()`` made, or one compiled (``torch.compile``) or set up by Lightning Fabric that runs one of
+            these; or any module in one process. What is reduced must be float32, bfloat16, float16 or float64, on the
+            CPU or, in a build with CUDA kernels, on one GPU; parameters that the wrapper ignores or that are not
+            trained may be anything.
         method, objective, weight, gramian, layout, scope, mesh, objectives, seed: As for ``BucketMOO``.
-        process_group: None, or the group that the DDP module was made with, or of the mesh of the sharded one; with
-            ``mesh`` that of all its ranks, None being the default group.
+        process_group: None, or the group that the DDP or FSDP1 module was made with, or of the mesh of a sharded one;
+            with ``mesh`` that of all its ranks, None being the default group.
         bucket_cap_mb: Of a plain module: MiB of gradients from which on a bucket takes no more parameters, >= 0; None:
-            25, as DDP. DDP and FSDP2 have their own.
+            25, as DDP. DDP and FSDP have their own.
 
     Returns:
         The state: set ``objective`` and ``weight`` on it for the next step, ask it for a ``report()``.
@@ -71,8 +75,8 @@ def register(
     Raises:
         TypeError: ``module`` is neither of these, or a parameter has an unsupported dtype.
         ValueError: A bad argument, a parameter on an unsupported device or of a model-parallel module, an option of DDP
-            that cannot be combined; a module that is sharded over several dimensions or over one rank, or not over a
-            dimension of ``mesh``; replicas of it that differ.
+            or FSDP1 that cannot be combined; a module that is sharded over several dimensions or over one rank, or not
+            over a dimension of ``mesh``; replicas of it that differ.
         RuntimeError: The module has a hook already or has reduced a backward pass.
         NotImplementedError: ``scope="model"`` for a sharded module.
 
@@ -100,18 +104,22 @@ def register(
         if bucket_cap_mb is not None:
             raise ValueError(f"bucket_cap_mb: FSDP2's groups of parameters are the buckets; got {bucket_cap_mb!r}")
         return _register_sharded(root, new_state, process_group, mesh)
-    ddp = find_ddp(module)
+    if (root := find_flat(module)) is not None:
+        if bucket_cap_mb is not None:
+            raise ValueError(f"bucket_cap_mb: FSDP1's flat parameters are the buckets; got {bucket_cap_mb!r}")
+        return _register_flat(root, new_state, process_group, mesh)
+    ddp, named = find_ddp(module)
     if bucket_cap_mb is not None:
         raise ValueError(f"bucket_cap_mb is that of the DDP module, which was made with it; got {bucket_cap_mb!r}")
     group = ddp.process_group
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the DDP module was made with")
-    device = check_module(ddp)
+    device = check_module(ddp, named)
     state = new_state(
         process_group=group,
         bucket_cap_mb=max([ddp.bucket_bytes_cap, *getattr(ddp, "bucket_bytes_cap_list", ())]) / 2**20,
     )
-    state.name_parameters(ddp.module.named_parameters())
+    state.name_parameters(named.named_parameters())
     _C.register_ddp_hook(ddp.reducer, state._bound_to_ddp(device))
     private_torch.note_comm_hook(ddp, bucket_moo_hook, state)
     return state
@@ -141,7 +149,31 @@ def _register_sharded(
         model.check_not_reduced_elsewhere()
         state._bound(model.device)  # or refuses to, before replicas are compared
         check_replicas(model, scatter, group)
-    Passes(model, state, scatter)
+    GroupPasses(model, state, scatter)
+    return state
+
+
+def _register_flat(
+    root: nn.Module,
+    new_state: Callable[..., BucketMOO],
+    process_group: dist.ProcessGroup | None,
+    mesh: "DeviceMesh | None",
+) -> BucketMOO:
+    model = FlatModel(root)
+    group = model.process_group
+    if mesh is not None:
+        raise NotImplementedError(
+            "mesh= is not supported with FullyShardedDataParallel (FSDP1); use FSDP2, fully_shard()"
+        )
+    if process_group is not None and parent_group(process_group) is not group:
+        raise ValueError("process_group must be None or the group that the FSDP module was made with")
+    state = new_state(process_group=group)
+    if state.scope == "model":
+        raise NotImplementedError(
+            "scope='model' is not supported with FullyShardedDataParallel: FSDP1 wants the shard of a flat parameter "
+            "before the next one has its gradient; use scope='bucket'"
+        )
+    FlatPasses(model, state)
     return state
 
 

@@ -1,12 +1,12 @@
 """What is private in torch and needed here, in one place: what may change with a version of torch changes here.
 
-Checked with torch 2.11 to 2.15, what is said of fully_shard() with 2.13 and by reading 2.11 and 2.15.
+Checked with torch 2.11 to 2.15, what is said of FSDP and replicate() with 2.13 and by reading 2.11 and 2.15.
 """
 
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -105,7 +105,7 @@ def delays_parameters(ddp: DistributedDataParallel) -> bool:
 
 def has_optimizer_in_backward(ddp: DistributedDataParallel) -> bool:
     """Whether an optimizer takes its steps during the backward pass."""
-    return any(hasattr(parameter, "_in_backward_optimizers") for parameter in ddp._module_parameters)
+    return any(steps_in_backward(parameter) for parameter in ddp._module_parameters)
 
 
 def has_python_reducer(ddp: DistributedDataParallel) -> bool:
@@ -135,8 +135,8 @@ def mesh_of(parameter: torch.Tensor) -> Any:
 _SHARDED_VERSIONS = ((2, 11), (2, 15))  # first and last minor version that were looked at
 
 
-def check_sharded_version() -> None:
-    """Refuses versions of torch in which what follows is not known.
+def check_sharded_version(what: str = "fully_shard()") -> None:
+    """Refuses versions of torch in which what follows, and what is of FSDP1, is not known. ``what``: for errors.
 
     Raises:
         RuntimeError: Another version.
@@ -145,7 +145,7 @@ def check_sharded_version() -> None:
     first, last = _SHARDED_VERSIONS
     if not first <= (int(major), int(minor)) <= last:
         raise RuntimeError(
-            f"fully_shard() is supported with torch {first[0]}.{first[1]} to {last[0]}.{last[1]}, because of what is "
+            f"{what} is supported with torch {first[0]}.{first[1]} to {last[0]}.{last[1]}, because of what is "
             f"private in it; got torch {torch.__version__}"
         )
 
@@ -254,3 +254,116 @@ def check_backward_ends_itself(states: Iterable[Any]) -> None:
             "bucket_moo_ext: fully_shard() reduces gradients outside of a backward pass, as "
             "set_manual_backward_finalization(True) makes it; that is not supported"
         )
+
+
+# --- FullyShardedDataParallel (FSDP1) ---
+#
+# A module has one flat parameter at most (of its handle), in which the parameters lie that no such module inside has.
+
+
+class FlatPiece(NamedTuple):
+    """A parameter in a flat one."""
+
+    name: str
+    start: int  # in the whole flat parameter
+    numel: int
+    parameter: nn.Parameter  # what it is trained as: itself (use_orig_params=True) or the flat one
+
+
+def is_flat(module: object) -> bool:
+    """Whether FullyShardedDataParallel wraps it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
+
+
+def flat_units(root: nn.Module) -> list[tuple[str, Any]]:
+    """The FSDP1 modules in the whole, itself among them, that have a flat parameter, with their paths."""
+    return [(path, module) for path, module in root.named_modules() if is_flat(module) and module._handle is not None]
+
+
+def is_part_of_flat(module: Any) -> bool:
+    """Whether an FSDP1 module has run as a part of another one."""
+    return module._is_root is False
+
+
+def device_of_flat(module: Any) -> torch.device:
+    """Where an FSDP1 module's gradients are reduced."""
+    return torch.device(module.compute_device)
+
+
+def group_of_flat(module: Any) -> dist.ProcessGroup:
+    """The ranks that an FSDP1 module reduces over; for hybrid strategies those that share one copy."""
+    return cast(dist.ProcessGroup, module.process_group)
+
+
+def strategy_of(module: Any) -> str:
+    """The name of an FSDP1 module's sharding strategy."""
+    return str(module.sharding_strategy.name)
+
+
+def flat_pieces(module: Any, path: str) -> list[FlatPiece]:
+    """What a flat parameter is made of, with names as the model without FSDP1 has them."""
+    flat = module._handle.flat_param
+    offsets = zip(module._handle._get_flat_param_offsets(), flat._is_padding_mask, strict=True)
+    spans = [(start, last + 1 - start) for (start, last), is_padding in offsets if not is_padding]
+    names = [_without_flat_wrappers(f"{path}.{fqn}" if path else fqn) for fqn in flat._fqns]
+    parameters = flat._params or [flat] * len(names)
+    return [FlatPiece(name, *span, p) for name, span, p in zip(names, spans, parameters, strict=True)]
+
+
+def _without_flat_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_fsdp_wrapped_module")
+
+
+def dtypes_of_flat(module: Any) -> tuple[torch.dtype, torch.dtype]:
+    """Those of an FSDP1 module's parameters, and in which their gradients are reduced."""
+    return module._handle.flat_param.dtype, module._handle._reduce_dtype
+
+
+def has_tensor_parallelism(module: Any) -> bool:
+    """Whether parameters of an FSDP1 module are pieces of DTensors."""
+    return any(extension is not None for extension in module._handle.flat_param._param_extensions)
+
+
+def steps_in_backward(parameter: torch.Tensor) -> bool:
+    """Whether an optimizer takes its steps with a parameter during the backward pass."""
+    return hasattr(parameter, "_in_backward_optimizers")
+
+
+def comm_hook_of_flat(module: Any) -> str:
+    """The name of the communication hook that an FSDP1 module has, or an empty string."""
+    hook = module._comm_hook
+    return "" if hook is None else str(getattr(hook, "__qualname__", hook))
+
+
+def register_flat_hook(root: Any, hook: Callable[..., None], states: dict[Any, Any]) -> None:
+    """Registers a hook for a whole FSDP1 model, with a state for each module in it that has a flat parameter.
+
+    ``register_comm_hook()`` has one state for all, and the hook is not told whose gradient it is given.
+    """
+    root.register_comm_hook(None, hook)
+    for module, state in states.items():
+        module._comm_hook_state = state
+
+
+def is_in_flat_backward(root: Any) -> bool:
+    """Whether a backward pass of an FSDP1 model has begun and is not over."""
+    return bool(root._post_backward_callback_queued)
+
+
+# --- replicate() ---
+
+
+def is_replicated(module: object) -> bool:
+    """Whether torch.distributed._composable.replicate() made it, which runs a DDP module behind it."""
+    composable = sys.modules.get("torch.distributed._composable.replicate")
+    return composable is not None and isinstance(module, composable.DDP)
+
+
+def ddp_of_replicated(module: Any) -> DistributedDataParallel:
+    """The DDP module of a replicated one, made now if it has not run yet. Collective over its group."""
+    composable = sys.modules["torch.distributed._composable.replicate"]
+    state = composable.replicate.state(module)
+    if not state.has_initialized:
+        state.lazy_init()
+    return cast(DistributedDataParallel, state._ddp)

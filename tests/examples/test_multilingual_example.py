@@ -347,6 +347,7 @@ def test_settings() -> None:
         ("--layout passes --batch-size 6", "--batch-size: got 6, allowed: .* a multiple of the 4"),
         ("--layout passes --method mgda:sketch", "--method: got 'mgda:sketch', allowed: exact Gramians with"),
         ("--scope model --method mgda:sketch", "--method: got 'mgda:sketch', allowed: exact Gramians with"),
+        ("--wrapper fsdp2 --scope model", "--scope: got 'model', allowed: bucket with --wrapper fsdp2"),
         ("--steps 0", "--steps: got 0, allowed: 1 or more"),
         ("--lr 0", "--lr: got 0.0, allowed: a number above 0"),
         ("--lr nan", "--lr: got nan"),
@@ -444,7 +445,7 @@ def test_a_step_of_one_process_follows_the_mean_of_all_languages(method: str, wo
     loss = lane.step(sample(0))
     models.mean_loss(base, torch.cat(list(sample(0).values()))).backward()
     assert loss == pytest.approx(models.mean_loss(base, torch.cat(list(sample(0).values()))).item())
-    for got, twin in zip(lane.model.parameters(), base.parameters(), strict=True):
+    for got, twin in zip(lane.wrapped.whole().parameters(), base.parameters(), strict=True):
         torch.testing.assert_close(got.grad, twin.grad)
 
 

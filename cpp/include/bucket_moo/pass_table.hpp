@@ -126,8 +126,8 @@ BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, c
 /// Before the rows of a pass are added to a bucket's sums: what those are multiplied by, so that they are in the pass's
 /// units.
 /// \param unit   [capacity] of the bucket's sums, in and out; 0: nothing was added yet
-/// \param decay  [capacity] out: 0 for a sum that does not count yet, 1 for one that has no row in this pass. Like `unit`
-///               it needs a sync() before it is read
+/// \param decay  [capacity] out: 0 for a sum that does not count yet, 1 for one that has no row in this pass. Like
+///               `unit` it needs a sync() before it is read
 template <class Lanes>
 BUCKET_MOO_HD void begin_addition(Lanes lanes, int k, int world, const PassTable& pass, double* unit, double* decay) {
   for (int i = lanes.lane(); i < k; i += lanes.count()) {

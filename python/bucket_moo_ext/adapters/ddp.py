@@ -1,5 +1,8 @@
 """What a module given to ``register`` is, and whether its reducer's buckets can be reduced."""
 
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,10 +15,7 @@ from bucket_moo_ext.adapters.parameters import check_parameters
 _INSIDE = ("_forward_module", "_orig_mod")
 
 _OTHER_WRAPPERS = {
-    ("torch.distributed.fsdp", "FSDPModule"): "fully_shard() made it (FSDP2)",
-    ("torch.distributed.fsdp", "FullyShardedDataParallel"): "it is FSDP's",
-    ("torch.distributed._composable", "ReplicateModule"): "replicate() made it",
-    ("torch.distributed._composable", "DDP"): "replicate() made it",
+    ("torch.distributed._composable", "ReplicateModule"): "FSDP2's replicate() made it, which takes no hook",
     ("torch.nn.parallel", "DataParallel"): "it has one process for all devices",
     ("deepspeed", "DeepSpeedEngine"): "it is DeepSpeed's",
     ("megatron", "DistributedDataParallel"): "it is Megatron's",
@@ -23,34 +23,66 @@ _OTHER_WRAPPERS = {
 }
 
 
-def find_ddp(module: object) -> DistributedDataParallel:
-    """The DDP module that ``module`` is, or runs.
+class DdpModel(NamedTuple):
+    """A DDP module and the module by whose names its parameters are known."""
+
+    ddp: DistributedDataParallel
+    named: nn.Module
+
+
+def find_ddp(module: object) -> DdpModel:
+    """The DDP module that ``module`` is, or runs. For what ``replicate()`` made it is made now: collective.
 
     Raises:
         TypeError: There is none.
     """
-    inner = module
-    while not isinstance(inner, DistributedDataParallel):
-        modules = getattr(inner, "_modules", {})
-        nested = [modules[name] for name in _INSIDE if name in modules and modules[name] is not inner]
-        if not nested:
-            raise TypeError(_what_else(module, inner))
-        inner = nested[0]
-    return inner
+    found = _find(module, _has_ddp)
+    if isinstance(found, DistributedDataParallel):
+        return DdpModel(found, found.module)
+    if found is not None:
+        return DdpModel(private_torch.ddp_of_replicated(found), found)
+    raise TypeError(_what_else(module))
+
+
+def _has_ddp(module: object) -> bool:
+    return isinstance(module, DistributedDataParallel) or private_torch.is_replicated(module)
 
 
 def find_sharded(module: object) -> nn.Module | None:
     """The module that ``module`` is, or runs, which fully_shard() made; None if there is no such."""
-    inner = module
-    while isinstance(inner, nn.Module) and not private_torch.is_sharded(inner):
-        nested = [inner._modules[name] for name in _INSIDE if name in inner._modules]
-        inner = nested[0] if nested else None
-    return inner if isinstance(inner, nn.Module) else None
+    return _find(module, private_torch.is_sharded)
+
+
+def find_flat(module: object) -> nn.Module | None:
+    """The module that ``module`` is, or runs, which FullyShardedDataParallel wraps; None if there is no such."""
+    return _find(module, private_torch.is_flat)
+
+
+def _find(module: object, is_wanted: Callable[[object], bool]) -> nn.Module | None:
+    for inner in _layers(module):
+        if is_wanted(inner):
+            assert isinstance(inner, nn.Module)
+            return inner
+    return None
+
+
+def _layers(module: object) -> Iterator[object]:
+    """The module, and what it runs."""
+    inner: object | None = module
+    while inner is not None:
+        yield inner
+        modules = getattr(inner, "_modules", {})
+        inner = next((modules[name] for name in _INSIDE if name in modules and modules[name] is not inner), None)
 
 
 def is_plain(module: nn.Module) -> bool:
     """Whether the module neither is nor has in it a wrapper that reduces gradients."""
-    return not any(isinstance(part, DistributedDataParallel) or _wrapper_of(part) for part in module.modules())
+    return not any(_reduces(part) or _wrapper_of(part) for part in module.modules())
+
+
+def _reduces(module: object) -> bool:
+    """Whether it is a wrapper whose reduction can be replaced."""
+    return _has_ddp(module) or private_torch.is_sharded(module) or private_torch.is_flat(module)
 
 
 def _wrapper_of(module: object) -> str:
@@ -62,29 +94,32 @@ def _wrapper_of(module: object) -> str:
     return ""
 
 
-def _what_else(module: object, inner: object) -> str:
+def _what_else(module: object) -> str:
+    *_, inner = _layers(module)
     got = (
-        "module must be a DistributedDataParallel module, one that fully_shard() made, or in one process a plain one; "
-        f"got {type(module).__name__}"
+        "module must be a DistributedDataParallel module, one that fully_shard() (FSDP2), FullyShardedDataParallel "
+        f"(FSDP1) or replicate() made, or in one process a plain one; got {type(module).__name__}"
     )
     if inner is not module:
         got += f" around {type(inner).__name__}"
     if what := _wrapper_of(inner):
-        return f"{got}: {what}, and that is not supported yet; use torch's DistributedDataParallel(model)"
+        return f"{got}: {what}, and that is not supported; use DistributedDataParallel(model) or fully_shard(model)"
     if isinstance(inner, nn.Module):
         for path, part in inner.named_modules():
-            if isinstance(part, DistributedDataParallel):
-                return f"{got}: register the DistributedDataParallel module in it, {path!r}"
-            if private_torch.is_sharded(part):
+            if _has_ddp(part):
+                kind = "replicate()" if private_torch.is_replicated(part) else "DistributedDataParallel"
+                return f"{got}: register the {kind} module in it, {path!r}"
+            if _reduces(part):
                 return (
                     f"{got}, in which {path!r} is sharded: register the module whose whole is sharded. fully_shard() "
-                    "is called on the parts first, and then on the whole model, which keeps the rest"
+                    "or FullyShardedDataParallel() is called on the parts first, and then on the whole model, which "
+                    "keeps the rest"
                 )
     return f"{got} (wrap the model first: ddp = DistributedDataParallel(model))"
 
 
-def check_module(ddp: DistributedDataParallel) -> torch.device:
-    """The device on which the module's gradients are reduced.
+def check_module(ddp: DistributedDataParallel, named: nn.Module) -> torch.device:
+    """The device on which the module's gradients are reduced. ``named``: see ``DdpModel``.
 
     Raises:
         TypeError: A parameter of an unsupported dtype.
@@ -93,7 +128,7 @@ def check_module(ddp: DistributedDataParallel) -> torch.device:
         RuntimeError: There is a hook already, or a backward pass has been reduced.
     """
     _check_options(ddp)
-    names = {parameter: name for name, parameter in ddp.module.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in named.named_parameters()}
     # What the reducer has is not what the module has: some are ignored, some were frozen later.
     reduced = [(names.get(p, f"of shape {tuple(p.shape)}"), p) for p in _C.parameters_of(ddp.reducer)]
     device = check_parameters(reduced, "DDP")

@@ -10,6 +10,7 @@ from torch import nn
 from bucket_moo_ext import private_torch
 from bucket_moo_ext.adapters.hsdp import Scatter
 from bucket_moo_ext.adapters.parameters import check_device, check_dtype
+from bucket_moo_ext.adapters.passes import Parameters, Passes
 from bucket_moo_ext.state import BucketMOO
 
 
@@ -115,30 +116,32 @@ def _check_mesh(mesh: Any, name: str) -> None:
         )
 
 
-class Passes:
-    """Follows the backward passes of a sharded model: all groups that one of them reduces are one pass of the engine.
+class GroupPasses(Passes):
+    """Follows the backward passes of an FSDP2 model.
 
-    A pass begins with the first group that FSDP2 reduces, and ends behind FSDP2's own end of the backward pass, in
-    which it reduces what autograd did not come to, the root's group as a rule.
+    Behind a backward pass FSDP2 itself still reduces what autograd did not come to, the root's group as a rule.
     """
+
+    BUCKET = "group"
+    IF_TWICE = (
+        "Its module runs forward more than once in a step, under set_reduce_scatter_unused_params(True): switch that "
+        "off, or do not shard this module by itself"
+    )
+    IF_UNREACHED = "Call model.set_reduce_scatter_unused_params(True), so that every pass reduces every group"
+    IF_RANKS_DIFFER = (
+        "model.set_reduce_scatter_unused_params(True), and the same modules on every rank in the same order"
+    )
 
     def __init__(self, model: ShardedModel, state: BucketMOO, scatter: Scatter) -> None:
         """Takes the place of FSDP2's reduce-scatters. Collective over the state's group."""
-        self._state = state
+        super().__init__(state, model.root, model.device)
         self._scatter = scatter
-        self._device = model.device
         self._groups = [group for _, group in model.groups]
         self._states = private_torch.sharding_states(module for module, _ in model.groups)
         self._ranks = dist.get_process_group_ranks(model.shard_group)
-        self._in_pass = False
-        self._leaves_open = False
-        self._reduced: set[tuple[str, ...]] = set()  # buckets of this pass
-        self._put_aside: set[tuple[str, ...]] = set()  # of the passes of this step before
         state.name_parameters(model.named_parameters())
-        state._bound(model.device)
         for (module, group), names in zip(model.groups, model.names, strict=True):
             module.set_custom_reduce_scatter(_comm(self, group, names))  # type: ignore[operator]
-        model.root.register_forward_pre_hook(self._forget_broken_pass)
 
     def reduce(
         self,
@@ -146,7 +149,7 @@ class Passes:
         input: torch.Tensor,
         group: dist.ProcessGroup,
         op: object,
-        parameters: list[tuple[str, int]],
+        parameters: Parameters,
         sharded: Any,
     ) -> None:
         """The shard of a group's update, complete on return; on a GPU, enqueued on the current stream.
@@ -158,78 +161,22 @@ class Passes:
             scale *= self._scatter.replicas
         if dist.get_process_group_ranks(group) != self._ranks:
             raise RuntimeError("bucket_moo_ext: fully_shard() reduces over other ranks than at registration")
-        bucket = tuple(name for name, _ in parameters)
-        if not self._in_pass:
-            self._begin()
-        if bucket in self._reduced:
-            raise RuntimeError(
-                f"bucket_moo_ext: the group of parameter {bucket[0]!r} was reduced twice in one backward pass, with a "
-                "part of its gradient each time. Its module runs forward more than once in a step, under "
-                "set_reduce_scatter_unused_params(True): switch that off, or do not shard this module by itself"
-            )
-        self._reduced.add(bucket)
-        try:
-            self._scatter(self._state._bound(self._device), output, input, parameters, self._leaves_open)
-        except ValueError as error:
-            raise _explained(error) from error
+        with self._reduction(parameters) as engine:
+            self._scatter(engine, output, input, parameters, self._leaves_open)
         if scale != 1.0:
             output.mul_(scale)
 
-    def _begin(self) -> None:
+    def _check_begin(self) -> None:
         private_torch.check_backward_ends_itself(self._states)
-        engine = self._state._bound(self._device)
-        if engine.open_passes() == 0:  # also after discard()
-            self._put_aside.clear()
-        self._reduced.clear()
-        self._leaves_open = self._state._accumulating
-        engine.begin_pass()
-        self._in_pass = True
-        private_torch.at_end_of_backward(self._end)
 
-    def _end(self) -> None:
-        """The backward pass is over."""
-        self._in_pass = False
-        if private_torch.is_in_sharded_backward(self._states):
-            raise RuntimeError(
-                "bucket_moo_ext: a backward pass inside another one reduced gradients, as activation checkpointing "
-                "with use_reentrant=True makes them; use use_reentrant=False"
-            )
-        try:
-            self._state._bound(self._device).end_compared_pass()
-        except ValueError as error:
-            raise _explained(error) from error
-        if self._leaves_open:
-            self._put_aside |= self._reduced
-            return
-        missing = self._put_aside - self._reduced
-        self._put_aside.clear()
-        if missing:
-            raise RuntimeError(
-                f"bucket_moo_ext: the pass that closes a step did not reach the group of parameter "
-                f"{min(missing)[0]!r}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, whose gradients "
-                "earlier passes put aside: they are lost. Call model.set_reduce_scatter_unused_params(True), so that "
-                "every pass reduces every group"
-            )
+    def _is_in_backward(self) -> bool:
+        return private_torch.is_in_sharded_backward(self._states)
 
-    @private_torch.not_compiled
-    def _forget_broken_pass(self, *_: object) -> None:
-        """A forward pass outside of a backward pass: one that has not come to its end has failed."""
-        if self._in_pass and not private_torch.is_in_backward():
-            self._in_pass = False
-            private_torch.drop_gathered_gradients(self._groups)  # or they were added to those of the next pass
+    def _recover(self) -> None:
+        private_torch.drop_gathered_gradients(self._groups)  # or they were added to those of the next pass
 
 
-def _explained(error: ValueError) -> ValueError:
-    """With what to do where ranks have made different calls."""
-    if "the same calls in the same order" not in str(error):
-        return error
-    return ValueError(
-        f"{error}. If ranks use different parameters in a pass: model.set_reduce_scatter_unused_params(True), and the "
-        "same modules on every rank in the same order"
-    )
-
-
-def _comm(passes: Passes, sharded: Any, names: list[str]) -> Any:
+def _comm(passes: GroupPasses, sharded: Any, names: list[str]) -> Any:
     """The reduce-scatter of the group of parameters ``sharded``, for FSDPModule.set_custom_reduce_scatter()."""
 
     class ConflictAwareReduceScatter(private_torch.reduce_scatter_interface()):  # type: ignore[misc]
@@ -246,7 +193,7 @@ def _comm(passes: Passes, sharded: Any, names: list[str]) -> Any:
         ) -> None:
             passes.reduce(output_tensor, input_tensor, group, op, self._parameters(), sharded)
 
-        def _parameters(self) -> list[tuple[str, int]]:
+        def _parameters(self) -> Parameters:
             """Names and elements of those that are trained."""
             return [
                 (name, parameter.numel())

@@ -9,12 +9,11 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from bucket_moo_ext import _C
+from bucket_moo_ext.adapters.passes import Parameters
 from bucket_moo_ext.levels import Levels
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-Parameters = list[tuple[str, int]]
 
 
 class Scatter:

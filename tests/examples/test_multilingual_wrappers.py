@@ -1,0 +1,65 @@
+"""The demo's lanes in sharded models: the training of DDP, and checkpoints."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs requirements/demo.txt")
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "multilingual"))
+
+import finetune
+import models
+from sampler import BlockSampler, PassSampler
+from settings import Settings
+from world import World
+
+LANGUAGES = ("de", "hu")
+
+
+def _training(rank: int, size: int, folder: str) -> None:
+    world = World(rank, size, torch.device("cpu"))
+    preset = models.Preset("llama", hidden=16, layers=2, feed_forward=24, vocabulary=128, heads=2)
+    base = models.build_preset(preset, length=4, end=99, seed=0)
+    tokens = np.arange(80, dtype=np.int32)
+    shape: dict[str, Any] = {"length": 4, "batch": 4, "seed": 0, "end": 99}
+    samplers = {language: BlockSampler(tokens, stream=language, **shape) for language in LANGUAGES}
+    sample = PassSampler(samplers, part=rank, parts=size)
+    chosen = Settings(languages=LANGUAGES, layout="passes", steps=4, checkpoint_every=2, output=folder, probe_steps=())
+
+    def lane(wrapper: str, method: str, steps: int = 4) -> finetune.Lane:
+        settings = replace(chosen, wrapper=wrapper, name=wrapper)
+        made = finetune.Lane(settings, method, 0, base, world, sample)
+        if steps:
+            finetune.train([made], sample, replace(settings, steps=steps), world, wrapper, lambda *_: None)
+        return made
+
+    expected = lane("ddp", "ddp")
+    for wrapper in ("fsdp2", "fsdp1"):
+        for method in ("ddp", "mean"):
+            sharded = lane(wrapper, method)
+            np.testing.assert_allclose(sharded.history["losses"], expected.history["losses"], rtol=1e-4)
+            whole = sharded.wrapped.whole().state_dict()
+            for name, parameter in expected.wrapped.whole().state_dict().items():
+                torch.testing.assert_close(whole[name], parameter, rtol=1e-3, atol=1e-4)
+        uninterrupted = lane(wrapper, "mgda").history["losses"]
+        lane(wrapper, "mgda", steps=2)
+        world.barrier()
+        resumed = lane(wrapper, "mgda", steps=0)
+        assert resumed.resume()
+        assert resumed.next_step == 2
+        finetune.train([resumed], sample, replace(chosen, wrapper=wrapper, name=wrapper), world, "", lambda *_: None)
+        np.testing.assert_allclose(resumed.history["losses"], uninterrupted, rtol=1e-6)
+        report = resumed.state.report()
+        assert (report.passes, report.objectives, len(report.buckets)) == (2, LANGUAGES, 3)
+
+
+@pytest.mark.host
+@pytest.mark.filterwarnings("ignore")
+def test_sharded_lanes(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    run_ranks(2, _training, str(tmp_path))
