@@ -78,7 +78,7 @@ def register(
             or FSDP1 that cannot be combined; a module that is sharded over several dimensions or over one rank, or not
             over a dimension of ``mesh``; replicas of it that differ.
         RuntimeError: The module has a hook already or has reduced a backward pass.
-        NotImplementedError: ``scope="model"`` for a sharded module.
+        NotImplementedError: ``scope="model"`` for a sharded module, ``mesh`` for one of FSDP1.
 
     A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
     reduced, and where a copy of the module trains without a hook.

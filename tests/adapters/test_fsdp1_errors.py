@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.checkpoint import checkpoint
@@ -49,6 +50,8 @@ def _refusals(rank: int, world: int, seed: int) -> None:
     model = wrap(Transformer(seed))
     refused(model, NotImplementedError, "scope='model'", "scope='bucket'", scope="model")
     refused(model, ValueError, "process_group", process_group=dist.new_group())
+    mesh = init_device_mesh("cpu", (1, world), mesh_dim_names=("replicate", "shard"))
+    refused(model, NotImplementedError, "mesh= is not supported", "FSDP2", mesh=mesh, objectives="replicate")
     refused(model, ValueError, "bucket_cap_mb", "flat parameters", bucket_cap_mb=1)
     moo.register(model)
     refused(model, RuntimeError, "FlatPasses.reduce", "once")
