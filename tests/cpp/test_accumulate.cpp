@@ -16,6 +16,7 @@ namespace {
 
 using namespace kernel_rows;
 using bucket_moo::accumulation_dtype;
+using bucket_moo::ZeroRows;
 using checks::context;
 
 constexpr double kDecays[] = {0.0, 1.0, 0.9, -0.5};
@@ -74,7 +75,7 @@ void check_accumulate(Tile& t, const std::vector<double>& c, double decay, const
   const Sum expected = reference(t, c, decay, before);
   for (const Variant* v : usable()) {
     Sum sum = before;
-    v->accumulate(t.rows(), c.data(), decay, sum.at(0));
+    v->accumulate(t.rows(), c.data(), decay, ZeroRows::skip, sum.at(0));
     const std::string outer = context;
     context += std::string(" ") + v->name + " decay " + std::to_string(decay);
     CHECK(sum.same_as(expected));
@@ -130,7 +131,7 @@ void sums_are_accurate() {
     context = std::string("accuracy ") + name_of(d);
     for (const Variant* v : usable()) {
       Sum sum = before;
-      v->accumulate(t.rows(), c.data(), 0.75, sum.at(0));
+      v->accumulate(t.rows(), c.data(), 0.75, ZeroRows::skip, sum.at(0));
       for (std::int64_t i = 0; i < t.n; ++i) {
         double expected = 0.75 * before.value(i);
         double magnitude = std::fabs(expected);
@@ -208,12 +209,37 @@ void special_values_stay() {
     }
     for (const Variant* v : usable()) {
       Sum sum = before;
-      v->accumulate(t.rows(), t.share.data(), 1.0, sum.at(0));
+      v->accumulate(t.rows(), t.share.data(), 1.0, ZeroRows::skip, sum.at(0));
       CHECK(std::isnan(sum.value(0)) && std::isnan(sum.value(2)) && std::isnan(sum.value(4)));
       CHECK(sum.value(1) == kInf && sum.value(3) == -kInf);
       CHECK(sum.value(5) == 0 && std::signbit(sum.value(5)));
       CHECK(sum.value(6) == 2 * tiny);
       CHECK(std::isnan(sum.value(19)) && sum.value(18) == kInf);
+    }
+  }
+}
+
+/// A row of coefficient 0 that is read adds zeros, and what 0 does not make a zero of.
+void rows_of_coefficient_zero() {
+  for (const DType d : kDTypes) {
+    context = std::string("coefficient 0 ") + name_of(d);
+    Tile t(d, 2, 1100, true);
+    t.fill_random();
+    t.set(0, 3, std::nan(""));
+    t.set(0, 1099, std::numeric_limits<double>::infinity());
+    const double c[] = {0.0, 0.5};
+    for (const double decay : {0.0, 1.0}) {
+      Sum before(d, t.n);
+      before.fill();
+      for (const Variant* v : usable()) {
+        Sum skipped = before;
+        Sum read = before;
+        v->accumulate(t.rows(), c, decay, ZeroRows::skip, skipped.at(0));
+        v->accumulate(t.rows(), c, decay, ZeroRows::read, read.at(0));
+        for (std::int64_t i = 0; i < t.n; ++i) {
+          CHECK(i == 3 || i == 1099 ? std::isnan(read.value(i)) : read.value(i) == skipped.value(i));
+        }
+      }
     }
   }
 }
@@ -230,10 +256,10 @@ void without_rows() {
         std::memcpy(before.at(i), &bits, bucket_moo::element_size(accumulation_dtype(d)));
       }
       Sum sum = before;
-      v->accumulate(none, nullptr, 1.0, nullptr);  // not touched
-      v->accumulate(none, nullptr, 1.0, sum.at(0));
+      v->accumulate(none, nullptr, 1.0, ZeroRows::skip, nullptr);  // not touched
+      v->accumulate(none, nullptr, 1.0, ZeroRows::skip, sum.at(0));
       CHECK(std::memcmp(sum.at(-1), before.at(-1), 78 * bucket_moo::element_size(accumulation_dtype(d))) == 0);
-      v->accumulate(none, nullptr, 0.0, sum.at(0));
+      v->accumulate(none, nullptr, 0.0, ZeroRows::skip, sum.at(0));
       for (std::int64_t i = 0; i < 77; ++i) CHECK(sum.value(i) == 0 && !std::signbit(sum.value(i)));
     }
   }
@@ -262,6 +288,7 @@ int main() {
   sums_are_accurate();
   passes_add_up();
   special_values_stay();
+  rows_of_coefficient_zero();
   without_rows();
   accumulates_in_float32_or_float64();
   return kernel_rows::finish();

@@ -5,9 +5,9 @@
 namespace bucket_moo::isa::BUCKET_MOO_ISA {
 
 template <typename T, DType D>
-void accumulate_rows(const Rows& rows, const double* coefficient, double decay, void* sum) {
+void accumulate_rows(const Rows& rows, const double* coefficient, double decay, ZeroRows zero_rows, void* sum) {
   constexpr DType kSum = kAccumulation<T>;
-  const RowGroups groups(rows, coefficient, ZeroRows::skip);
+  const RowGroups groups(rows, coefficient, zero_rows);
   if (groups.empty() && decay == 1) return;
   if (groups.empty() && decay == 0) {
     __builtin_memset(sum, 0, static_cast<std::size_t>(rows.size) * sizeof(T));
@@ -29,17 +29,17 @@ void accumulate_rows(const Rows& rows, const double* coefficient, double decay, 
   }
 }
 
-void accumulate(const Rows& rows, const double* coefficient, double decay, void* sum);
-void accumulate(const Rows& rows, const double* coefficient, double decay, void* sum) {
+void accumulate(const Rows& rows, const double* coefficient, double decay, ZeroRows zero_rows, void* sum);
+void accumulate(const Rows& rows, const double* coefficient, double decay, ZeroRows zero_rows, void* sum) {
   switch (rows.dtype) {
     case DType::float32:
-      return accumulate_rows<float, DType::float32>(rows, coefficient, decay, sum);
+      return accumulate_rows<float, DType::float32>(rows, coefficient, decay, zero_rows, sum);
     case DType::bfloat16:
-      return accumulate_rows<float, DType::bfloat16>(rows, coefficient, decay, sum);
+      return accumulate_rows<float, DType::bfloat16>(rows, coefficient, decay, zero_rows, sum);
     case DType::float16:
-      return accumulate_rows<float, DType::float16>(rows, coefficient, decay, sum);
+      return accumulate_rows<float, DType::float16>(rows, coefficient, decay, zero_rows, sum);
     case DType::float64:
-      return accumulate_rows<double, DType::float64>(rows, coefficient, decay, sum);
+      return accumulate_rows<double, DType::float64>(rows, coefficient, decay, zero_rows, sum);
   }
 }
 

@@ -10,7 +10,7 @@ namespace bucket_moo::isa {
   namespace name {                                                        \
   void gramian(const Rows&, const ObjectiveMap&, double*);                \
   void combine(const Rows&, const double*, ZeroRows, void*, DType);       \
-  void accumulate(const Rows&, const double*, double, void*);             \
+  void accumulate(const Rows&, const double*, double, ZeroRows, void*);   \
   void sketch(const void*, std::int64_t, DType, const SketchMap&, void*); \
   }
 BUCKET_MOO_DECLARE_VARIANT(baseline)

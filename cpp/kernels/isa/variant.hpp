@@ -13,7 +13,7 @@ struct Variant {
   bool (*supported)();      ///< by the processor this runs on
   void (*gramian)(const Rows&, const ObjectiveMap&, double* out);
   void (*combine)(const Rows&, const double* coefficient, ZeroRows, void* out, DType out_dtype);
-  void (*accumulate)(const Rows&, const double* coefficient, double decay, void* sum);
+  void (*accumulate)(const Rows&, const double* coefficient, double decay, ZeroRows, void* sum);
   void (*sketch)(const void* row, std::int64_t n, DType, const SketchMap&, void* out);
 };
 
