@@ -231,7 +231,7 @@ void bind_engine(py::module_& module) {
       .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
       .def("set_accumulating", torch::wrap_pybind_function_no_gil(&Engine::set_accumulating),
-           py::arg("is_accumulating"))
+           py::arg("is_accumulating"), py::arg("totals"))
       .def("open_passes", torch::wrap_pybind_function_no_gil(&Engine::open_passes))
       .def("discard_open_steps", torch::wrap_pybind_function_no_gil(&Engine::discard_open_steps))
       .def("begin_pass", torch::wrap_pybind_function_no_gil([](Engine& engine) { engine.begin_pass(); }))

@@ -218,13 +218,9 @@ TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjec
 }
 
 void MooCollective::combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
-                                 const ShardedBucket& bucket) {
-  std::vector<double> coefficients(weights.begin(), weights.end());
-  for (std::size_t k = 0; k < shares.size(); ++k) {
-    coefficients[k] *= shares[k];
-  }
-  combine(tile.shard(0, bucket.shard_size), coefficients.data(), bucket.shard_out, bucket.dtype);
-  combine(tile.tail(), coefficients.data(), bucket.tail_out, bucket.dtype);
+                                 ZeroRows zero_rows, const ShardedBucket& bucket) {
+  combine_sums(tile.shard(0, bucket.shard_size), shares, weights, zero_rows, bucket.shard_out, bucket.dtype);
+  combine_sums(tile.tail(), shares, weights, zero_rows, bucket.tail_out, bucket.dtype);
 }
 
 std::unique_ptr<SketchedBucket> MooCollective::start_sketch(const void* bucket, std::int64_t n, DType dtype,
@@ -259,10 +255,45 @@ BucketSolution MooCollective::solve_sketched(std::unique_ptr<SketchedBucket> ske
   return result;
 }
 
+ShardedBucket MooCollective::sketch_columns(DType dtype, std::int64_t width) {
+  const DType type = sketch_dtype(dtype);
+  std::byte* const columns = columns_.reserve(static_cast<std::size_t>(width) * element_size(type));
+  return sharded_in_place(columns, width, type, rank_, world_, kSumTileBytes);
+}
+
+void MooCollective::accumulate_sketch(const void* row, std::int64_t n, DType dtype, const RandomKey& key,
+                                      std::int64_t width, const PassRows& pass, ObjectiveTile& tile) {
+  const ShardedBucket columns = sketch_columns(dtype, width);
+  sketch(row, n, dtype, SketchMap(key, width), columns_.data());
+  accumulate(columns, pass, tile);
+}
+
+void MooCollective::sum_all_reduce(void* bucket, std::int64_t n, DType dtype) {
+  if (!transport_) {
+    return;
+  }
+  std::fill(coefficients_.begin(), coefficients_.end(), 1.0);
+  stream_all_reduce(bucket, n, dtype, ZeroRows::skip, [] {});
+}
+
+void MooCollective::sum_reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype) {
+  std::fill(coefficients_.begin(), coefficients_.end(), 1.0);
+  const ShardedBucket sharded = sharded_apart(output, input, shard, dtype, world_, kSumTileBytes);
+  stream_shard(sharded, [&](const Rows& rows, std::int64_t begin) {
+    sum_rows(rows, ZeroRows::skip, sharded.element_out(begin));
+  });
+}
+
 void MooCollective::weighted_all_reduce(void* bucket, std::int64_t n, DType dtype, std::span<const double> weights,
                                         ZeroRows zero_rows, const std::function<void()>& meanwhile) {
-  const ShardedBucket sharded = sharded_in_place(bucket, n, dtype, rank_, world_, kSumTileBytes);
   set_coefficients(weights);
+  stream_all_reduce(bucket, n, dtype, zero_rows, meanwhile);
+}
+
+/// With the coefficients that are set.
+void MooCollective::stream_all_reduce(void* bucket, std::int64_t n, DType dtype, ZeroRows zero_rows,
+                                      const std::function<void()>& meanwhile) {
+  const ShardedBucket sharded = sharded_in_place(bucket, n, dtype, rank_, world_, kSumTileBytes);
   std::vector<std::unique_ptr<Transport::Exchange>> gathers;
   gathers.push_back(start_tails(sharded));
   stream_shard(sharded, [&](const Rows& rows, std::int64_t begin) {
@@ -352,7 +383,8 @@ std::unique_ptr<Transport::Exchange> MooCollective::start_gather(std::byte* bloc
 
 std::size_t MooCollective::scratch_bytes() const {
   std::size_t bytes =
-      tile_.capacity() + next_tile_.capacity() + messages_.capacity() + tails_.capacity() + piece_gramians_.capacity();
+      tile_.capacity() + next_tile_.capacity() + messages_.capacity() + tails_.capacity() +
+      piece_gramians_.capacity() + columns_.capacity();
   for (const auto& sketched : free_sketches_) {
     bytes += sketched->columns_.capacity() + sketched->tile_.capacity();
   }

@@ -122,11 +122,23 @@ class MooCollective {
   void solve(const RandomKey& key, double* state, BucketSolution& result);
 
   /// Writes sum_k weights[k] g_k to where the bucket's shard and tail go, g_k = shares[k] times the tile's sum.
+  /// `zero_rows`: whether sums of weight 0 are looked at for NaN and Inf.
   void combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
-                    const ShardedBucket& bucket);
+                    ZeroRows zero_rows, const ShardedBucket& bucket);
 
   /// Gathers the shards of a bucket that is reduced in place.
   void all_gather_shards(const ShardedBucket& bucket);
+
+  /// The columns of a bucket's sketch as a bucket, for a tile that is begun for them.
+  ShardedBucket sketch_columns(DType dtype, std::int64_t width);
+
+  /// accumulate() for the sketches of the rows. `key`: the same in every pass of a step.
+  void accumulate_sketch(const void* row, std::int64_t n, DType dtype, const RandomKey& key, std::int64_t width,
+                         const PassRows& pass, ObjectiveTile& tile);
+
+  /// Replaces the n elements of `bucket` by their sum over the ranks: weighted_all_reduce() without weights.
+  void sum_all_reduce(void* bucket, std::int64_t n, DType dtype);
+  void sum_reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype);
 
   /// Sketches the n elements of `bucket` to `width` columns and sends the sketch off, in the sequence `ahead`: other
   /// calls may come between this one and solve_sketched(), even others on other ranks, as long as each kind comes in
@@ -167,6 +179,8 @@ class MooCollective {
   static BucketSolution empty_solution(int k);
   void set_coefficients(std::span<const double> weights);
   void combine_shard(const ShardedBucket& bucket);
+  void stream_all_reduce(void* bucket, std::int64_t n, DType dtype, ZeroRows zero_rows,
+                         const std::function<void()>& meanwhile);
   void stream_shard(const ShardedBucket& bucket, const std::function<void(const Rows& rows, std::int64_t begin)>& use);
   std::unique_ptr<Transport::Exchange> start_tails(const ShardedBucket& bucket);
   void sum_rows(const Rows& rows, ZeroRows zero_rows, void* out);
@@ -184,6 +198,7 @@ class MooCollective {
   std::size_t message_bytes_ = 0;       // of each
   PersistentBuffer piece_gramians_;     // of every piece
   PersistentBuffer tails_;              // [W] of a sum's tails
+  PersistentBuffer columns_;            // of a row's sketch
   std::vector<const void*> tail_rows_;  // [W] where each rank's tail lies
   std::vector<double> coefficients_;    // [W] of the combination
   std::vector<double> solver_scratch_;

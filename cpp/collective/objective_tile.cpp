@@ -2,6 +2,7 @@
 
 #include "collective/memory_layout.hpp"
 #include "kernels/accumulate.hpp"
+#include "kernels/combine.hpp"
 
 namespace bucket_moo {
 
@@ -95,6 +96,20 @@ Rows ObjectiveTile::rows_at(std::size_t offset, std::int64_t size) {
     rows_.push_back(sums_[k].unit > 0.0 ? sums_[k].memory.data() + offset : nullptr);
   }
   return {rows_.data(), static_cast<int>(rows_.size()), size, dtype_};
+}
+
+void combine_sums(const Rows& sums, std::span<const double> shares, std::span<const double> weights, ZeroRows zero_rows,
+                  void* out, DType dtype) {
+  std::vector<const void*> rows;
+  std::vector<double> coefficients;
+  for (std::size_t k = 0; k < shares.size(); ++k) {
+    if (shares[k] > 0.0) {
+      rows.push_back(sums.data[k]);
+      coefficients.push_back(weights[k] * shares[k]);
+    }
+  }
+  combine({rows.data(), static_cast<int>(rows.size()), sums.size, sums.dtype}, coefficients.data(), out, dtype,
+          zero_rows);
 }
 
 std::size_t ObjectiveTile::capacity() const {

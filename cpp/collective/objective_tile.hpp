@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "collective/persistent_buffer.hpp"
@@ -63,5 +64,9 @@ class ObjectiveTile {
   std::int64_t tail_size_ = 0;
   DType dtype_ = DType::float32;  // of the sums
 };
+
+/// Writes sum_k weights[k] shares[k] sums[k] to `out`, of `dtype`. A sum of share 0 is nowhere, and not read.
+void combine_sums(const Rows& sums, std::span<const double> shares, std::span<const double> weights, ZeroRows zero_rows,
+                  void* out, DType dtype);
 
 }  // namespace bucket_moo

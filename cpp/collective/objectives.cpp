@@ -79,7 +79,9 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
       throw AgreedError(
           c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
                    "rank 0 starts a ", describe(records[0]), ", rank ", header.culprit, " a ", describe(culprit),
-                   describe(culprit) != describe(records[0]) ? "" : "; the names of their buckets differ"));
+                   describe(culprit) != describe(records[0])
+                       ? ""
+                       : "; the names of their buckets differ, or the totals that accumulate() was given"));
     }
     case StepError::too_many_objectives:
       throw AgreedError(c10::str("bucket_moo_ext: at most ", limit, " objectives are supported",

@@ -36,6 +36,9 @@ class StepObjectives {
   /// [K] rows that each objective has had, those left out among them.
   std::vector<std::int64_t> rows() const { return {rows_.begin(), rows_.begin() + header_.k}; }
 
+  /// What the weights of objective k's rows add up to.
+  double weight(std::size_t k) const { return unit_.at(k) * total_.at(k); }
+
   /// What turns objective k's sum, in `unit`, into its mean; 0 if it has no row.
   double share(std::size_t k, double unit) const;
 

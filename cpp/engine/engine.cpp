@@ -4,6 +4,7 @@
 #include <c10/util/ScopeExit.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cmath>
 #include <exception>
 #include <optional>
@@ -24,6 +25,37 @@ BucketId bucket_of_size(const Reduction& reduction) {
   return {{.name = c10::str(operation, "[", numel, "]"), .numel = numel}};
 }
 
+void check_name(const std::string& name) {
+  TORCH_CHECK_VALUE(!name.empty() && name.size() <= kMaxObjectiveName && name.find('\0') == std::string::npos,
+                    "bucket_moo_ext: objective must be 1 to ", kMaxObjectiveName,
+                    " bytes of UTF-8 without a zero byte; got ", name.size(), " bytes: '", name, "'");
+}
+
+/// The same in whatever order they were given; 0 for none.
+std::uint64_t hash_of(const ObjectiveTotals* totals) {
+  std::uint64_t hash = 0;
+  for (const ObjectiveTotal& total : totals == nullptr ? ObjectiveTotals() : *totals) {
+    hash +=
+        hash_of(BucketId{{.name = c10::str(total.objective.text(), "=", std::bit_cast<std::uint64_t>(total.total))}});
+  }
+  return hash;
+}
+
+ObjectiveTotals checked_totals(const std::vector<std::pair<std::string, double>>& totals) {
+  ObjectiveTotals checked;
+  for (const auto& [name, total] : totals) {
+    check_name(name);
+    TORCH_CHECK_VALUE(std::isfinite(total) && total >= 0.0, "bucket_moo_ext: totals must be finite and >= 0; got ",
+                      total, " for '", name, "'");
+    const ObjectiveName objective = make_objective_name(name);
+    for (const ObjectiveTotal& other : checked) {
+      TORCH_CHECK_VALUE(!same_name(other.objective, objective), "bucket_moo_ext: totals name '", name, "' twice");
+    }
+    checked.push_back({objective, total});
+  }
+  return checked;
+}
+
 }  // namespace
 
 Engine::Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options)
@@ -41,9 +73,7 @@ void Engine::check_at_home() const {
 }
 
 void Engine::set_objective(std::string name) {
-  TORCH_CHECK_VALUE(!name.empty() && name.size() <= kMaxObjectiveName && name.find('\0') == std::string::npos,
-                    "bucket_moo_ext: objective must be 1 to ", kMaxObjectiveName,
-                    " bytes of UTF-8 without a zero byte; got ", name.size(), " bytes: '", name, "'");
+  check_name(name);
   const std::lock_guard lock(mutex_);
   objective_ = std::move(name);
 }
@@ -55,14 +85,16 @@ void Engine::set_weight(double weight) {
   weight_ = weight;
 }
 
-void Engine::set_accumulating(bool is_accumulating) {
+void Engine::set_accumulating(bool is_accumulating, const std::vector<std::pair<std::string, double>>& totals) {
+  auto checked = totals.empty() ? nullptr : std::make_shared<const ObjectiveTotals>(checked_totals(totals));
   const std::lock_guard lock(mutex_);
   is_accumulating_ = is_accumulating;
+  totals_ = std::move(checked);
 }
 
 PassOptions Engine::next_pass() const {
   const std::lock_guard lock(mutex_);
-  return {objective_, weight_, is_accumulating_};
+  return {objective_, weight_, is_accumulating_, totals_};
 }
 
 void Engine::Step::begin_pass(PassOptions options) {
@@ -98,8 +130,10 @@ FuturePtr Engine::reduce(Reduction reduction, c10::IValue result) {
 
 void Engine::end_pass() {
   check_at_home();
-  const std::lock_guard in_order(order_);
-  if (!step_of_hook_.is_left_open()) {
+  std::unique_lock in_order(order_);
+  const bool closes = !step_of_hook_.is_left_open();
+  in_order.unlock();  // Futures may be completed, whose callbacks may reduce
+  if (closes) {
     backend_->end_step(kHookLine);
   }
 }
@@ -200,6 +234,7 @@ FuturePtr Engine::place(Step& step, Reduction reduction, c10::IValue result) {
   Step::Pass& pass = step.passes.at(static_cast<std::size_t>(placed.pass));
   placed.line = step.line;
   placed.leaves_open = pass.leaves_open;
+  placed.totals = step.passes.front().totals;
   placed.index = pass.reductions++;
   placed.result = result.isNone() ? c10::IValue(placed.output) : std::move(result);
   const bool is_dense = placed.gradient().defined() && !placed.gradient().is_sparse();
@@ -222,6 +257,7 @@ FuturePtr Engine::place(Step& step, Reduction reduction, c10::IValue result) {
   placed.record.operation = static_cast<std::int32_t>(placed.operation);
   // DDP's parameters may have names on one rank alone: names are for reports there, and DDP compares its modules.
   placed.record.bucket = placed.operation == Operation::ddp_bucket ? 0 : hash_of(placed.bucket);
+  placed.record.bucket ^= hash_of(placed.totals.get());
   return backend_->submit(std::move(placed));
 }
 

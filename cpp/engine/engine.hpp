@@ -11,6 +11,7 @@
 #include <mutex>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <utility>
 #include <vector>
 
 #include "collective/rank_grid.hpp"
@@ -25,6 +26,8 @@ struct PassOptions {
   std::string objective;
   double weight = 1.0;
   bool leaves_open = false;  ///< whether its step goes on with another pass
+  /// Of its step; those of the first pass count. Null: not known.
+  std::shared_ptr<const ObjectiveTotals> totals = {};
 };
 
 /// Runs MOO collectives for one group of ranks and completes Futures. Thread-safe; calls that reduce must come in the
@@ -50,8 +53,10 @@ class Engine final {
   void set_objective(std::string name);
   void set_weight(double weight);
 
-  /// Whether passes that begin from now on leave their step open.
-  void set_accumulating(bool is_accumulating);
+  /// Whether passes that begin from now on leave their step open. `totals`: what is known of the steps that begin with
+  /// them, the same on every rank; null: nothing.
+  /// ValueError: as set_objective(), an objective twice, or a total that is negative or not finite.
+  void set_accumulating(bool is_accumulating, const std::vector<std::pair<std::string, double>>& totals = {});
 
   /// What a pass says of this rank: as it is set now.
   PassOptions next_pass() const;
@@ -150,6 +155,7 @@ class Engine final {
   std::string objective_;
   double weight_ = 1.0;
   bool is_accumulating_ = false;
+  std::shared_ptr<const ObjectiveTotals> totals_;
   std::int64_t step_ = 0;
 };
 

@@ -6,29 +6,16 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <cstring>
 #include <functional>
-#include <stdexcept>
 #include <utility>
 
 #include "collective/agreed_error.hpp"
 #include "collective/sparse_mean.hpp"
+#include "engine/step_totals.hpp"
 #include "engine/weight_schedule.hpp"
 #include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
-namespace {
-
-/// What the memory of a method is known by where one problem is solved for all buckets.
-constexpr const char* kModel = "model:";
-
-std::exception_ptr broken_off() {
-  return std::make_exception_ptr(
-      std::runtime_error("bucket_moo_ext: the backward pass broke off before its last bucket, whose gradients the "
-                         "weights of scope='model' need"));
-}
-
-}  // namespace
 
 std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options) {
   Links links;
@@ -59,7 +46,7 @@ HostBackend::HostBackend(Links links, EngineOptions options)
 
 HostBackend::~HostBackend() {
   worker_.stop();
-  fail_deferred(broken_off());
+  break_off_model();
 }
 
 FuturePtr HostBackend::submit(PlacedReduction call) {
@@ -126,7 +113,7 @@ void HostBackend::work_on(const JobPtr& job) {
   if (call.starts_step()) {
     steps_[call.line] = {};
     if (call.line == kHookLine) {
-      fail_deferred(broken_off());
+      break_off_model();
     }
   }
   if (!failure_of(call.line)) {
@@ -200,6 +187,9 @@ void HostBackend::begin_pass(const PlacedReduction& call) {
   }
   collective_.continue_pass(step.newest_pass);
   objectives.add_pass(records);
+  if (call.totals) {
+    check_totals(*call.totals, objectives, call);
+  }
   if (!call.leaves_open) {
     options_.check_objectives(objectives.names());
   }
@@ -211,8 +201,11 @@ void HostBackend::begin_pass(const PlacedReduction& call) {
 
 /// Whether the bucket needs nothing but its own rows of this pass.
 bool HostBackend::reduces_at_once(const PlacedReduction& call) const {
-  return call.is_alone_in_step() && (options_.scope == Scope::bucket || call.line != kHookLine);
+  return call.is_alone_in_step() && !is_of_model(call.line);
 }
+
+/// Whether one problem is solved for all buckets of the line.
+bool HostBackend::is_of_model(std::uint64_t line) const { return options_.scope == Scope::model && line == kHookLine; }
 
 void HostBackend::reduce_dense(Job& job) {
   const PlacedReduction& call = job.call;
@@ -285,33 +278,6 @@ RandomKey HostBackend::key_of(const PlacedReduction& call, std::uint64_t seed) {
   return {seed, static_cast<std::uint64_t>(call.step), static_cast<std::uint64_t>(call.index)};
 }
 
-/// Adds the bucket's rows to those of the passes before. In the last pass the sum comes back; else zeros do.
-void HostBackend::put_aside(const JobPtr& job) {
-  const PlacedReduction& call = job->call;
-  const StepObjectives& objectives = steps_[call.line].objectives;
-  Deferred deferred{job, aside_of(call, sharded(call)), {}};
-  sum_inside(call);
-  const ShardedBucket bucket = sharded(call);  // now that there is a sum
-  collective_.accumulate(bucket, objectives.pass(call.pass), deferred.aside->tile);
-  {
-    const std::lock_guard lock(mutex_);
-    deferred.aside->bytes = deferred.aside->tile.capacity();
-    scratch_bytes_ = collective_bytes();
-  }
-  if (call.leaves_open) {
-    std::memset(call.output.mutable_data_ptr(), 0, call.output.nbytes());
-    return;
-  }
-  deferred.aside->is_open = false;
-  deferred.gramian = collective_.exchange_gramian(deferred.aside->tile, objectives);
-  if (options_.scope == Scope::model && call.line == kHookLine) {
-    deferred_.push_back(std::move(deferred));
-    return;
-  }
-  solve_tile(call.bucket, call, deferred.gramian.solution);
-  combine_tile(deferred, deferred.gramian.solution);
-}
-
 /// What of a bucket is reduced across objectives here, behind sum_inside().
 ShardedBucket HostBackend::sharded(const PlacedReduction& call, std::int64_t tile_limit) const {
   void* const output = call.output.mutable_data_ptr();
@@ -324,68 +290,6 @@ ShardedBucket HostBackend::sharded(const PlacedReduction& call, std::int64_t til
   const auto [data, size] = inside_ && !call.scatters() ? inside_->part(output, n, call.dtype())
                                                         : InsideGroup::Part{static_cast<std::byte*>(output), n};
   return sharded_in_place(data, size, call.dtype(), collective_.rank(), world, tile_limit);
-}
-
-std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReduction& call, const ShardedBucket& bucket) {
-  const std::lock_guard lock(mutex_);
-  return open_aside(
-      book_, call, [] { return ObjectiveTile(); }, [&](ObjectiveTile& tile) { tile.begin(bucket); },
-      [&](const ObjectiveTile& tile) { return tile.fits(bucket); });
-}
-
-void HostBackend::solve_tile(const BucketId& owner, const PlacedReduction& call, BucketSolution& result) {
-  const std::vector<std::string>& objectives = steps_[call.line].objectives.names();
-  std::vector<double> memory = prepare_method(owner, objectives);
-  collective_.solve(key_of(call, options_.seed), memory.empty() ? nullptr : memory.data(), result);
-  store_memory(owner, objectives, memory);
-}
-
-void HostBackend::combine_tile(const Deferred& bucket, const BucketSolution& solved) {
-  const PlacedReduction& call = bucket.job->call;
-  const ShardedBucket where = sharded(call);
-  collective_.combine_tile(bucket.aside->tile, bucket.gramian.shares, solved.weights, where);
-  gather(call, where);
-  BucketRecord record = record_of(call, options_.sketch);
-  record.objectives = steps_[call.line].objectives.names();
-  record.result = {bucket.gramian.solution.gramian, solved.weights, solved.solution};
-  keep_record(call, std::move(record));
-}
-
-void HostBackend::end_step(std::uint64_t line) {
-  if (options_.scope != Scope::model || line != kHookLine) {
-    return;
-  }
-  worker_.submit([self = shared_from_this()]() mutable {
-    if (!self->deferred_.empty() && !self->failure_of(kHookLine)) {
-      self->attempt(kHookLine, [&] { self->solve_model(); });
-    }
-    const std::exception_ptr failure = self->failure_of(kHookLine);
-    const std::vector<Deferred> done = std::exchange(self->deferred_, {});
-    self.reset();
-    for (const Deferred& bucket : done) {
-      complete(*bucket.job, failure);
-    }
-  });
-}
-
-/// One problem for all buckets: their Gramians add up.
-void HostBackend::solve_model() {
-  const PlacedReduction& first = deferred_.front().job->call;
-  BucketSolution model = deferred_.front().gramian.solution;
-  for (std::size_t b = 1; b < deferred_.size(); ++b) {
-    const std::vector<double>& gramian = deferred_[b].gramian.solution.gramian;
-    std::transform(gramian.begin(), gramian.end(), model.gramian.begin(), model.gramian.begin(), std::plus<>());
-  }
-  solve_tile({{.name = kModel}}, first, model);
-  for (const Deferred& bucket : deferred_) {
-    combine_tile(bucket, model);
-  }
-}
-
-void HostBackend::fail_deferred(const std::exception_ptr& failure) {
-  for (const Deferred& bucket : std::exchange(deferred_, {})) {
-    complete(*bucket.job, failure);
-  }
 }
 
 /// Returns the weights that were used.
@@ -469,7 +373,7 @@ HostBackend::KeptWeights HostBackend::solve(Job& job) {
 
 void HostBackend::set_solving_late(bool is_solving) {
   const std::lock_guard lock(mutex_);
-  solving_late_ = is_solving;
+  late_solves_ += is_solving ? 1 : -1;
   solved_late_.notify_all();
 }
 
@@ -477,10 +381,10 @@ void HostBackend::set_solving_late(bool is_solving) {
 /// leave behind waits for it here, so that all ranks see the same.
 std::unique_lock<std::mutex> HostBackend::lock_after_late_solve() const {
   std::unique_lock lock(mutex_);
-  if (solving_late_) {
+  if (late_solves_ > 0) {
     check_may_wait();
   }
-  solved_late_.wait(lock, [this] { return !solving_late_; });
+  solved_late_.wait(lock, [this] { return late_solves_ == 0; });
   return lock;
 }
 
@@ -546,7 +450,7 @@ Counters HostBackend::counters() const {
 }
 
 std::size_t HostBackend::collective_bytes() const {
-  return collective_.scratch_bytes() + (inside_ ? inside_->scratch_bytes() : 0);
+  return collective_.scratch_bytes() + combined_.capacity() + (inside_ ? inside_->scratch_bytes() : 0);
 }
 
 std::size_t HostBackend::scratch_bytes() const {
@@ -593,7 +497,7 @@ void HostBackend::shutdown() {
     }
   }
   worker_.stop();
-  fail_deferred(broken_off());
+  break_off_model();
 }
 
 }  // namespace bucket_moo

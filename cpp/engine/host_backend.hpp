@@ -19,6 +19,8 @@
 #include "collective/inside_group.hpp"
 #include "collective/moo_collective.hpp"
 #include "collective/objective_tile.hpp"
+#include "collective/own_rows.hpp"
+#include "collective/persistent_buffer.hpp"
 #include "collective/point_to_point_transport.hpp"
 #include "collective/step_objectives.hpp"
 #include "engine/backend.hpp"
@@ -65,7 +67,16 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
     BucketSolution solution;
   };
 
-  using PutAside = bucket_moo::PutAside<ObjectiveTile>;  // the tile is the worker's, the rest guarded by mutex_
+  /// What is put aside of a bucket, and what for.
+  struct HostRows {
+    ObjectiveTile tile;                // of the bucket, or of its sketch
+    OwnRows own;                       // of a bucket with a sketch whose step has several passes
+    std::int64_t width = 0;            // columns of the sketch; 0: there is none
+    std::int64_t index = 0;            // the bucket's place in the pass that was its first
+    bool takes_sketches = false;       // whether the step solves, or might
+    std::optional<KeptWeights> known;  // by which rows are added to one sum
+  };
+  using PutAside = bucket_moo::PutAside<HostRows>;  // the rows are the worker's, the rest guarded by mutex_
 
   using Book = BucketBook<BucketRecord, KeptWeights, SolverMemory, std::shared_ptr<PutAside>>;
 
@@ -80,11 +91,25 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   };
   using JobPtr = std::shared_ptr<Job>;
 
-  /// A bucket that waits for the weights of its whole step.
-  struct Deferred {
+  /// A bucket that has all its rows, and may wait for the weights of its whole step.
+  struct Closed {
     JobPtr job;
     std::shared_ptr<PutAside> aside;
-    TileGramian gramian;
+    TileGramian gramian;  // empty: the step does not solve
+  };
+
+  /// Where a step's weights are from.
+  struct WeightSource {
+    std::optional<KeptWeights> kept;  // in its own order of objectives; of step 0: the mean
+    bool solves = true;
+  };
+
+  /// What one bucket adds to the problem of the model.
+  struct ModelPart {
+    BucketId bucket;
+    RandomKey key;
+    std::int64_t step = 0;
+    std::vector<double> gramian;
   };
 
   /// A step as far as it has come.
@@ -115,13 +140,23 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   BucketSolution reduce_exact(const PlacedReduction& call);
   void sum_inside(const PlacedReduction& call);
   void gather(const PlacedReduction& call, const ShardedBucket& bucket);
-  void put_aside(const JobPtr& job);
-  std::shared_ptr<PutAside> aside_of(const PlacedReduction& call, const ShardedBucket& bucket);
   ShardedBucket sharded(const PlacedReduction& call, std::int64_t tile_limit = MooCollective::kSumTileBytes) const;
+  bool is_of_model(std::uint64_t line) const;
+  void put_aside(const JobPtr& job);
+  std::shared_ptr<PutAside> aside_of(const PlacedReduction& call);
+  void begin_rows(const PlacedReduction& call, HostRows& rows);
+  void add_rows(const PlacedReduction& call, HostRows& rows);
+  void note_memory(PutAside& aside);
+  double coefficient_of(const PlacedReduction& call, const KeptWeights& known) const;
+  WeightSource source_of(const PlacedReduction& call, std::int64_t width, const std::vector<std::string>& names) const;
+  void close(Closed bucket);
+  KeptWeights solve_step(const BucketId& owner, const RandomKey& key, std::uint64_t line, std::int64_t step,
+                         BucketSolution problem);
+  void combine(const Closed& bucket, const KeptWeights& used, bool is_fresh);
+  BucketSolution result_of(const Closed& bucket, const KeptWeights& used, bool is_fresh) const;
   void solve_model();
-  void solve_tile(const BucketId& owner, const PlacedReduction& call, BucketSolution& result);
-  void combine_tile(const Deferred& bucket, const BucketSolution& solved);
-  void fail_deferred(const std::exception_ptr& failure);
+  void keep_weights(const BucketId& bucket, const KeptWeights& solved);
+  void break_off_model();
   KeptWeights reduce_sketched(Job& job);
   void prepare(Job& job);
   void prepare_next(std::uint64_t line);
@@ -149,14 +184,16 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   bool configuration_checked_ = false;
   std::exception_ptr failure_;           // for good
   std::map<std::uint64_t, Step> steps_;  // by line
-  std::vector<Deferred> deferred_;       // of the hook's step, in order
+  std::vector<Closed> deferred_;         // of the hook's step, in order
+  std::vector<ModelPart> model_;         // the same
+  PersistentBuffer combined_;            // a bucket's rows of this rank, where they are not to be overwritten
 
   mutable std::mutex mutex_;    // guards what follows
   std::deque<JobPtr> waiting_;  // jobs that the worker has not begun
   Book book_;
   Counters counters_;
   std::size_t scratch_bytes_ = 0;
-  bool solving_late_ = false;
+  int late_solves_ = 0;
   mutable std::condition_variable solved_late_;
 
   Worker worker_;  // last: its thread must end before the rest goes

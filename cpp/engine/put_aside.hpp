@@ -5,7 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 
@@ -26,6 +28,13 @@ struct PutAside {
   Tile tile;
   std::size_t bytes = 0;  ///< of the tile, as far as its owner has noted it
 };
+
+/// What the Futures of buckets get that waited for the weights of a step which did not come to its end.
+inline std::exception_ptr broken_off() {
+  return std::make_exception_ptr(
+      std::runtime_error("bucket_moo_ext: the backward pass broke off before its last bucket, whose gradients the "
+                         "weights of scope='model' need"));
+}
 
 /// What was put aside for a bucket in this step; nothing yet where this is the first time. Raises AgreedError if other
 /// buckets hold something for some of its parameters, or this one something of another kind.

@@ -6,7 +6,9 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <vector>
 
 #include "bucket_moo/objective_table.hpp"
 #include "engine/bucket_id.hpp"
@@ -39,15 +41,23 @@ struct Reduction {
 /// direct calls, by its hash.
 inline constexpr std::uint64_t kHookLine = 0;
 
+/// What the weights of an objective's rows are to add up to, over all ranks and passes of a step.
+struct ObjectiveTotal {
+  ObjectiveName objective;
+  double total = 0.0;
+};
+using ObjectiveTotals = std::vector<ObjectiveTotal>;
+
 /// A reduction at its place among the others, as a backend takes it.
 struct PlacedReduction : Reduction {
   std::uint64_t line = kHookLine;
   std::int64_t step = 0;
-  int pass = 0;              ///< in its step, from 0
-  bool leaves_open = false;  ///< whether its step goes on with another pass
-  std::int64_t index = 0;    ///< in its pass, from 0
-  StepRecord record = {};    ///< of its pass, where it is the first one there
-  c10::IValue result = {};   ///< what the Future is to hold
+  int pass = 0;                                        ///< in its step, from 0
+  bool leaves_open = false;                            ///< whether its step goes on with another pass
+  std::int64_t index = 0;                              ///< in its pass, from 0
+  std::shared_ptr<const ObjectiveTotals> totals = {};  ///< of its step, where they were given; else null
+  StepRecord record = {};                              ///< of its pass, where it is the first one there
+  c10::IValue result = {};                             ///< what the Future is to hold
 
   bool starts_pass() const { return index == 0; }
   /// Whether ranks first make sure that all of them make this call. Within a pass DDP sees to that by itself.

@@ -55,6 +55,25 @@ def _check_weight(weight: object) -> float:
     return value
 
 
+def _check_totals(totals: object) -> list[tuple[str, float]]:
+    """The totals of a step as the native state takes them; none if they are None."""
+    if totals is None:
+        return []
+    if not isinstance(totals, Mapping):
+        raise TypeError(f"totals must be a mapping from objectives to numbers; got {type(totals).__name__}")
+    checked: dict[str, float] = {}
+    for objective, total in totals.items():
+        name, value = str(_check_objective(objective)), number(total)
+        if objective is None or value is None:
+            raise TypeError(f"totals must be a mapping from objectives to numbers; got {objective!r}: {total!r}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"totals[{objective!r}] must be finite and >= 0; got {total!r}")
+        if name in checked:
+            raise ValueError(f"totals has objective {name!r} twice")
+        checked[name] = value
+    return list(checked.items())
+
+
 def _check_buckets(buckets: object, method: Method) -> list[_Bucket]:
     """The solver states of a state dict, as the native state takes them."""
     if not isinstance(buckets, list):
@@ -175,8 +194,6 @@ class BucketMOO:
         self._estimator = ""  # what that came to, once there is a native state
         self._layout = choice("layout", layout, ("ranks", "passes"))
         self._scope = choice("scope", scope, ("bucket", "model"))
-        if self._scope == "model" and isinstance(self._gramian, Sketch):
-            raise NotImplementedError("scope='model' is not supported with a Sketch yet; use gramian='exact'")
         self._levels = read_levels(mesh, objectives)
         if self._levels is not None and isinstance(self._gramian, Sketch):
             raise NotImplementedError("mesh is not supported with a Sketch yet; use gramian='exact'")
@@ -192,6 +209,7 @@ class BucketMOO:
         self._ddp_buckets: _C.DdpBuckets | None = None
         self._device: torch.device | None = None  # of the engine
         self._accumulating = False
+        self._totals: list[tuple[str, float]] = []  # of the steps that begin now
         self._is_alone = False  # one process, without a process group
         self._step: int = 0
         self._saved_buckets: list[_Bucket] = []  # until there is an engine
@@ -262,7 +280,9 @@ class BucketMOO:
         return self._step if self._engine is None else self._engine.step
 
     @contextlib.contextmanager
-    def accumulate(self) -> Iterator[None]:
+    def accumulate(
+        self, totals: Mapping[str, SupportsFloat] | Mapping[int, SupportsFloat] | None = None
+    ) -> Iterator[None]:
         """Backward passes inside leave their step open; the first one outside closes it.
 
         A step of several passes, used as DDP's ``no_sync()``. In every pass each rank stands for one objective with one
@@ -284,37 +304,49 @@ class BucketMOO:
         ``no_sync()`` keeps its meaning inside: what it accumulates is one row. A direct call of a collective is a pass
         of its bucket. Needs no ``zero_grad()`` between the passes of a step.
 
+        With a ``Sketch`` the sketches are put aside so. The rows themselves stay on their rank up to the closing pass,
+        as a sum for each objective that the rank has had. ``totals`` spares that memory where weights are kept
+        (``lag=1``, or ``refresh_every`` in a step that does not solve): what a row counts for is then known as it
+        comes, and all go into one sum.
+
+        Args:
+            totals: What the weights of each objective's rows add up to, over all ranks and passes of the step that is
+                begun: with weights of 1 the number of rows. The same on every rank; that of a step's first pass counts.
+                With ``lag=1`` the first step, for which no weights are kept yet, is the mean of the objectives then.
+                None: not known beforehand.
+
         Raises:
-            NotImplementedError: With a ``Sketch``: not supported yet.
-            ValueError: From ``backward()``, on every rank: ranks that disagree on whether the step is open, or more
-                than 64 objectives.
+            TypeError, ValueError: ``totals`` is no mapping from objectives to finite numbers >= 0.
+            ValueError: From ``backward()``, on every rank: ranks that disagree on whether the step is open or on
+                ``totals``, rows that do not add up to ``totals``, or more than 64 objectives.
+            NotImplementedError: From ``backward()``: with a ``Sketch`` on a GPU.
             RuntimeError: From ``optimizer.step()`` while the step is open, for parameters that ``register`` or
                 ``name_parameters`` has seen.
         """
-        if isinstance(self._gramian, Sketch) or self._estimator.startswith("Sketch"):
-            raise NotImplementedError("accumulate() is not supported with a Sketch yet; use gramian='exact'")
+        checked = _check_totals(totals)
         _watch_optimizers()
         _accumulated.add(self)
-        before = self._accumulating
-        self._set_accumulating(True)
+        before = self._accumulating, self._totals
+        self._set_accumulating(True, checked)
         try:
             yield
         finally:
-            self._set_accumulating(before)
+            self._set_accumulating(*before)
 
-    def _set_accumulating(self, accumulating: bool) -> None:
+    def _set_accumulating(self, accumulating: bool, totals: list[tuple[str, float]]) -> None:
         if self._engine is not None:
-            self._engine.set_accumulating(accumulating)
-        self._accumulating = accumulating
+            self._engine.set_accumulating(accumulating, totals)
+        self._accumulating, self._totals = accumulating, totals
 
     def backward(
         self, losses: Mapping[str, torch.Tensor] | Mapping[int, torch.Tensor], *, retain_graph: bool = False
     ) -> None:
         """A step of one backward pass for each objective: ``state.backward({"de": loss_de, "sw": loss_sw})``.
 
-        The same as the passes one by one, under ``accumulate()`` but for the last. For a module without a wrapper the
-        losses may share a forward pass, whose graph is kept up to the last of them; DDP needs a forward pass for each
-        backward pass, so losses of one DDP module must not be computed ahead of it.
+        The same as the passes one by one, under ``accumulate()`` but for the last; in one process with ``totals``,
+        which are known. For a module without a wrapper the losses may share a forward pass, whose graph is kept up to
+        the last of them; DDP needs a forward pass for each backward pass, so losses of one DDP module must not be
+        computed ahead of it.
 
         Args:
             losses: A scalar for each objective, in the order of the passes.
@@ -333,10 +365,12 @@ class BucketMOO:
                 got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise ValueError(f"losses[{name!r}] must be a scalar tensor that requires a gradient; got {got}")
         before, last = self._objective, list(losses)[-1]
+        is_whole_step = self._is_alone and not self._accumulating and not self._open_passes()
+        totals = dict.fromkeys(map(str, losses), self._weight) if is_whole_step else None
         try:
             for name, loss in losses.items():
                 self.objective = name
-                with contextlib.nullcontext() if name == last else self.accumulate():
+                with contextlib.nullcontext() if name == last else self.accumulate(totals):
                     torch.autograd.backward(loss, retain_graph=retain_graph or name != last)
         finally:
             self.objective = before
@@ -354,11 +388,14 @@ class BucketMOO:
         if self._ddp_buckets is not None:
             self._ddp_buckets.discard_kept_passes()
 
+    def _open_passes(self) -> int:
+        """How many passes are put aside."""
+        passes = 0 if self._engine is None else self._engine.open_passes()
+        return passes + (0 if self._ddp_buckets is None else self._ddp_buckets.kept_passes())
+
     def _check_closed(self, what: str) -> None:
         """Raises RuntimeError while a step is open."""
-        passes = 0 if self._engine is None else self._engine.open_passes()
-        passes += 0 if self._ddp_buckets is None else self._ddp_buckets.kept_passes()
-        if passes:
+        if passes := self._open_passes():
             raise RuntimeError(
                 f"{what}: the step is open, {passes} pass{'es'[: 2 * (passes > 1)]} put aside; run its last backward "
                 "pass outside of accumulate(), or give it up with discard()"
@@ -544,8 +581,10 @@ class BucketMOO:
                 "same answer in one level, for more bytes between ranks of different objectives"
             )
         objective = self._objective_name(self._objective)
-        if _C.reduces_on_device(device) and self._scope == "model":
-            raise NotImplementedError(f"scope='model' is not supported on {device} yet; on a GPU use scope='bucket'")
+        if _C.reduces_on_device(device) and self._scope == "model" and isinstance(self._gramian, Sketch):
+            raise NotImplementedError(
+                f"scope='model' with a Sketch is not supported on {device} yet; use gramian='exact'"
+            )
         if _C.reduces_on_device(device) and self._layout == "passes" and self._gramian != "exact":
             raise NotImplementedError(
                 f"layout='passes' with gramian={self._gramian!s} is not supported on {device} yet; use gramian='exact'"
@@ -558,9 +597,9 @@ class BucketMOO:
         group = None
         if parent is not None:
             group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
-        is_exact = self._scope == "model" or self._levels is not None  # nothing else is supported there yet
-        wanted = "exact" if is_exact else self._gramian
-        sketch, estimator = choose(wanted, parent)
+        # Nothing else is supported there yet.
+        is_exact = self._levels is not None or (self._scope == "model" and _C.reduces_on_device(device))
+        sketch, estimator = choose("exact" if is_exact else self._gramian, parent)
         configuration = [
             ("method", describe(self._method)),
             ("gramian", str(self._gramian)),
@@ -585,7 +624,7 @@ class BucketMOO:
         self._estimator = estimator
         engine.set_objective(objective)
         engine.set_weight(self._weight)
-        engine.set_accumulating(self._accumulating)
+        engine.set_accumulating(self._accumulating, self._totals)
         engine.step = self._step
         engine.set_solver_states(self._saved_buckets)
         return engine

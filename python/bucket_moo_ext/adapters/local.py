@@ -24,19 +24,27 @@ class _Bucket:
         self.parameters.append(parameter)
         self.nbytes += parameter.nbytes
 
-    def flat(self) -> torch.Tensor:
-        """The gradients, one after the other; zeros where there is none, or a sparse one."""
-        gradients = [_real(p.grad) if _is_dense(p.grad) else None for p in self.parameters]
-        first = gradients[0]
-        if len(gradients) == 1 and first is not None and first.is_contiguous():
-            return first.view(-1)
+    def flat(self, take: bool) -> torch.Tensor:
+        """The gradients, one after the other; zeros where there is none, or a sparse one.
+
+        ``take``: each is freed as it is copied, but for sparse ones.
+        """
+        first = self.parameters[0].grad
+        if len(self.parameters) == 1 and _is_dense(first) and first.is_contiguous():
+            if take:
+                self.parameters[0].grad = None
+            return _real(first).view(-1)
         like = _real(self.parameters[0])
         flat = torch.empty(sum(self._sizes()), dtype=like.dtype, device=like.device)
-        for gradient, piece in zip(gradients, torch.split(flat, self._sizes()), strict=True):
-            if gradient is None:
+        for parameter, piece in zip(self.parameters, torch.split(flat, self._sizes()), strict=True):
+            gradient = parameter.grad
+            if not _is_dense(gradient):
                 piece.zero_()
-            else:  # one by one: on the CPU faster than torch.cat
-                piece.view_as(gradient).copy_(gradient)
+                continue
+            plain = _real(gradient)
+            piece.view_as(plain).copy_(plain)  # one by one: on the CPU faster than torch.cat
+            if take:
+                parameter.grad = None
         return flat
 
     def _sizes(self) -> list[int]:
@@ -52,12 +60,6 @@ class _Bucket:
                 gradient = _real(parameter.grad)
                 if gradient.data_ptr() != piece.data_ptr():
                     gradient.copy_(piece.view_as(gradient))
-
-    def drop(self) -> None:
-        """Frees the gradients, but for sparse ones."""
-        for parameter in self.parameters:
-            if _is_dense(parameter.grad):
-                parameter.grad = None
 
 
 def _is_dense(gradient: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
@@ -158,11 +160,10 @@ class LocalBuckets:
 
     def _reduce(self, bucket: _Bucket) -> None:
         self._pending.remove(bucket)
-        flat = bucket.flat()
+        flat = bucket.flat(take=self._leaves_open)
         parameters = [(self._names[parameter], _real(parameter).numel()) for parameter in bucket.parameters]
         done = self._state._bound(self._device).reduce(flat, parameters)
         if self._leaves_open:
-            bucket.drop()
             done.wait()
         elif self._state.scope == "model":
             self._deferred.append((bucket, flat, done))  # weights come with the last bucket
