@@ -387,8 +387,8 @@ at::Tensor DeviceCollective::mean_of_ranks(const Bucket& bucket, const double* s
   return sum;
 }
 
-void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
-                                   const DeviceSolverState* state) {
+/// The problem of a bucket's sums, without its Gramian.
+cuda::SolveStep DeviceCollective::begin_sums(const DeviceTile& tile) {
   const int capacity = tile.objectives();
   std::size_t bytes = 0;
   check_cuda(cuda::gramian_workspace_size(capacity, &bytes), "sizing the Gramian's workspace");
@@ -400,9 +400,15 @@ void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile,
   step.table = step_.sums_table();
   step.world = capacity;
   step.k_bound = capacity;
+  return step;
+}
+
+void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
+                                   const DeviceSolverState* state) {
+  cuda::SolveStep step = begin_sums(tile);
   step.counters = step_.counters();
   if (bucket.shard_size > 0) {
-    const std::size_t message = packed_bytes(capacity);
+    const std::size_t message = packed_bytes(tile.objectives());
     const std::size_t total = static_cast<std::size_t>(world_size()) * message;
     std::byte* const messages = messages_.reserve(total);
     auto* const own = reinterpret_cast<double*>(messages + static_cast<std::size_t>(rank()) * message);
@@ -420,6 +426,46 @@ void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile,
     step.gramian.packed = scratch_.packed_gramian;
   }
   solve(step, bucket.index, result, step_.registry_of_sums(), state);
+  combine_tile(bucket, tile);
+}
+
+void DeviceCollective::begin_model(DeviceModel& model) const { model.begin(packed_bytes(step_.pass_capacity())); }
+
+void DeviceCollective::add_to_model(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
+                                    DeviceModel& model) {
+  cuda::SolveStep step = begin_sums(tile);
+  step.counters = step_.counters();
+  const int first = model.count();
+  if (bucket.shard_size > 0) {
+    const at::Tensor messages = model.append(world_size());
+    auto* const own = reinterpret_cast<double*>(bytes_of(messages) + rank() * model.pitch());
+    gramian(tile.shard(0, bucket.shard_size), step_.sums_table(), /*likely_k=*/0, /*fixed_grid=*/false, /*add=*/false,
+            own);
+    const NvtxRange range("bucket_moo exchange");
+    exchange_.all_gather(messages);
+  }
+  if (bucket.tail_size > 0) {
+    auto* const packed = reinterpret_cast<double*>(bytes_of(model.append(1)));
+    gramian(tile.tail(), step_.sums_table(), /*likely_k=*/0, /*fixed_grid=*/true, /*add=*/false, packed);
+  }
+  step.gramian.messages = model.messages() + first * model.pitch();
+  step.gramian.pitch = model.pitch();
+  step.gramian.world = model.count() - first;
+  solve(step, bucket.index, result, step_.registry_of_sums(), nullptr);
+}
+
+/// Any tile of the step will do: sums of buckets that were in every pass are in the same units.
+void DeviceCollective::solve_model(const DeviceModel& model, const DeviceTile& tile, std::int64_t index,
+                                   const DeviceResult& result, const DeviceSolverState* state) {
+  cuda::SolveStep step = begin_sums(tile);
+  step.gramian.messages = model.messages();
+  step.gramian.pitch = model.pitch();
+  step.gramian.world = model.count();
+  solve(step, index, result, step_.registry_of_sums(), state);
+}
+
+/// By the weights of the last solve.
+void DeviceCollective::combine_tile(const Bucket& bucket, const DeviceTile& tile) {
   {
     const NvtxRange range("bucket_moo combine");
     const auto combine_sums = [&](const cuda::DeviceRows& sums, std::byte* out) {

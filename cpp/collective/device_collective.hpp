@@ -12,6 +12,7 @@
 #include "bucket_moo/method.hpp"
 #include "collective/device_exchange.hpp"
 #include "collective/device_memory.hpp"
+#include "collective/device_model.hpp"
 #include "collective/device_results.hpp"
 #include "collective/device_step.hpp"
 #include "collective/device_tile.hpp"
@@ -95,6 +96,15 @@ class DeviceCollective {
   void reduce_tile(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& result,
                    const DeviceSolverState* state);
 
+  /// The same where one problem is solved for all buckets of the step, each of which was in every pass: instead of
+  /// reduce_tile() a begin_model(), an add_to_model() for each bucket, one solve_model(), and a combine_tile() for each
+  /// bucket. `result`: whose Gramian is the bucket's.
+  void begin_model(DeviceModel& model) const;
+  void add_to_model(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& result, DeviceModel& model);
+  void solve_model(const DeviceModel& model, const DeviceTile& tile, std::int64_t index, const DeviceResult& result,
+                   const DeviceSolverState* state);
+  void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile);
+
   /// The same with sketches: start_sketch(), and solve_sketched() before the next one, then a weighted sum; or that
   /// with the weights of an earlier solve.
 
@@ -148,6 +158,7 @@ class DeviceCollective {
   void solve(cuda::SolveStep step, std::int64_t index, const DeviceResult& result, const ObjectiveRegistry& registry,
              const DeviceSolverState* state);
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
+  cuda::SolveStep begin_sums(const DeviceTile& tile);
   void gramian(const cuda::DeviceRows& rows, const ObjectiveTable& table, int likely_k, bool fixed_grid, bool add,
                double* packed);
   cuda::ScaleArguments scaling(const at::Tensor& bucket, const KeptWeights* kept) const;

@@ -70,7 +70,8 @@ DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::
                                  .keeps_objectives = options_.keeps_weights(),
                                  .one_objective = options_.layout == Layout::passes});
       }()),
-      sketches_{DeviceBuffer(device)} {}
+      sketches_{DeviceBuffer(device)},
+      model_(device) {}
 
 void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_alone) {
   TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
@@ -78,6 +79,9 @@ void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_
   if (failure_) {
     std::rethrow_exception(failure_);
   }
+  TORCH_CHECK_NOT_IMPLEMENTED(is_alone || !options_.sketch.enabled(),
+                              "bucket_moo_ext: a step of several passes with a Sketch is not supported on ", device_,
+                              " yet; use gramian='exact'");
   if (starts_step) {  // in its midst some ranks would, and others would wait for them
     collective_.step().check_past_steps();
   }
@@ -107,6 +111,9 @@ FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
   }
   if (call.starts_step()) {
     solve_late(call.line);  // of a step that did not come to its end
+    if (call.line == kHookLine) {
+      break_off_model();
+    }
     book_.forget_records_of_long_ago(call.step);
   }
   DeviceStep& step = collective_.step();
@@ -122,26 +129,41 @@ FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
   } else {
     reduce_dense(call);
   }
-  return complete(call);
+  FuturePtr future = make_future(call);
+  if (!deferred_.empty() && !deferred_.back().future) {
+    deferred_.back().future = future;
+  } else {
+    complete(call, future);
+  }
+  return future;
 }
 
-/// A pass of one objective is taken for one of several.
+/// A pass of one objective is taken for one of several, and so is one whose weights come with the last bucket.
 bool DeviceBackend::is_of_passes(const PlacedReduction& call) const {
-  return !call.is_alone_in_step() || options_.layout == Layout::passes;
+  return !call.is_alone_in_step() || options_.layout == Layout::passes || is_of_model(call.line);
 }
 
 void DeviceBackend::end_step(std::uint64_t line) {
-  const std::lock_guard in_order(enqueue_);
-  if (late_.empty()) {
+  std::vector<Deferred> done;  // completed and dropped without the lock: callbacks and Python's tensors take the GIL
+  std::unique_lock in_order(enqueue_);
+  const bool solves_model = is_of_model(line) && !deferred_.empty();
+  if (late_.empty() && !solves_model) {
     return;
   }
   const at::NoGradGuard no_grad;
   const OnSideStream guard(device_, side_);
   try {
     solve_late(line);
+    if (solves_model) {
+      done = solve_model();
+    }
   } catch (...) {
     failure_ = std::current_exception();
     throw;
+  }
+  in_order.unlock();
+  for (Deferred& bucket : done) {
+    complete(bucket.call, bucket.future);
   }
 }
 
@@ -155,9 +177,9 @@ void DeviceBackend::check_capture(const Reduction& reduction, bool is_alone) {
               "captured in a graph: which steps solve is decided on the host, and a late solve goes on behind the ",
               "graph's end");
   TORCH_CHECK_NOT_IMPLEMENTED(
-      is_alone && options_.layout == Layout::ranks,
-      "bucket_moo_ext: a step of several passes, or with layout='passes', cannot be captured in "
-      "a graph yet; capture steps of one pass with layout='ranks'");
+      is_alone && options_.layout == Layout::ranks && options_.scope == Scope::bucket,
+      "bucket_moo_ext: a step of several passes, with layout='passes' or scope='model', cannot be captured in "
+      "a graph yet; capture steps of one pass with layout='ranks' and scope='bucket'");
   TORCH_CHECK(collective_.is_reserved(), kWarmUp);
   const Book::Page* const page = reduction.output.is_sparse() ? nullptr : book_.find(reduction.bucket);
   TORCH_CHECK(page != nullptr && page->record && page->record->numel == reduction.gradient().numel() &&
@@ -207,6 +229,7 @@ DeviceBackend::DeviceRecord& DeviceBackend::open_record(const PlacedReduction& c
     record.emplace(DeviceRecord{{}, collective_.make_result(k_bound), k_bound});
   }
   static_cast<BucketRecord&>(*record) = record_of(call, options_.sketch);
+  record->is_of_model = false;
   record->line = call.line;
   record->passes = call.pass + 1;
   return *record;
@@ -242,8 +265,49 @@ void DeviceBackend::put_aside(const PlacedReduction& call, const DeviceBucket& b
     return;
   }
   aside->is_open = false;
-  const DeviceRecord& record = open_record(call, aside->tile.objectives());
-  collective_.reduce_tile(bucket, aside->tile, record.on_device, memory_of(book_.open(call.bucket)));
+  DeviceRecord& record = open_record(call, aside->tile.objectives());
+  if (!is_of_model(call.line)) {
+    collective_.reduce_tile(bucket, aside->tile, record.on_device, memory_of(book_.open(call.bucket)));
+    return;
+  }
+  record.is_of_model = true;
+  if (deferred_.empty()) {
+    collective_.begin_model(model_);
+  }
+  collective_.add_to_model(bucket, aside->tile, record.on_device, model_);
+  deferred_.push_back({call, bucket, aside, nullptr});
+}
+
+/// One problem for all buckets: their Gramians add up.
+std::vector<DeviceBackend::Deferred> DeviceBackend::solve_model() {
+  const Deferred& first = deferred_.front();
+  collective_.step().select(kHookLine);
+  const int k_bound = first.aside->tile.objectives();
+  if (model_k_bound_ < k_bound) {
+    model_result_ = collective_.make_result(k_bound);
+    model_k_bound_ = k_bound;
+  }
+  collective_.solve_model(model_, first.aside->tile, first.call.index, *model_result_,
+                          memory_of(book_.open({{.name = "model:"}})));
+  for (const Deferred& bucket : deferred_) {
+    collective_.combine_tile(bucket.bucket, bucket.aside->tile);
+  }
+  return std::exchange(deferred_, {});
+}
+
+/// Of a step that did not come to its end.
+void DeviceBackend::break_off_model() {
+  for (const Deferred& bucket : std::exchange(deferred_, {})) {
+    if (bucket.future) {
+      bucket.future->setError(broken_off());
+    }
+  }
+}
+
+void DeviceBackend::shutdown() {
+  shut_down_ = true;
+  const std::lock_guard in_order(enqueue_);
+  break_off_model();
 }
 
 void DeviceBackend::reduce_sketched(const PlacedReduction& call, Book::Page& page) {
@@ -324,14 +388,17 @@ const DeviceSolverState* DeviceBackend::memory_of(Book::Page& page) {
   return &*page.memory;
 }
 
-/// The Future of what is enqueued on the current, that is the side stream.
-FuturePtr DeviceBackend::complete(PlacedReduction& call) const {
+FuturePtr DeviceBackend::make_future(const PlacedReduction& call) const {
   const bool is_tensor = call.result.isTensor();
   const c10::TypePtr type = is_tensor ? c10::TypePtr(c10::TensorType::get()) : c10::AnyType::get();
-  std::vector<c10::Device> devices;
+  return c10::make_intrusive<c10::ivalue::Future>(
+      type, device_.is_cuda() ? std::vector<c10::Device>{device_} : std::vector<c10::Device>());
+}
+
+/// With what is enqueued on the current, that is the side stream.
+void DeviceBackend::complete(PlacedReduction& call, const FuturePtr& future) {
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;
-  if (device_.is_cuda()) {
-    devices.push_back(device_);
+  if (!future->devices().empty()) {
     // What the events of the Future are about; not looked for in `result`, which may be Python's.
     const bool sparse = call.output.is_sparse();
     storages.push_back((sparse ? call.output._values() : call.output).storage().getWeakStorageImpl());
@@ -339,9 +406,7 @@ FuturePtr DeviceBackend::complete(PlacedReduction& call) const {
       storages.push_back(call.output._indices().storage().getWeakStorageImpl());
     }
   }
-  auto future = c10::make_intrusive<c10::ivalue::Future>(type, std::move(devices));
   future->markCompleted(std::move(call.result), std::move(storages));
-  return future;
 }
 
 void DeviceBackend::continue_from(std::int64_t step) {
@@ -380,6 +445,11 @@ std::vector<BucketRecord> DeviceBackend::records() const {
     StepHeader header;
     std::tie(header, read.result) = record->on_device.read();
     collective_.step().check(header);
+    if (record->is_of_model && model_result_) {
+      const BucketSolution model = model_result_->read().second;
+      read.result.weights = model.weights;
+      read.result.solution = model.solution;
+    }
     read.step =
         captured_ ? collective_.step().read_counters().step : record->step;  // replays count on the device alone
     read.solved_step = header.step;
@@ -400,7 +470,7 @@ Counters DeviceBackend::counters() const {
 
 std::size_t DeviceBackend::scratch_bytes() const {
   const std::lock_guard in_order(enqueue_);
-  std::size_t bytes = collective_.scratch_bytes() + sketches_.memory.capacity();
+  std::size_t bytes = collective_.scratch_bytes() + sketches_.memory.capacity() + model_.capacity();
   book_.for_each_page([&](const Book::Page& page) {
     bytes += page.kept ? page.kept->sketches.memory.capacity() : 0;
     bytes += page.aside ? page.aside->bytes : 0;

@@ -39,6 +39,7 @@ class DeviceBackend final : public Backend {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.
   DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options);
+  ~DeviceBackend() override { break_off_model(); }
 
   int rank() const override { return collective_.rank(); }
   int world_size() const override { return collective_.world_size(); }
@@ -54,7 +55,7 @@ class DeviceBackend final : public Backend {
   std::size_t scratch_bytes() const override;
   std::vector<SavedSolverState> solver_states() const override;
   void set_solver_states(const std::vector<SavedSolverState>& saved) override;
-  void shutdown() override { shut_down_ = true; }
+  void shutdown() override;
   void check_may_wait() const override {}
 
  private:
@@ -63,6 +64,17 @@ class DeviceBackend final : public Backend {
     DeviceResult on_device;
     int k_bound = 0;  // of the result
     std::uint64_t line = kHookLine;
+    bool is_of_model = false;  // whether the weights are those of the newest problem of the model
+  };
+
+  using PutAside = bucket_moo::PutAside<DeviceTile>;
+
+  /// A bucket that waits for the weights of its whole step.
+  struct Deferred {
+    PlacedReduction call;
+    DeviceBucket bucket;
+    std::shared_ptr<PutAside> aside;
+    FuturePtr future;
   };
 
   /// Weights that serve again.
@@ -72,7 +84,6 @@ class DeviceBackend final : public Backend {
     std::int64_t step = 0;    // of the solve that the weights were last asked of
   };
 
-  using PutAside = bucket_moo::PutAside<DeviceTile>;
   using Book = BucketBook<DeviceRecord, DeviceKept, DeviceSolverState, std::shared_ptr<PutAside>>;
 
   /// A solve that is still to come.
@@ -92,6 +103,7 @@ class DeviceBackend final : public Backend {
   };
 
   void check_capture(const Reduction& reduction, bool is_alone);
+  bool is_of_model(std::uint64_t line) const { return options_.scope == Scope::model && line == kHookLine; }
   bool is_of_passes(const PlacedReduction& call) const;
   FuturePtr enqueue(PlacedReduction& call);
   void record_streams(const PlacedReduction& call) const;
@@ -99,11 +111,14 @@ class DeviceBackend final : public Backend {
   void reduce_dense(const PlacedReduction& call);
   void reduce_sketched(const PlacedReduction& call, Book::Page& page);
   void put_aside(const PlacedReduction& call, const DeviceBucket& bucket);
+  std::vector<Deferred> solve_model();
+  void break_off_model();
   DeviceRecord& open_record(const PlacedReduction& call, int k_bound);
   void solve_late(std::uint64_t line);
   const DeviceResult& keep(Book::Page& page, std::int64_t step);
   void reduce_sparse(const PlacedReduction& call);
-  FuturePtr complete(PlacedReduction& call) const;
+  FuturePtr make_future(const PlacedReduction& call) const;
+  static void complete(PlacedReduction& call, const FuturePtr& future);
   const DeviceSolverState* memory_of(Book::Page& page);
 
   const c10::Device device_;
@@ -119,6 +134,10 @@ class DeviceBackend final : public Backend {
   Book book_;
   DeviceSketches sketches_;      // of a bucket that is solved for at once
   std::vector<LateSolve> late_;  // of this step, in order
+  DeviceModel model_;
+  std::optional<DeviceResult> model_result_;
+  int model_k_bound_ = 0;
+  std::vector<Deferred> deferred_;  // of the hook's step, in order
   std::optional<DeviceResult> late_result_;
   std::vector<DeviceResult> outgrown_results_;  // that a graph writes to
   std::int64_t sparse_ = 0;

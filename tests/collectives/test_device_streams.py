@@ -4,6 +4,7 @@ Runs on the emulated CUDA device, over a stand-in for NCCL: `make test-emulated`
 for ends a rank there, so that every test here is also one of all the streams, events and memory that it passes.
 """
 
+import copy
 import gc
 import warnings
 from collections.abc import Callable
@@ -95,6 +96,33 @@ def rank_host_never_waits(rank: int, world: int, seed: int, gramian: Any) -> Non
 def test_the_host_waits_in_the_first_step_alone(run_ranks: Runner, random_seed: int, gramian: Any) -> None:
     """And nothing is ever enqueued on the legacy stream, for which everybody waits."""
     run_ranks(2, rank_host_never_waits, random_seed, gramian, backend=emulated_cuda.nccl)
+
+
+def on_device(seed: int, rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = batch_of(seed, rank, step, torch.float32)
+    return x.to("cuda"), y.to("cuda")
+
+
+def rank_model(rank: int, world: int, seed: int) -> None:
+    """One problem for all buckets: every Future is of what comes behind the last bucket."""
+    with emulated_cuda.stream():
+        ddp = DistributedDataParallel(mlp(seed, torch.float32).to("cuda"), bucket_cap_mb=CAP_MB)
+        moo.register(ddp, "mgda", scope="model")
+        for step in range(4):
+            rows = []
+            for other in range(world):
+                alone = copy.deepcopy(ddp.module)
+                loss_of(alone, on_device(seed, other, step)).backward()
+                rows.append(torch.cat([p.grad.cpu().flatten() for p in alone.parameters()]))
+            ddp.zero_grad()
+            loss_of(ddp, on_device(seed, rank, step)).backward()
+            got = torch.cat([p.grad.cpu().flatten() for p in ddp.module.parameters()])
+            gramian = torch.stack(rows).double()
+            torch.testing.assert_close(got, moo.weights(gramian @ gramian.T, "mgda").float() @ torch.stack(rows))
+
+
+def test_one_problem_for_the_model_on_streams(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, rank_model, random_seed, backend=emulated_cuda.nccl)
 
 
 def rank_who_waits(rank: int, world: int) -> None:

@@ -139,6 +139,42 @@ def test_passes(run_ranks: Runner, random_seed: int, layout: str) -> None:
             )
 
 
+def rank_model(rank: int, world: int, seed: int) -> list[Counts]:
+    """What the backward passes of a module of two buckets ask for with one problem for both; each has a tail."""
+    sizes = (41, 121, 61)
+    counts = []
+    with emulated_cuda.stream():
+        ddp = DistributedDataParallel(mlp(seed, torch.float32, sizes).to("cuda"), bucket_cap_mb=CAP_MB)
+        state = moo.BucketMOO("mgda", scope="model", bucket_cap_mb=CAP_MB)
+        counted_in: list[Counts] = []
+
+        def hook(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            with emulated_cuda.counting() as counted:
+                done = moo.bucket_moo_hook(state, bucket)
+            counted_in.append(counted)
+            return done
+
+        ddp.register_comm_hook(state, hook)
+        for step in range(5):
+            counted_in.clear()
+            ddp.zero_grad()
+            x, y = (part.to("cuda") for part in batch_of(seed, rank, step, torch.float32, sizes))
+            loss_of(ddp, (x, y)).backward()
+            counts.append(plus(*map(by_kind, counted_in)) if step >= 3 else {})
+        weights = {tuple(bucket.weights.tolist()) for bucket in state.report().buckets}
+        assert len(weights) == 1
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in ddp.parameters())
+    return counts[3:]
+
+
+@counts_on_device
+def test_one_problem_for_the_model(run_ranks: Runner, random_seed: int) -> None:
+    for counts in run_ranks(2, rank_model, random_seed, backend=emulated_cuda.nccl):
+        for counted in counts:
+            buckets = together("ranks, in a pass", "behind the passes", times=2)
+            check(counted, plus(together("a pass", "model, the solve"), buckets), "scope='model'")
+
+
 @counts_on_device
 @pytest.mark.parametrize("layout", LAYOUT)
 def test_all_reduce_alone(run_ranks: Runner, random_seed: int, layout: str) -> None:

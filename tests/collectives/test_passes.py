@@ -218,9 +218,13 @@ def rank_on_device(rank: int, world: int) -> None:
     def error(state: moo.BucketMOO) -> Any:
         return error_of(lambda: moo.all_reduce(torch.ones(9), state))
 
-    expect(error(moo.BucketMOO(scope="model")), NotImplementedError, "scope='model'", "on a GPU")
+    whole = moo.BucketMOO(scope="model", gramian=moo.Sketch())
+    expect(error(whole), NotImplementedError, "scope='model' with a Sketch", "gramian='exact'")
     sketched = moo.BucketMOO(layout="passes", gramian=moo.Sketch())
     expect(error(sketched), NotImplementedError, "layout='passes' with gramian=Sketch", "gramian='exact'")
+    several = moo.BucketMOO(gramian=moo.Sketch())
+    with several.accumulate():
+        expect(error(several), NotImplementedError, "several passes with a Sketch", "gramian='exact'")
 
 
 @pytest.mark.device
@@ -252,15 +256,6 @@ def test_more_objectives_than_a_gpu_made_room_for(run_ranks: Runner) -> None:
         assert first == second == {1.0}
         assert all(math.isnan(value) for value in third)
         expect(error, ValueError, "step 3 has 3 objectives in all its passes", "layout='passes'")
-
-
-def rank_sketched(rank: int, world: int) -> None:
-    expect(error_of(moo.BucketMOO(gramian=moo.Sketch()).accumulate().__enter__), NotImplementedError, "Sketch")
-    expect(error_of(lambda: moo.BucketMOO(gramian=moo.Sketch(), scope="model")), NotImplementedError, "Sketch")
-
-
-def test_what_a_sketch_does_not_do_yet_is_refused(run_ranks: Runner) -> None:
-    run_ranks(1, rank_sketched)
 
 
 def rank_open(rank: int, world: int) -> None:

@@ -278,6 +278,7 @@ def _one_problem(rank: int, world: int, passes: int, between: bool) -> str:
     return gradient_digest(ddp)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize(
     ("world", "passes", "between"), [(1, 3, False), (2, 1, False), (2, 2, False), (3, 1, False), (2, 1, True)]
 )
@@ -311,6 +312,7 @@ def _no_counterexample(rank: int, world: int) -> None:
             assert_close(gradient.double().numpy(), expected, 1e-6)
 
 
+@pytest.mark.device
 def test_the_counterexample_moves(run_ranks: RunRanks) -> None:
     run_ranks(2, _no_counterexample)
 
