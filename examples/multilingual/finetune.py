@@ -6,7 +6,7 @@ import contextlib
 import copy
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,11 @@ class Lane:
     def _alone(self) -> bool:
         return self._settings.layout == "passes" and self._world.size == 1
 
-    def _left_open(self) -> contextlib.AbstractContextManager[Any]:
+    def _left_open(self, languages: Iterable[str]) -> contextlib.AbstractContextManager[Any]:
         """Around all passes of a step but the last."""
-        if self.state is not None:
-            open_step: contextlib.AbstractContextManager[Any] = self.state.accumulate()
+        if self.state is not None:  # with a row of each language from every rank
+            totals = dict.fromkeys(languages, self._world.size)
+            open_step: contextlib.AbstractContextManager[Any] = self.state.accumulate(totals)
             return open_step
         return self.wrapped.no_sync()
 
@@ -114,7 +115,7 @@ class Lane:
         for language, part in blocks.items():
             if self.state is not None:
                 self.state.objective = language
-            with contextlib.nullcontext() if language == last else self._left_open():
+            with contextlib.nullcontext() if language == last else self._left_open(blocks):
                 loss = mean_loss(self.wrapped.module, part.to(device))
                 (loss * share if share != 1.0 else loss).backward()
             total += loss.detach() / len(blocks)

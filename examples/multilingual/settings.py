@@ -249,8 +249,9 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
     if settings.wrapper != "ddp" and settings.scope == "model":
         raise BadArgument("--scope", repr(settings.scope), f"bucket with --wrapper {settings.wrapper}")
     for text, method in zip(settings.methods, methods, strict=True):
-        if method.sketch is not None and not settings.plain:
-            raise BadArgument("--method", repr(text), "exact Gramians with --layout passes or --scope model so far")
+        if method.sketch is not None and settings.layout == "passes" and settings.wrapper != "ddp":
+            allowed = f"exact Gramians with --layout passes and --wrapper {settings.wrapper}"
+            raise BadArgument("--method", repr(text), allowed)
     least = {
         "steps": 1,
         "batch_size": 1,
