@@ -23,7 +23,7 @@ void OwnRows::begin(std::int64_t n, DType dtype, bool in_one_sum) {
     by_objective_ = {};  // of steps whose weights were not known beforehand
     one_.reserve(static_cast<std::size_t>(n) * element_size(accumulation_dtype(dtype)));
   } else {
-    one_ = {};
+    one_.release();
     by_objective_.begin(of_one_rank(n, dtype));
   }
 }
@@ -52,7 +52,7 @@ void OwnRows::combine(const StepObjectives& objectives, std::span<const double> 
   const void* const sum = one_.data();
   const double all = any_ ? 1.0 : 0.0;
   bucket_moo::combine({&sum, 1, n_, accumulation_dtype(dtype_)}, &all, out, dtype_);
-  one_ = {};  // the result has its size, and takes over from here
+  one_.release();  // the result has its size, and takes over from here
 }
 
 }  // namespace bucket_moo

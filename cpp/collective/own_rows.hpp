@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <span>
 
+#include "collective/mapped_buffer.hpp"
 #include "collective/objective_tile.hpp"
-#include "collective/persistent_buffer.hpp"
 #include "collective/step_objectives.hpp"
 #include "kernels/rows.hpp"
 
@@ -35,7 +35,7 @@ class OwnRows {
 
  private:
   ObjectiveTile by_objective_;
-  PersistentBuffer one_;
+  MappedBuffer one_;
   bool in_one_sum_ = false;
   bool any_ = false;  // whether something was added to the one sum
   std::int64_t n_ = 0;
