@@ -382,9 +382,8 @@ std::unique_ptr<Transport::Exchange> MooCollective::start_gather(std::byte* bloc
 }
 
 std::size_t MooCollective::scratch_bytes() const {
-  std::size_t bytes =
-      tile_.capacity() + next_tile_.capacity() + messages_.capacity() + tails_.capacity() +
-      piece_gramians_.capacity() + columns_.capacity();
+  std::size_t bytes = tile_.capacity() + next_tile_.capacity() + messages_.capacity() + tails_.capacity() +
+                      piece_gramians_.capacity() + columns_.capacity();
   for (const auto& sketched : free_sketches_) {
     bytes += sketched->columns_.capacity() + sketched->tile_.capacity();
   }

@@ -188,7 +188,7 @@ void HostBackend::begin_pass(const PlacedReduction& call) {
   collective_.continue_pass(step.newest_pass);
   objectives.add_pass(records);
   if (call.totals) {
-    check_totals(*call.totals, objectives, call);
+    check_totals(*call.totals, objectives, call, inside_ ? inside_->size() : 1);
   }
   if (!call.leaves_open) {
     options_.check_objectives(objectives.names());

@@ -20,7 +20,8 @@ std::string list(const std::vector<std::string>& names) {
 
 }  // namespace
 
-void check_totals(const ObjectiveTotals& totals, const StepObjectives& objectives, const PlacedReduction& call) {
+void check_totals(const ObjectiveTotals& totals, const StepObjectives& objectives, const PlacedReduction& call,
+                  int ranks) {
   const std::vector<std::string> expected = names_of(totals);
   const std::vector<std::string>& names = objectives.names();
   const std::string where = c10::str("bucket_moo_ext: accumulate(totals=...) of step ", call.step);
@@ -39,7 +40,7 @@ void check_totals(const ObjectiveTotals& totals, const StepObjectives& objective
     if (found == names.end()) {
       throw AgreedError(c10::str(where, " has objective '", name, "', of which the step has no row"));
     }
-    const double weight = objectives.weight(static_cast<std::size_t>(found - names.begin()));
+    const double weight = ranks * objectives.weight(static_cast<std::size_t>(found - names.begin()));
     if (!(std::fabs(weight - total) <= kTotalTolerance * total)) {
       throw AgreedError(c10::str(where, " says that the weights of objective '", name, "' add up to ", total,
                                  " over all ranks and passes; they add up to ", weight));

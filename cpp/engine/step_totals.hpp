@@ -13,8 +13,9 @@ namespace bucket_moo {
 inline constexpr double kTotalTolerance = 1e-9;
 
 /// Raises AgreedError for an objective that has no total, and, where `call` closes the step, for one whose rows do not
-/// add up to its total.
-void check_totals(const ObjectiveTotals& totals, const StepObjectives& objectives, const PlacedReduction& call);
+/// add up to its total. `ranks`: whose mean a row of `objectives` is.
+void check_totals(const ObjectiveTotals& totals, const StepObjectives& objectives, const PlacedReduction& call,
+                  int ranks);
 
 std::vector<std::string> names_of(const ObjectiveTotals& totals);
 

@@ -10,6 +10,7 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
 from tests.support import checks
 from tests.support import reference as ref
@@ -300,6 +301,27 @@ def test_totals_that_are_not_what_comes_are_an_error_on_all_ranks(run_ranks: Run
         expect(missing, ValueError, "has no objective 'b'", "it has 'a'")
         expect(no_row, ValueError, "objective 'c', of which the step has no row")
         expect(disagree, ValueError, "make the same calls", r"the totals that accumulate\(\) was given")
+
+
+def rank_totals_in_levels(rank: int, world: int) -> list[Any]:
+    """Where ranks of a mesh share objectives, totals are over all of them, too."""
+    mesh = init_device_mesh("cpu", (1, world), mesh_dim_names=("node", "rank"))
+    state = moo.BucketMOO(mesh=mesh, objectives="node")
+    errors = []
+    for b in (world, 1):
+        row = torch.ones(5000)
+        state.objective = "a"
+        with state.accumulate({"a": world, "b": b}):
+            moo.all_reduce(row, state)
+        state.objective = "b"
+        errors.append(error_of(lambda row=row: moo.all_reduce(row, state)))  # type: ignore[misc]
+    return errors
+
+
+def test_totals_in_levels(run_ranks: Runner) -> None:
+    for right, wrong in run_ranks(2, rank_totals_in_levels):
+        assert right[0] is type(None)
+        expect(wrong, ValueError, "objective 'b' add up to 1 ", "they add up to 2")
 
 
 def test_arguments_of_totals() -> None:
