@@ -56,6 +56,7 @@ class Lane:
             settings.wrapper,
             world,
             alone=self._alone,
+            plain=method == PLAIN_DDP,
             bucket_cap_mb=settings.bucket_cap_mb,
         )
         self.state: Any = None
@@ -87,6 +88,7 @@ class Lane:
             layout=self._settings.layout,
             scope=self._settings.scope,
             seed=self.seed,
+            **self.wrapped.replicated,
             **({"bucket_cap_mb": self._settings.bucket_cap_mb} if self._alone else {}),
         )
 

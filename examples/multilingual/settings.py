@@ -12,7 +12,7 @@ from typing import Any
 from corpus import LANGUAGES
 from models import PRESETS
 from spec import PLAIN_DDP, SKETCH, BadArgument, parse_method
-from wrappers import WRAPPERS
+from wrappers import REPLICAS, WRAPPERS
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Settings:
 
     @property
     def plain(self) -> bool:
-        """Whether a step is one pass with weights for each bucket: what Sketch and the GPU path can do so far."""
-        return (self.layout, self.scope) == ("ranks", "bucket")
+        """Whether a step is one pass with weights for each bucket, no more: what Sketch can do everywhere."""
+        return (self.layout, self.scope) == ("ranks", "bucket") and self.wrapper != "hsdp"
 
     def share(self, rank: int, world_size: int) -> tuple[str, ...]:
         """The seen languages, dealt out to the ranks."""
@@ -141,7 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--wrapper",
         choices=WRAPPERS,
-        help="what models train in: DistributedDataParallel, fully_shard (FSDP2) or FullyShardedDataParallel (FSDP1), "
+        help="what models train in: DistributedDataParallel, fully_shard (FSDP2) over all ranks or with "
+        f"{REPLICAS} replicas of each shard (HSDP), or FullyShardedDataParallel (FSDP1), "
         f"the method '{PLAIN_DDP}' too, which is then the plain wrapper (default: {d.wrapper})",
     )
     add(
@@ -246,12 +247,14 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
         raise BadArgument("--batch-size", settings.batch_size, allowed)
     if settings.wrapper != "ddp" and world_size == 1:
         raise BadArgument("--wrapper", repr(settings.wrapper), "ddp in one process: nothing is sharded there")
+    if settings.wrapper == "hsdp" and (world_size < 2 * REPLICAS or world_size % REPLICAS):
+        allowed = f"fsdp2 for {world_size} processes: hsdp wants {REPLICAS} replicas, each sharded over 2 or more"
+        raise BadArgument("--wrapper", repr(settings.wrapper), allowed)
     if settings.wrapper != "ddp" and settings.scope == "model":
         raise BadArgument("--scope", repr(settings.scope), f"bucket with --wrapper {settings.wrapper}")
     for text, method in zip(settings.methods, methods, strict=True):
-        if method.sketch is not None and settings.layout == "passes" and settings.wrapper != "ddp":
-            allowed = f"exact Gramians with --layout passes and --wrapper {settings.wrapper}"
-            raise BadArgument("--method", repr(text), allowed)
+        if method.sketch is not None and settings.wrapper == "hsdp":
+            raise BadArgument("--method", repr(text), "exact Gramians with --wrapper hsdp")
     least = {
         "steps": 1,
         "batch_size": 1,

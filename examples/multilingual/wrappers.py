@@ -1,4 +1,4 @@
-"""What a lane's model trains in: DDP, FSDP2 or FSDP1; nothing for a process that has all languages to itself."""
+"""What a lane's model trains in: DDP, FSDP2, HSDP or FSDP1; nothing for a process that has all languages to itself."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from world import World
 
-WRAPPERS = ("ddp", "fsdp2", "fsdp1")  # another one: a name here, and a line in each of _shard and no_sync
+WRAPPERS = ("ddp", "fsdp2", "hsdp", "fsdp1")  # another one: a name here, and a line in each of _shard and no_sync
+REPLICAS = 2
+"""Of each shard with HSDP."""
 
 _WHOLE = StateDictOptions(full_state_dict=True)
 
@@ -27,12 +29,22 @@ _WHOLE = StateDictOptions(full_state_dict=True)
 class Wrapped:
     """A model in training. The sharded ones give every decoder layer a bucket of its own, and one to the rest."""
 
-    def __init__(self, model: nn.Module, wrapper: str, world: World, *, alone: bool, bucket_cap_mb: float) -> None:
-        """`model`: becomes part of this; `alone`: without a wrapper."""
+    def __init__(
+        self, model: nn.Module, wrapper: str, world: World, *, alone: bool, plain: bool, bucket_cap_mb: float
+    ) -> None:
+        """`model`: becomes part of this; `alone`: without a wrapper; `plain`: without a reduction of ours."""
         self._is_sharded = not alone and wrapper != "ddp"
         self._copy = copy.deepcopy(model) if self._is_sharded else model
         self.module: nn.Module = model
-        if self._is_sharded:
+        self.replicated: dict[str, Any] = {}
+        """What `moo.register` is told where there are replicas of shards: every rank may have another language."""
+        if self._is_sharded and wrapper == "hsdp":
+            mesh = init_device_mesh(
+                world.device.type, (REPLICAS, world.size // REPLICAS), mesh_dim_names=("replicate", "shard")
+            )
+            _fully_shard(model, mesh if plain else mesh["shard"])
+            self.replicated = {"mesh": mesh, "objectives": mesh.mesh_dim_names}
+        elif self._is_sharded:
             self.module = _shard(model, wrapper, world)
         elif not alone:
             self.module = DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb)
@@ -77,15 +89,18 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _shard(model: nn.Module, wrapper: str, world: World) -> nn.Module:
-    layers = _layers(model)
     if wrapper == "fsdp1":
+        layers = _layers(model)
         return FullyShardedDataParallel(
             model,
             auto_wrap_policy=lambda module, recurse, **_: recurse or module in layers,
             device_id=world.device,
             use_orig_params=True,
         )
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    for part in (*layers, model):
-        fully_shard(part, mesh=mesh)
+    _fully_shard(model, init_device_mesh(world.device.type, (world.size,)))
     return model
+
+
+def _fully_shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    for part in (*_layers(model), model):
+        fully_shard(part, mesh=mesh)

@@ -345,7 +345,7 @@ def test_settings() -> None:
         ("--method mgda:sketch mgda:sketch,width=16384", "each once"),
         ("--layout passes --languages de hu tr", "--languages: got 3 .* with --layout passes a multiple"),
         ("--layout passes --batch-size 6", "--batch-size: got 6, allowed: .* a multiple of the 4"),
-        ("--layout passes --wrapper fsdp2 --method mgda:sketch", "allowed: exact Gramians with --layout passes and"),
+        ("--wrapper hsdp --method mgda:sketch", "allowed: exact Gramians with --wrapper hsdp"),
         ("--wrapper fsdp2 --scope model", "--scope: got 'model', allowed: bucket with --wrapper fsdp2"),
         ("--steps 0", "--steps: got 0, allowed: 1 or more"),
         ("--lr 0", "--lr: got 0.0, allowed: a number above 0"),

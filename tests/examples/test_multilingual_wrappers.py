@@ -22,7 +22,7 @@ from world import World
 LANGUAGES = ("de", "hu")
 
 
-def _training(rank: int, size: int, folder: str) -> None:
+def _training(rank: int, size: int, folder: str, wrappers: tuple[str, ...]) -> None:
     world = World(rank, size, torch.device("cpu"))
     preset = models.Preset("llama", hidden=16, layers=2, feed_forward=24, vocabulary=128, heads=2)
     base = models.build_preset(preset, length=4, end=99, seed=0)
@@ -40,7 +40,7 @@ def _training(rank: int, size: int, folder: str) -> None:
         return made
 
     expected = lane("ddp", "ddp")
-    for wrapper in ("fsdp2", "fsdp1"):
+    for wrapper in wrappers:
         for method in ("ddp", "mean"):
             sharded = lane(wrapper, method)
             np.testing.assert_allclose(sharded.history["losses"], expected.history["losses"], rtol=1e-4)
@@ -61,5 +61,8 @@ def _training(rank: int, size: int, folder: str) -> None:
 
 @pytest.mark.host
 @pytest.mark.filterwarnings("ignore")
-def test_sharded_lanes(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
-    run_ranks(2, _training, str(tmp_path))
+@pytest.mark.parametrize(("world", "wrappers"), [(2, ("fsdp2", "fsdp1")), (4, ("hsdp",))], ids=["one copy", "replicas"])
+def test_sharded_lanes(
+    run_ranks: Callable[..., list[Any]], tmp_path: Path, world: int, wrappers: tuple[str, ...]
+) -> None:
+    run_ranks(world, _training, str(tmp_path), wrappers)
