@@ -1,9 +1,11 @@
 """FSDP2: training of a sharded transformer against the same training in one process."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import bucket_moo_ext as moo
+import numpy as np
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -91,6 +93,47 @@ def _passes(rank: int, world: int, seed: int, layout: str) -> None:
 @pytest.mark.parametrize("layout", ["ranks", "passes"])
 def test_steps_of_several_passes(run_ranks: Runner, random_seed: int, layout: str) -> None:
     run_ranks(2, _passes, random_seed, layout)
+
+
+def _sketched_passes(rank: int, world: int, seed: int) -> None:
+    """Whatever the weights are, the update is the sum of the objectives' means by them."""
+    reference = Reference(Transformer(seed), "mean")
+    cases: list[tuple[str, moo.Sketch, dict[int, int] | None]] = [
+        ("ranks", moo.Sketch(64), None),
+        ("passes", moo.Sketch(64, lag=1), None),
+        ("ranks", moo.Sketch(64, lag=1), {0: 2, 1: 2}),
+    ]
+    for layout, sketch, totals in cases:
+        model = shard(Transformer(seed), world)
+        state = moo.register(model, "mgda", layout=layout, gramian=sketch)
+        for step in range(2):
+            losses = _losses(seed, 2 * world, step)
+            model.zero_grad()
+            for p in range(2):
+                state.objective = (rank + p) % 2 if layout == "ranks" else p
+                with state.accumulate(totals) if p == 0 else contextlib.nullcontext():
+                    losses[p * world + rank](model).backward()
+            rows = [reference.gradients(loss) for loss in losses]
+            objective = [(r + p) % 2 if layout == "ranks" else p for p in range(2) for r in range(world)]
+            report = state.report()
+            assert any(bucket.width for bucket in report.buckets)
+            weights = {
+                name: dict(zip(bucket.objectives, bucket.weights, strict=True))
+                for bucket in report.buckets
+                for name in bucket.parameters
+            }
+            for name, parameter in model.named_parameters():
+                expected = sum(
+                    weights[name][str(k)] * row[name] / objective.count(k)
+                    for k, row in zip(objective, rows, strict=True)
+                )
+                error = np.linalg.norm(full(parameter.grad).numpy() - expected)
+                assert error <= 1e-6 * np.linalg.norm(expected), (layout, sketch, step, name)
+
+
+@pytest.mark.host
+def test_sketches_of_several_passes(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, _sketched_passes, random_seed)
 
 
 def _gradients(model: Transformer, rank: int, seed: int) -> dict[str, torch.Tensor]:
