@@ -71,7 +71,7 @@ NOT_RUN = (
         "writes into the checkout; test_scaling_model.py compares with what it wrote",
     ),
     ("python bench/step_overhead.py --gramian exact sketch", "a benchmark, of minutes"),
-    ("python bench/fsdp2.py", "a benchmark, of minutes"),
+    ("python bench/wrapped_backward.py", "a benchmark, of minutes"),
     ("python bench/roofline.py", "writes into docs/gpu.md; a test compares with what it wrote"),
     (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/fsdp2/finetune.py --layout passes",

@@ -1,15 +1,16 @@
-"""Times the backward pass of a model that FSDP2 shards: plain, and with the reduction of this package.
+"""Times the backward pass of a wrapped model: with the wrapper alone, and with the reduction of this package.
 
-    python bench/fsdp2.py                    # 4 ranks, 100 MB of gradients in groups of 25 MB, 1 and 4 passes a step
-    python bench/fsdp2.py --ranks 2 --rounds 31
-    python bench/fsdp2.py --wrapper hsdp     # two replicas, one objective each
+    python bench/wrapped_backward.py    # FSDP2: 4 ranks, 100 MB of gradients in groups of 25 MB, 1 and 4 passes
+    python bench/wrapped_backward.py --ranks 2 --rounds 31
+    python bench/wrapped_backward.py --wrapper hsdp     # two replicas, one objective each
+    python bench/wrapped_backward.py --wrapper ddp
 
-The backward pass does nothing but hand over gradients, so that what is seen is the reduction. "one pass" is plain FSDP2
-beside ``moo.register(model, "mgda")``. "accumulation" is a step of several passes: plain FSDP2 with a reduce-scatter in
-every pass, which is how sharded gradients are accumulated, beside ``layout="passes"``, one objective a pass. The two
-take turns within each round. With ``--wrapper hsdp`` plain is FSDP2's own over a mesh of two dimensions, which reduces
-over replicas in the last pass of an accumulation alone, and ours is sharded over one of them. A round's time is that of
-its slowest rank, and the ratio is the median over rounds.
+The backward pass does nothing but hand over gradients, so that what is seen is the reduction. "one pass" is the plain
+wrapper beside ``moo.register(model, "mgda")``. "accumulation" is a step of several passes: plain FSDP2 with a
+reduce-scatter in every pass, which is how sharded gradients are accumulated, or plain DDP under ``no_sync()``, beside
+``layout="passes"``, one objective a pass. The two take turns within each round. With ``--wrapper hsdp`` plain is
+FSDP2's own over a mesh of two dimensions, which reduces over replicas in the last pass of an accumulation alone, and
+ours is sharded over one of them. A round's time is that of its slowest rank, and the ratio is the median over rounds.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 
 class Gradient(nn.Module):
@@ -44,10 +46,12 @@ class Gradient(nn.Module):
         return x + self.parameter @ self.gradient
 
 
-def new_model(rank: int, mesh: DeviceMesh, megabytes: float, groups: int) -> nn.Module:
-    """Sharded; the root has no parameters of its own."""
+def new_model(rank: int, mesh: DeviceMesh | None, megabytes: float, groups: int) -> nn.Module:
+    """Sharded over the mesh, with a root that has no parameters of its own; None: in DDP, a bucket a parameter."""
     generator = torch.Generator().manual_seed(rank)
     model = nn.Sequential(*(Gradient(round(megabytes * 1e6 / 4 / groups), generator) for _ in range(groups)))
+    if mesh is None:
+        return DistributedDataParallel(model, bucket_cap_mb=megabytes / groups)
     for part in model:
         fully_shard(part, mesh=mesh, reshard_after_forward=False)
     return fully_shard(model, mesh=mesh, reshard_after_forward=False)
@@ -55,18 +59,25 @@ def new_model(rank: int, mesh: DeviceMesh, megabytes: float, groups: int) -> nn.
 
 def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Callable[[], float]:
     """A step, which returns the seconds of its backward passes."""
-    assert isinstance(model, FSDPModule)
+
+    def left_open(number: int) -> contextlib.AbstractContextManager[Any]:
+        """Around a pass of a step."""
+        if number == passes - 1:
+            return contextlib.nullcontext()
+        if state is not None:
+            return state.accumulate()
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
     def step() -> float:
         model.zero_grad()
         seconds = 0.0
         for number in range(passes):
-            loss = model(torch.ones((), requires_grad=True))
             if state is not None and passes > 1:
                 state.objective = number
-            model.set_requires_all_reduce(number == passes - 1)  # plain HSDP's
-            leaves_open = state is not None and number < passes - 1
-            with state.accumulate() if state is not None and leaves_open else contextlib.nullcontext():
+            if isinstance(model, FSDPModule):
+                model.set_requires_all_reduce(number == passes - 1)  # plain HSDP's
+            with left_open(number):
+                loss = model(torch.ones((), requires_grad=True))
                 dist.barrier()
                 start = time.perf_counter()
                 loss.backward()
@@ -84,10 +95,11 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     torch.set_num_threads(1)
     given: dict[str, Any] = {}
+    meshes: dict[str, DeviceMesh | None] = {"plain": None, "ours": None}
     if arguments.wrapper == "fsdp2":
         mesh = init_device_mesh("cpu", (world,))
         meshes = {"plain": mesh, "ours": mesh}
-    else:
+    elif arguments.wrapper == "hsdp":
         mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
         meshes = {"plain": mesh, "ours": mesh["shard"]}
         given = {"mesh": mesh, "objectives": "replicate"}
@@ -117,7 +129,7 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Starts the ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wrapper", choices=("fsdp2", "hsdp"), default="fsdp2")
+    parser.add_argument("--wrapper", choices=("fsdp2", "hsdp", "ddp"), default="fsdp2")
     parser.add_argument("--ranks", type=int, default=4, help="with hsdp an even number")
     parser.add_argument("--megabytes", type=float, default=100.0, help="of float32 gradients")
     parser.add_argument("--groups", type=int, default=4, help="of parameters, of one size")
