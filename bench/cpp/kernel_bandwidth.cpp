@@ -117,8 +117,9 @@ void measure(const bucket_moo::isa::Variant& variant, const Case& c, int k, std:
            variant.combine(rows, coefficient.data(), bucket_moo::ZeroRows::skip, out.data(), c.dtype);
          }));
     const double t_accumulate =
-        (std::memset(copy.data(), i, bytes),
-         seconds_of([&] { variant.accumulate(rows, coefficient.data(), i == 0 ? 0.0 : 1.0, sum.data()); }));
+        (std::memset(copy.data(), i, bytes), seconds_of([&] {
+           variant.accumulate(rows, coefficient.data(), i == 0 ? 0.0 : 1.0, bucket_moo::ZeroRows::skip, sum.data());
+         }));
     if (i == 0) continue;  // page faults
     const double size = static_cast<double>(bytes);
     gramian.push_back(size / t_gramian);

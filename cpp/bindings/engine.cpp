@@ -237,6 +237,7 @@ void bind_engine(py::module_& module) {
       .def("begin_pass", torch::wrap_pybind_function_no_gil([](Engine& engine) { engine.begin_pass(); }))
       .def("end_pass", torch::wrap_pybind_function_no_gil(&Engine::end_pass))
       .def("reduce", torch::wrap_pybind_function(reduce), py::arg("bucket"), py::arg("parameters"))
+      .def("refuse_reduction", torch::wrap_pybind_function_no_gil(&Engine::refuse_reduction))
       .def("reduce_compared_bucket", torch::wrap_pybind_function_no_gil(reduce_compared_bucket), py::arg("bucket"),
            py::arg("parameters"))
       .def("reduce_bucket_to_shard", torch::wrap_pybind_function_no_gil(reduce_bucket_to_shard), py::arg("output"),

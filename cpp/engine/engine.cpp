@@ -128,6 +128,14 @@ FuturePtr Engine::reduce(Reduction reduction, c10::IValue result) {
   return reduce_next(step_of_hook_, std::move(reduction), std::move(result));
 }
 
+void Engine::refuse_reduction() {
+  check_at_home();
+  const std::lock_guard in_order(order_);
+  if (!step_of_hook_.passes.empty() && backend_->tells_refusals()) {
+    refuse(step_of_hook_);
+  }
+}
+
 void Engine::end_pass() {
   check_at_home();
   std::unique_lock in_order(order_);

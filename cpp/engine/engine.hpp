@@ -80,6 +80,10 @@ class Engine final {
   /// Where the pass leaves the step open, the output is zeros: the gradient is put aside.
   FuturePtr reduce(Reduction reduction, c10::IValue result = {});
 
+  /// This rank does not make the reduction that the others make now, for a reason of its caller's: on the host they
+  /// hear of it and raise too.
+  void refuse_reduction();
+
   /// The newest pass had its last reduction.
   void end_pass();
 

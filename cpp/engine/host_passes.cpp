@@ -149,10 +149,12 @@ HostBackend::WeightSource HostBackend::source_of(const PlacedReduction& call, st
     return {};
   }
   WeightSource source;
+  bool is_first = true;
   {
     const std::lock_guard lock(mutex_);
     const Book::Page* const page = book_.find(is_of_model(call.line) ? kModel : call.bucket);
-    if (page != nullptr && page->kept && !places(names, page->kept->objectives).empty()) {
+    is_first = page == nullptr || !page->kept;
+    if (!is_first && !places(names, page->kept->objectives).empty()) {
       source.kept = page->kept;
     }
   }
@@ -162,7 +164,7 @@ HostBackend::WeightSource HostBackend::source_of(const PlacedReduction& call, st
   if (!plan.uses_kept) {
     source.kept.reset();
   }
-  if (!solved && options_.schedule.lag && call.totals) {  // so that no step of several passes keeps its rows apart
+  if (is_first && options_.schedule.lag && call.totals) {  // so that training need not begin with rows kept apart
     KeptWeights mean{names, 0, {}};
     mean.solution.weights.assign(names.size(), 1.0 / static_cast<double>(names.size()));
     source.kept = std::move(mean);

@@ -1,6 +1,7 @@
 """Where the reduction enters a module: DistributedDataParallel, FSDP2, FSDP1, or a plain one."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
@@ -144,6 +145,13 @@ def _register_sharded(
             "has its gradients; use scope='bucket'"
         )
     scatter = Scatter()
+    if mesh is None and (others := private_torch.other_dimensions(model.mesh)):
+        warnings.warn(
+            f"bucket_moo_ext: module is sharded over one dimension of a mesh that has others too ({others}), and mesh= "
+            "was not given: replicas along them are not reduced here and drift apart unless something else joins them. "
+            "For HSDP give the whole mesh: moo.register(module, method, mesh=mesh, objectives=...)",
+            stacklevel=3,
+        )
     if mesh is not None and state._levels is not None:
         scatter = find_scatter(model.shard_group, mesh, state._levels, group, model.device)
         model.check_not_reduced_elsewhere()

@@ -169,6 +169,12 @@ def sharded_parameters(group: Any) -> list[nn.Parameter]:
     return [parameter.sharded_param for parameter in group.fsdp_params]
 
 
+def whole_numel(group: Any, world: int) -> int:
+    """Elements, padding included, that a group's reduce-scatter takes if every trained parameter has a gradient."""
+    trained = [parameter for parameter in group.fsdp_params if parameter.sharded_param.requires_grad]
+    return world * sum(int(parameter.padded_sharded_param_size.numel()) for parameter in trained)
+
+
 def registered(group: Any) -> list[nn.Parameter]:
     """A group's parameters as their modules have them now: whole while they are gathered."""
     return [getattr(p, "_unsharded_param", None) if group.is_unsharded else p.sharded_param for p in group.fsdp_params]  # type: ignore[misc]
@@ -178,6 +184,13 @@ def mesh_of_group(group: Any) -> Any:
     """The device mesh over which a group's parameters are distributed, other parallelisms included."""
     meshes = [mesh_of(parameter) for parameter in sharded_parameters(group)]
     return max(meshes, key=lambda mesh: mesh.ndim)
+
+
+def other_dimensions(mesh: Any) -> str:
+    """Names of the dimensions of the mesh that this one is a part of; empty if it is a whole, or torch does not say."""
+    whole = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh
+    names = whole.mesh_dim_names or ()
+    return ", ".join(name for name in names if name not in (mesh.mesh_dim_names or ())) if whole.ndim > 1 else ""
 
 
 def reduce_scatter_interface() -> type:

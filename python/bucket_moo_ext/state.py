@@ -61,9 +61,14 @@ def _check_totals(totals: object) -> list[tuple[str, float]]:
         return []
     if not isinstance(totals, Mapping):
         raise TypeError(f"totals must be a mapping from objectives to numbers; got {type(totals).__name__}")
+    if not totals:
+        raise ValueError("totals must name an objective; got none. Where they are not known leave totals out")
     checked: dict[str, float] = {}
     for objective, total in totals.items():
-        name, value = str(_check_objective(objective)), number(total)
+        try:
+            name, value = str(_check_objective(objective)), number(total)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"totals: {error}") from None
         if objective is None or value is None:
             raise TypeError(f"totals must be a mapping from objectives to numbers; got {objective!r}: {total!r}")
         if not 0 <= value < math.inf:
@@ -366,7 +371,7 @@ class BucketMOO:
                 raise ValueError(f"losses[{name!r}] must be a scalar tensor that requires a gradient; got {got}")
         before, last = self._objective, list(losses)[-1]
         is_whole_step = self._is_alone and not self._accumulating and not self._open_passes()
-        totals = dict.fromkeys(map(str, losses), self._weight) if is_whole_step else None
+        totals = self._totals_of(losses) if is_whole_step else None
         try:
             for name, loss in losses.items():
                 self.objective = name
@@ -374,6 +379,16 @@ class BucketMOO:
                     torch.autograd.backward(loss, retain_graph=retain_graph or name != last)
         finally:
             self.objective = before
+
+    def _totals_of(self, objectives: Iterable[object]) -> dict[str, float] | None:
+        """For a step of a row for each of them; None where nothing is to be gained by telling."""
+        if not (isinstance(self._gramian, Sketch) and (self._gramian.lag or self._gramian.refresh_every > 1)):
+            return None
+        totals: dict[str, float] = {}
+        for objective in objectives:
+            name = str(_check_objective(objective))
+            totals[name] = totals.get(name, 0.0) + self._weight
+        return totals
 
     def discard(self) -> None:
         """Gives up what an open step has put aside, so that the next pass begins a step.

@@ -23,6 +23,7 @@ from tests.support.errors import error_of, expect
 from tests.support.sharded import (
     Reference,
     Transformer,
+    combined,
     full,
     loss_of,
     mesh_of,
@@ -245,6 +246,37 @@ def test_groups_that_only_some_ranks_reach(run_ranks: Runner) -> None:
     run_ranks(2, _unreached_by_some, group_timeout=timedelta(seconds=20))
 
 
+def _parts_of_a_group(rank: int, world: int) -> None:
+    """FSDP2 sends the gradients that there are, and does not say whose."""
+    x = torch.ones(2, 4, dtype=torch.float64)
+    some, others = r"set_reduce_scatter_unused_params\(True\)", "the same calls in the same order"
+    for used in [((0, 1, 2), (0, 1)), ((0, 1), (0, 2)), ((0, 1), (0, 1))]:
+        torch.manual_seed(0)
+        model: Any = _Branches()
+        twin = copy.deepcopy(model)
+        moo.register(fully_shard(model, mesh=mesh_of(world)), "mgda")
+        words = error_of(lambda: model(x, used[rank]).backward())  # noqa: B023
+        expect(words, ValueError, some if len(used[rank]) < 3 else others)
+        if not hasattr(model, "set_reduce_scatter_unused_params"):
+            continue
+        model.reset_iter_state()
+        model.zero_grad()
+        model.set_reduce_scatter_unused_params(True)
+        model(x, used[rank]).backward()
+        rows = [torch.autograd.grad(twin(x, u), list(twin.parameters()), allow_unused=True) for u in used]
+        flat = []
+        for row in rows:
+            pairs = zip(twin.parameters(), row, strict=True)
+            flat.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs]).detach())
+        expected = combined(torch.stack(flat).numpy(), "mgda")
+        got = torch.cat([full(parameter.grad).flatten() for parameter in model.parameters()])
+        assert (got - torch.from_numpy(expected)).norm() <= 1e-7 * got.norm()
+
+
+def test_a_part_of_a_group_is_refused(run_ranks: Runner) -> None:
+    run_ranks(2, _parts_of_a_group, group_timeout=timedelta(seconds=20))
+
+
 def _broken_passes(rank: int, world: int, seed: int) -> None:
     model: Any = shard(Transformer(seed), world)
     state = moo.register(model, "mgda", layout="passes")
@@ -288,6 +320,12 @@ def _refusals(rank: int, world: int, seed: int) -> None:
     refused(model, ValueError, "process_group", process_group=dist.new_group())
     moo.register(model)
     refused(model, RuntimeError, "ConflictAwareReduceScatter", "once")
+
+    refused(fully_shard(nn.Linear(4, 4, device="meta"), mesh=mesh), ValueError, "'weight'", "meta", "to_empty")
+    whole = init_device_mesh("cpu", (1, world), mesh_dim_names=("replicate", "shard"))
+    sharded: Any = fully_shard(nn.Linear(4, 4), mesh=whole["shard"])
+    with pytest.warns(UserWarning, match=r"has others too \(replicate\).*mesh=mesh"):
+        moo.register(sharded)
 
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float8_e5m2)
     refused(fully_shard(nn.Linear(4, 4), mesh=mesh, mp_policy=policy), TypeError, "reduce_dtype", "float8_e5m2")

@@ -1,6 +1,7 @@
 """A plain module in one process: several objectives as passes."""
 
 import copy
+import enum
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,27 @@ def _check(model: nn.Module, state: moo.BucketMOO, local: list[dict[str, np.ndar
             assert_mgda(rows, got, 1e-8)
         else:
             assert_close(got, ref.combine(rows, ref.weights(rows, method)), 1e-6)
+
+
+class _Language(str, enum.Enum):
+    DE = "de"
+    SW = "sw"
+
+
+@pytest.mark.parametrize("gramian", ["exact", moo.Sketch(64, lag=1)], ids=str)
+def test_objectives_of_losses_are_those_of_the_state(gramian: Any) -> None:
+    """Enumerations are their values; a number and its digits are one objective."""
+    model = nn.Linear(100, 3)
+    state = moo.register(model, "mean", gramian=gramian)
+    for losses, rows in ((_Language, {"de": 1, "sw": 1}), ((1, "1", "2"), {"1": 2, "2": 1})):
+        model.zero_grad()
+        inputs = torch.arange(100.0 * len(losses)).reshape(len(losses), 100)
+        of_name: dict[Any, torch.Tensor] = {name: model(row).sum() for name, row in zip(losses, inputs, strict=True)}
+        state.backward(of_name)
+        (bucket,) = state.report().buckets
+        assert dict(zip(bucket.objectives, bucket.rows, strict=True)) == rows
+        first, last = inputs[:-1].mean(0), inputs[-1]
+        torch.testing.assert_close(model.weight.grad, ((first + last) / 2).expand(3, -1))
 
 
 @pytest.mark.parametrize("scope", ["bucket", "model"])

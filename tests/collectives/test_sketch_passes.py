@@ -243,6 +243,29 @@ def test_nan_reaches_the_one_sum_whatever_its_weight(run_ranks: Runner, random_s
         assert [got.solved_step for got in (mean, kept, broken, after)] == [1, 1, 2, 2]  # that of step 3 is not kept
 
 
+def rank_other_objectives(rank: int, world: int, seed: int) -> list[Outcome]:
+    """The second of a pair is three times the first, so that MGDA gives it no weight."""
+    state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1))
+    results = []
+    for step, (one, two) in enumerate([("a", "b"), ("a", "c"), ("c", "a")]):
+        row = draw(seed, (step,), 5000, torch.float32)
+        state.objective = one
+        with state.accumulate({one: world, two: world}):
+            moo.all_reduce(row.clone(), state, bucket="b")
+        state.objective = two
+        row *= 3.0
+        moo.all_reduce(row, state, bucket="b")
+        results.append(outcome(row, state))
+    return results
+
+
+def test_a_step_of_other_objectives_uses_weights_of_its_own(run_ranks: Runner, random_seed: int) -> None:
+    for mean, other, kept in run_ranks(2, rank_other_objectives, random_seed):
+        assert (mean.weights.tolist(), mean.solved_step) == ([0.5, 0.5], 1)
+        assert (other.weights.tolist(), other.solved_step) == ([1.0, 0.0], 2)
+        assert (kept.weights.tolist(), kept.solved_step) == ([0.0, 1.0], 2)
+
+
 def rank_given_up(rank: int, world: int, seed: int) -> list[Outcome]:
     state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1))
     results = []
@@ -332,5 +355,7 @@ def test_arguments_of_totals() -> None:
         ({None: 1}, TypeError, "None: 1"),
         ({"a": -1}, ValueError, "finite and >= 0"),
         ({1: 1, "1": 2}, ValueError, "'1' twice"),
+        ({3.5: 1}, TypeError, "totals: objective must be"),
+        ({}, ValueError, "totals must name an objective"),
     ]:
         expect(error_of(state.accumulate(totals).__enter__), kind, text)  # type: ignore[arg-type]

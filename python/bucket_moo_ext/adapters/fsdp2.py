@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bucket_moo_ext import private_torch
+from bucket_moo_ext import _C, private_torch
 from bucket_moo_ext.adapters.hsdp import Scatter
 from bucket_moo_ext.adapters.parameters import check_device, check_dtype
 from bucket_moo_ext.adapters.passes import Parameters, Passes
@@ -35,7 +35,8 @@ class ShardedModel:
         named = {parameter: name for name, parameter in root.named_parameters()}
         self.names = [[named[parameter] for parameter in private_torch.registered(group)] for _, group in self.groups]
         self.device = self._check()
-        self.shard_group: dist.ProcessGroup = private_torch.mesh_of_group(self.groups[0][1]).get_group()
+        self.mesh = private_torch.mesh_of_group(self.groups[0][1])
+        self.shard_group: dist.ProcessGroup = self.mesh.get_group()
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Those that are sharded."""
@@ -71,6 +72,11 @@ class ShardedModel:
         for (_, group), names in zip(self.groups, self.names, strict=True):
             for name, parameter in zip(names, private_torch.sharded_parameters(group), strict=True):
                 check_dtype(f"parameter {name!r} has dtype", parameter.dtype)
+                if parameter.is_meta:
+                    raise ValueError(
+                        f"module: parameter {name!r} is on the meta device; give parameters memory first: "
+                        "model.to_empty(device=...), then their values"
+                    )
             reduce_dtype = group.mp_policy.reduce_dtype
             if reduce_dtype is not None:
                 check_dtype(f"the group of parameter {names[0]!r} has reduce_dtype", reduce_dtype)
@@ -162,9 +168,23 @@ class GroupPasses(Passes):
         if dist.get_process_group_ranks(group) != self._ranks:
             raise RuntimeError("bucket_moo_ext: fully_shard() reduces over other ranks than at registration")
         with self._reduction(parameters) as engine:
+            self._check_whole(engine, input.numel(), parameters, sharded)
             self._scatter(engine, output, input, parameters, self._leaves_open)
         if scale != 1.0:
             output.mul_(scale)
+
+    def _check_whole(self, engine: _C.Engine, numel: int, parameters: Parameters, sharded: Any) -> None:
+        """Refuses a part of a group: FSDP2 does not say which, and other ranks or passes may have another one."""
+        whole = private_torch.whole_numel(sharded, len(self._ranks))
+        if numel == whole:
+            return
+        engine.refuse_reduction()
+        raise ValueError(
+            f"bucket_moo_ext: a backward pass gave gradients to some trained parameters of the group of "
+            f"{parameters[0][0]!r} and not to others: {numel} elements of {whole}. Call "
+            "model.set_reduce_scatter_unused_params(True), so that every pass reduces whole groups; or shard modules "
+            "that are used apart by themselves, or freeze what is never used"
+        )
 
     def _check_begin(self) -> None:
         private_torch.check_backward_ends_itself(self._states)

@@ -74,8 +74,7 @@ class Passes:
         private_torch.at_end_of_backward(self._end)
 
     def _end(self) -> None:
-        """The backward pass is over."""
-        self._in_pass = False
+        """The backward pass is over; where it failed on some rank, no rank goes on without ``_recover()``."""
         if self._is_in_backward():
             raise RuntimeError(
                 "bucket_moo_ext: a backward pass inside another one reduced gradients, as activation checkpointing "
@@ -83,6 +82,7 @@ class Passes:
             )
         with self._explaining():
             self._state._bound(self._device).end_compared_pass()
+        self._in_pass = False
         if self._leaves_open:
             self._put_aside |= self._reduced
             return
