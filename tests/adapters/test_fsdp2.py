@@ -124,7 +124,7 @@ def _sketched_passes(rank: int, world: int, seed: int) -> None:
             }
             for name, parameter in model.named_parameters():
                 expected = sum(
-                    weights[name][str(k)] * row[name] / objective.count(k)
+                    float(weights[name][str(k)]) * row[name] / objective.count(k)
                     for k, row in zip(objective, rows, strict=True)
                 )
                 error = np.linalg.norm(full(parameter.grad).numpy() - expected)
