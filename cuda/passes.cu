@@ -2,6 +2,7 @@
 
 #include <bucket_moo/lanes.hpp>
 #include <bucket_moo/limits.hpp>
+#include <bucket_moo/packed_triangle.hpp>
 
 #include "failure_report.cuh"
 #include "gramian.cuh"
@@ -10,6 +11,8 @@
 
 namespace bucket_moo::cuda {
 namespace {
+
+constexpr int kAddThreads = 256;
 
 __global__ void __launch_bounds__(kWarp)
     add_pass_kernel(const StepRecord* __restrict__ records, const int world, const PassRules rules, const StepSums sums,
@@ -38,6 +41,18 @@ __global__ void __launch_bounds__(kWarp)
   report_failure(*table.header, report);
 }
 
+__global__ void __launch_bounds__(kAddThreads)
+    add_gramian_kernel(const StepHeader* __restrict__ header, const double* __restrict__ gramian, const bool add,
+                       double* __restrict__ packed) {
+  const int k = header->k;
+  for (int i = static_cast<int>(threadIdx.x) / kWarp; i < k; i += kAddThreads / kWarp) {
+    for (int j = static_cast<int>(threadIdx.x) % kWarp; j <= i; j += kWarp) {
+      const int entry = packed_index(i, j);
+      packed[entry] = (add ? packed[entry] : 0.0) + gramian[i * k + j];
+    }
+  }
+}
+
 bool in_range(int count) { return count >= 1 && count <= kMaxObjectives; }
 
 }  // namespace
@@ -60,6 +75,11 @@ cudaError_t launch_make_sums_table(const StepSums& sums, const double* unit, int
                                    cudaStream_t stream) {
   if (!in_range(capacity)) return cudaErrorInvalidValue;
   return launch(make_sums_table_kernel, {1, kWarp}, stream, sums, unit, capacity, table, registry, report);
+}
+
+cudaError_t launch_add_gramian(const StepHeader* header, const double* gramian, bool add, double* packed,
+                               cudaStream_t stream) {
+  return launch(add_gramian_kernel, {1, kAddThreads}, stream, header, gramian, add, packed);
 }
 
 }  // namespace bucket_moo::cuda

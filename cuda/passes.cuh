@@ -30,6 +30,14 @@ cudaError_t launch_begin_addition(const StepHeader* header, int world, int rank,
 cudaError_t launch_make_sums_table(const StepSums& sums, const double* unit, int capacity, const ObjectiveTable& table,
                                    const ObjectiveRegistry& registry, const FailureReport& report, cudaStream_t stream);
 
+/// Enqueues the addition of a bucket's Gramian to that of its step. Nothing is written if the step has an error, which
+/// has a K of 0.
+/// \param gramian [K, K], device
+/// \param add     to `packed` instead of overwriting it
+/// \param packed  [K (K + 1) / 2] entry (i, j), j <= i, at i (i + 1) / 2 + j; device, in and out
+cudaError_t launch_add_gramian(const StepHeader* header, const double* gramian, bool add, double* packed,
+                               cudaStream_t stream);
+
 }  // namespace bucket_moo::cuda
 
 #endif  // BUCKET_MOO_CUDA_PASSES_CUH

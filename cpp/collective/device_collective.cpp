@@ -66,6 +66,7 @@ DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int wo
   scratch.factor = layout.take<double>(1);
   scratch.coefficients = layout.take<double>(static_cast<std::size_t>(std::max(world, kMaxObjectives)));
   scratch.packed_gramian = layout.take<double>(packed_size(kMaxObjectives));
+  scratch.model = layout.take<double>(packed_size(kMaxObjectives));
   return scratch;
 }
 
@@ -277,17 +278,22 @@ cuda::GramianParts DeviceCollective::gramian_parts(const Bucket& bucket, const c
 /// `step`: what the problem is, as far as it is known.
 void DeviceCollective::solve(cuda::SolveStep step, std::int64_t index, const DeviceResult& result,
                              const ObjectiveRegistry& registry, const DeviceSolverState* state) {
-  const NvtxRange range("bucket_moo solve");
-  step.method = method_;
-  step.seed = seed_;
-  step.bucket = static_cast<std::uint64_t>(index);
-  step.result = result.pointers();
-  step.coefficients = scratch_.coefficients;
   if (state != nullptr) {
     step.slot = registry.slot;
     step.capacity = registry.capacity;
     step.state = state->data();
   }
+  launch_solve(step, method_, index, result);
+}
+
+void DeviceCollective::launch_solve(cuda::SolveStep step, const Method& method, std::int64_t index,
+                                    const DeviceResult& result) {
+  const NvtxRange range("bucket_moo solve");
+  step.method = method;
+  step.seed = seed_;
+  step.bucket = static_cast<std::uint64_t>(index);
+  step.result = result.pointers();
+  step.coefficients = scratch_.coefficients;
   check_cuda(cuda::launch_solve(step, stream()), "enqueueing the solve");
 }
 
@@ -403,12 +409,11 @@ cuda::SolveStep DeviceCollective::begin_sums(const DeviceTile& tile) {
   return step;
 }
 
-void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
-                                   const DeviceSolverState* state) {
-  cuda::SolveStep step = begin_sums(tile);
-  step.counters = step_.counters();
+/// After begin_sums().
+cuda::GramianParts DeviceCollective::gramian_of_sums(const Bucket& bucket, const DeviceTile& tile) {
+  cuda::GramianParts parts;
   if (bucket.shard_size > 0) {
-    const std::size_t message = packed_bytes(tile.objectives());
+    const std::size_t message = packed_bytes(step_.pass_limit());  // not the tile's objectives: see there
     const std::size_t total = static_cast<std::size_t>(world_size()) * message;
     std::byte* const messages = messages_.reserve(total);
     auto* const own = reinterpret_cast<double*>(messages + static_cast<std::size_t>(rank()) * message);
@@ -416,51 +421,44 @@ void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile,
             own);
     const NvtxRange range("bucket_moo exchange");
     exchange_.all_gather(messages_.tensor(total));
-    step.gramian.messages = messages;
-    step.gramian.pitch = static_cast<std::int64_t>(message);
-    step.gramian.world = world_size();
+    parts.messages = messages;
+    parts.pitch = static_cast<std::int64_t>(message);
+    parts.world = world_size();
   }
   if (bucket.tail_size > 0) {
     gramian(tile.tail(), step_.sums_table(), /*likely_k=*/0, /*fixed_grid=*/true, /*add=*/false,
             scratch_.packed_gramian);
-    step.gramian.packed = scratch_.packed_gramian;
+    parts.packed = scratch_.packed_gramian;
   }
+  return parts;
+}
+
+void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
+                                   const DeviceSolverState* state) {
+  cuda::SolveStep step = begin_sums(tile);
+  step.gramian = gramian_of_sums(bucket, tile);
+  step.counters = step_.counters();
   solve(step, bucket.index, result, step_.registry_of_sums(), state);
   combine_tile(bucket, tile);
 }
 
-void DeviceCollective::begin_model(DeviceModel& model) const { model.begin(packed_bytes(step_.pass_capacity())); }
-
-void DeviceCollective::add_to_model(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
-                                    DeviceModel& model) {
+/// The bucket's own weights are of no use: its solve, the cheapest there is, adds up its Gramian and looks for a NaN.
+void DeviceCollective::add_to_model(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result) {
   cuda::SolveStep step = begin_sums(tile);
+  step.gramian = gramian_of_sums(bucket, tile);
   step.counters = step_.counters();
-  const int first = model.count();
-  if (bucket.shard_size > 0) {
-    const at::Tensor messages = model.append(world_size());
-    auto* const own = reinterpret_cast<double*>(bytes_of(messages) + rank() * model.pitch());
-    gramian(tile.shard(0, bucket.shard_size), step_.sums_table(), /*likely_k=*/0, /*fixed_grid=*/false, /*add=*/false,
-            own);
-    const NvtxRange range("bucket_moo exchange");
-    exchange_.all_gather(messages);
-  }
-  if (bucket.tail_size > 0) {
-    auto* const packed = reinterpret_cast<double*>(bytes_of(model.append(1)));
-    gramian(tile.tail(), step_.sums_table(), /*likely_k=*/0, /*fixed_grid=*/true, /*add=*/false, packed);
-  }
-  step.gramian.messages = model.messages() + first * model.pitch();
-  step.gramian.pitch = model.pitch();
-  step.gramian.world = model.count() - first;
-  solve(step, bucket.index, result, step_.registry_of_sums(), nullptr);
+  launch_solve(step, {.id = MethodId::mean}, bucket.index, result);
+  const cuda::BucketResult of_bucket = result.pointers();
+  const bool add = !std::exchange(model_is_empty_, false);
+  check_cuda(cuda::launch_add_gramian(of_bucket.header, of_bucket.gramian, add, scratch_.model, stream()),
+             "enqueueing the addition of a Gramian");
 }
 
 /// Any tile of the step will do: sums of buckets that were in every pass are in the same units.
-void DeviceCollective::solve_model(const DeviceModel& model, const DeviceTile& tile, std::int64_t index,
-                                   const DeviceResult& result, const DeviceSolverState* state) {
+void DeviceCollective::solve_model(const DeviceTile& tile, std::int64_t index, const DeviceResult& result,
+                                   const DeviceSolverState* state) {
   cuda::SolveStep step = begin_sums(tile);
-  step.gramian.messages = model.messages();
-  step.gramian.pitch = model.pitch();
-  step.gramian.world = model.count();
+  step.gramian.packed = scratch_.model;
   solve(step, index, result, step_.registry_of_sums(), state);
 }
 

@@ -12,7 +12,6 @@
 #include "bucket_moo/method.hpp"
 #include "collective/device_exchange.hpp"
 #include "collective/device_memory.hpp"
-#include "collective/device_model.hpp"
 #include "collective/device_results.hpp"
 #include "collective/device_step.hpp"
 #include "collective/device_tile.hpp"
@@ -99,9 +98,9 @@ class DeviceCollective {
   /// The same where one problem is solved for all buckets of the step, each of which was in every pass: instead of
   /// reduce_tile() a begin_model(), an add_to_model() for each bucket, one solve_model(), and a combine_tile() for each
   /// bucket. `result`: whose Gramian is the bucket's.
-  void begin_model(DeviceModel& model) const;
-  void add_to_model(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& result, DeviceModel& model);
-  void solve_model(const DeviceModel& model, const DeviceTile& tile, std::int64_t index, const DeviceResult& result,
+  void begin_model() { model_is_empty_ = true; }
+  void add_to_model(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& result);
+  void solve_model(const DeviceTile& tile, std::int64_t index, const DeviceResult& result,
                    const DeviceSolverState* state);
   void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile);
 
@@ -142,6 +141,7 @@ class DeviceCollective {
     double* factor;          // of this rank in a sum, of any dtype
     double* coefficients;    // of the combination: [W], or [kMaxObjectives] in a step of several passes
     double* packed_gramian;  // of the tails, or of sketches
+    double* model;           // the packed sum of the Gramians of a step's buckets
   };
 
   static Scratch lay_out(MemoryLayout& layout, int world);
@@ -157,8 +157,10 @@ class DeviceCollective {
   void all_gather_shards(const Bucket& bucket);
   void solve(cuda::SolveStep step, std::int64_t index, const DeviceResult& result, const ObjectiveRegistry& registry,
              const DeviceSolverState* state);
+  void launch_solve(cuda::SolveStep step, const Method& method, std::int64_t index, const DeviceResult& result);
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
   cuda::SolveStep begin_sums(const DeviceTile& tile);
+  cuda::GramianParts gramian_of_sums(const Bucket& bucket, const DeviceTile& tile);
   void gramian(const cuda::DeviceRows& rows, const ObjectiveTable& table, int likely_k, bool fixed_grid, bool add,
                double* packed);
   cuda::ScaleArguments scaling(const at::Tensor& bucket, const KeptWeights* kept) const;
@@ -172,6 +174,7 @@ class DeviceCollective {
   const SketchOptions sketch_;
   DeviceStep step_;
   cuda::DeviceRows last_piece_;
+  bool model_is_empty_ = true;
 
   DeviceBuffer scratch_buffer_;
   Scratch scratch_ = {};

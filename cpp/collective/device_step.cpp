@@ -231,7 +231,7 @@ void DeviceStep::begin_pass(std::uint64_t line, const StepRecord& own) {
   make_room(begun, own);
   begun.has_sums = true;
   exchange_records(begun);
-  const PassRules rules{.limits = {.objectives = begun.capacity, .expected = rules_.expected_objectives},
+  const PassRules rules{.limits = {.objectives = begun.limit, .expected = rules_.expected_objectives},
                         .one_objective = rules_.one_objective};
   check_cuda(cuda::launch_add_pass(begun.one_pass.records, exchange_.size(), rules, begun.passes.sums, pass(own.pass),
                                    memory_.gramian_tickets, failure_report(), stream()),
@@ -243,13 +243,15 @@ void DeviceStep::make_room(Line& line, const StepRecord& own) const {
   if (own.pass == 0) {
     line.names.clear();
   }
-  if (exchange_.size() == 1 || rules_.one_objective) {
+  const bool knows_names = exchange_.size() == 1 || rules_.one_objective;
+  bool& is_compared = line.is_compared[own.pass > 0 || own.leaves_open != 0];
+  if (knows_names) {
     line.names.insert(own.objective.text());
-  } else if (!line.is_compared) {
+  } else if (!is_compared) {
     for (const std::string& name : agree_on_objectives(own).names) {
       line.names.insert(name);
     }
-    line.is_compared = own.leaves_open == 0;
+    is_compared = own.leaves_open == 0;
   }
   const int known = static_cast<int>(line.names.size());
   if (known > solve_limit_) {
@@ -257,6 +259,8 @@ void DeviceStep::make_room(Line& line, const StepRecord& own) const {
                                "a step; let several rows share an objective (objective=...)"));
   }
   line.capacity = std::max(line.capacity, known);
+  // Ranks that break the rule of one objective know different names, but have had as many passes.
+  line.limit = knows_names ? std::max(line.limit, std::min(own.pass + 1, solve_limit_)) : line.capacity;
 }
 
 void DeviceStep::continue_from(std::int64_t step) { write(&memory_.counters->step, &step, 1, stream()); }

@@ -48,7 +48,7 @@ struct StepRules {
 /// know how many objectives to make room for. It does where all ranks have the same in a pass, or there is but one
 /// rank.
 /// Otherwise the hosts compare the passes of a line's first step that has several, for which they wait for the device;
-/// later ones may have as many objectives, and not more.
+/// later ones may have as many objectives, and not more. The same goes for steps of one pass that begin_pass() starts.
 ///
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceStep {
@@ -86,8 +86,10 @@ class DeviceStep {
   void forget_objectives();
 
   const StepRules& rules() const { return rules_; }
-  /// Objectives that there is to be room for in the selected line's step of several passes.
+  /// Objectives that there is to be room for in the selected line's step of several passes, as this rank knows it.
   int pass_capacity() const { return selected_->capacity; }
+  /// The same, or more, and alike on all ranks even where their objectives are not: for what they send each other.
+  int pass_limit() const { return selected_->limit; }
 
   /// Raises AgreedError if a step before the last one begun had an error and the host knows of it. Does not wait. To be
   /// called before a step begins.
@@ -171,10 +173,11 @@ class DeviceStep {
     bool has_passes = false;      // whether its newest step is one of several
     std::set<std::string> names;  // of that step's objectives, as far as the host knows them
     int capacity = 0;
+    int limit = 0;
     bool is_open = false;      // whether that step goes on
     bool has_sums = false;     // whether the first pass of the newest step of several was not refused
     std::int64_t begun = 0;    // its number among those that the host has begun
-    bool is_compared = false;  // whether the hosts have compared a whole step
+    bool is_compared[2] = {};  // whether the hosts have compared a whole step of one pass, and one of several
   };
 
   /// What buffer_ holds.

@@ -70,8 +70,7 @@ DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::
                                  .keeps_objectives = options_.keeps_weights(),
                                  .one_objective = options_.layout == Layout::passes});
       }()),
-      sketches_{DeviceBuffer(device)},
-      model_(device) {}
+      sketches_{DeviceBuffer(device)} {}
 
 void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_alone) {
   TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
@@ -89,6 +88,7 @@ void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_
 }
 
 FuturePtr DeviceBackend::submit(PlacedReduction call) {
+  give_up(take_broken_off(call), broken_off());
   const std::lock_guard in_order(enqueue_);
   try {
     return enqueue(call);
@@ -111,9 +111,6 @@ FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
   }
   if (call.starts_step()) {
     solve_late(call.line);  // of a step that did not come to its end
-    if (call.line == kHookLine) {
-      break_off_model();
-    }
     book_.forget_records_of_long_ago(call.step);
   }
   DeviceStep& step = collective_.step();
@@ -159,6 +156,9 @@ void DeviceBackend::end_step(std::uint64_t line) {
     }
   } catch (...) {
     failure_ = std::current_exception();
+    done = solves_model ? std::exchange(deferred_, {}) : std::vector<Deferred>();
+    in_order.unlock();
+    give_up(std::move(done), std::current_exception());
     throw;
   }
   in_order.unlock();
@@ -272,9 +272,9 @@ void DeviceBackend::put_aside(const PlacedReduction& call, const DeviceBucket& b
   }
   record.is_of_model = true;
   if (deferred_.empty()) {
-    collective_.begin_model(model_);
+    collective_.begin_model();
   }
-  collective_.add_to_model(bucket, aside->tile, record.on_device, model_);
+  collective_.add_to_model(bucket, aside->tile, record.on_device);
   deferred_.push_back({call, bucket, aside, nullptr});
 }
 
@@ -287,7 +287,7 @@ std::vector<DeviceBackend::Deferred> DeviceBackend::solve_model() {
     model_result_ = collective_.make_result(k_bound);
     model_k_bound_ = k_bound;
   }
-  collective_.solve_model(model_, first.aside->tile, first.call.index, *model_result_,
+  collective_.solve_model(first.aside->tile, first.call.index, *model_result_,
                           memory_of(book_.open({{.name = "model:"}})));
   for (const Deferred& bucket : deferred_) {
     collective_.combine_tile(bucket.bucket, bucket.aside->tile);
@@ -295,19 +295,28 @@ std::vector<DeviceBackend::Deferred> DeviceBackend::solve_model() {
   return std::exchange(deferred_, {});
 }
 
-/// Of a step that did not come to its end.
-void DeviceBackend::break_off_model() {
-  for (const Deferred& bucket : std::exchange(deferred_, {})) {
+/// What waits for weights of a step that did not come to its end, if `call` is of the next one.
+std::vector<DeviceBackend::Deferred> DeviceBackend::take_broken_off(const PlacedReduction& call) {
+  const std::lock_guard in_order(enqueue_);
+  const bool is_next = call.starts_step() && call.line == kHookLine;
+  return is_next ? std::exchange(deferred_, {}) : std::vector<Deferred>();
+}
+
+/// To be called, and to drop the buckets, without the lock.
+void DeviceBackend::give_up(std::vector<Deferred> buckets, const std::exception_ptr& error) {
+  for (const Deferred& bucket : buckets) {
     if (bucket.future) {
-      bucket.future->setError(broken_off());
+      bucket.future->setError(error);
     }
   }
 }
 
 void DeviceBackend::shutdown() {
   shut_down_ = true;
-  const std::lock_guard in_order(enqueue_);
-  break_off_model();
+  std::unique_lock in_order(enqueue_);
+  std::vector<Deferred> broken = std::exchange(deferred_, {});
+  in_order.unlock();
+  give_up(std::move(broken), broken_off());
 }
 
 void DeviceBackend::reduce_sketched(const PlacedReduction& call, Book::Page& page) {
@@ -446,9 +455,11 @@ std::vector<BucketRecord> DeviceBackend::records() const {
     std::tie(header, read.result) = record->on_device.read();
     collective_.step().check(header);
     if (record->is_of_model && model_result_) {
-      const BucketSolution model = model_result_->read().second;
-      read.result.weights = model.weights;
-      read.result.solution = model.solution;
+      const auto [of_step, model] = model_result_->read();
+      if (of_step.step == header.step) {  // else the pass that closed this one broke off before the solve
+        read.result.weights = model.weights;
+        read.result.solution = model.solution;
+      }
     }
     read.step =
         captured_ ? collective_.step().read_counters().step : record->step;  // replays count on the device alone
@@ -470,7 +481,7 @@ Counters DeviceBackend::counters() const {
 
 std::size_t DeviceBackend::scratch_bytes() const {
   const std::lock_guard in_order(enqueue_);
-  std::size_t bytes = collective_.scratch_bytes() + sketches_.memory.capacity() + model_.capacity();
+  std::size_t bytes = collective_.scratch_bytes() + sketches_.memory.capacity();
   book_.for_each_page([&](const Book::Page& page) {
     bytes += page.kept ? page.kept->sketches.memory.capacity() : 0;
     bytes += page.aside ? page.aside->bytes : 0;
@@ -500,12 +511,12 @@ std::vector<SavedSolverState> DeviceBackend::solver_states() const {
 
 void DeviceBackend::set_solver_states(const std::vector<SavedSolverState>& saved) {
   const std::lock_guard in_order(enqueue_);
+  TORCH_CHECK(!captured_, "bucket_moo_ext: load a state before capturing a graph, which goes on with its own");
   if (!has_memory(method_.method)) {
     book_.forget_steps();
     late_.clear();
     return;
   }
-  TORCH_CHECK(!captured_, "bucket_moo_ext: load a state before capturing a graph, which goes on with its own");
   side_.follow_current();
   const OnSideStream guard(device_, side_);
   std::vector<std::string> names;

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <utility>
 #include <vector>
 
 #include "collective/device_collective.hpp"
@@ -39,7 +40,7 @@ class DeviceBackend final : public Backend {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.
   DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options);
-  ~DeviceBackend() override { break_off_model(); }
+  ~DeviceBackend() override { give_up(std::exchange(deferred_, {}), broken_off()); }
 
   int rank() const override { return collective_.rank(); }
   int world_size() const override { return collective_.world_size(); }
@@ -112,7 +113,8 @@ class DeviceBackend final : public Backend {
   void reduce_sketched(const PlacedReduction& call, Book::Page& page);
   void put_aside(const PlacedReduction& call, const DeviceBucket& bucket);
   std::vector<Deferred> solve_model();
-  void break_off_model();
+  std::vector<Deferred> take_broken_off(const PlacedReduction& call);
+  static void give_up(std::vector<Deferred> buckets, const std::exception_ptr& error);
   DeviceRecord& open_record(const PlacedReduction& call, int k_bound);
   void solve_late(std::uint64_t line);
   const DeviceResult& keep(Book::Page& page, std::int64_t step);
@@ -134,7 +136,6 @@ class DeviceBackend final : public Backend {
   Book book_;
   DeviceSketches sketches_;      // of a bucket that is solved for at once
   std::vector<LateSolve> late_;  // of this step, in order
-  DeviceModel model_;
   std::optional<DeviceResult> model_result_;
   int model_k_bound_ = 0;
   std::vector<Deferred> deferred_;  // of the hook's step, in order

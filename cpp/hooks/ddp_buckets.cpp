@@ -44,6 +44,7 @@ FuturePtr DdpBuckets::run(c10d::GradBucket& bucket, c10::IValue result) {
 }
 
 void DdpBuckets::begin_pass() {
+  left_alone_.begin_pass();
   if (std::exchange(gives_up_, false)) {
     first_pass_.forget();
   }

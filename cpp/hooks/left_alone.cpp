@@ -31,7 +31,7 @@ void LeftAlone::watch(const at::Tensor& buffer, const std::vector<at::Tensor>& p
   if (torch::autograd::get_current_graph_task_id() == -1) {
     return;  // a rank that has joined: it has no gradients
   }
-  if (!pass_ || pass_->empty()) {
+  if (!pass_) {
     pass_ = std::make_shared<Buckets>();
     // DDP queues what ends its pass when the last bucket was handed over, hence after this: a callback that is queued
     // when callbacks run comes after that.
@@ -44,18 +44,37 @@ void LeftAlone::watch(const at::Tensor& buffer, const std::vector<at::Tensor>& p
       });
     });
   }
-  pass_->push_back({buffer, parameters});
+  std::vector<Version> before;
+  for (const at::Tensor& parameter : parameters) {
+    before.push_back(version_of(parameter.mutable_grad()));
+  }
+  pass_->push_back({buffer, parameters, std::move(before)});
+}
+
+LeftAlone::Version LeftAlone::version_of(const at::Tensor& gradient) {
+  if (!gradient.defined()) {
+    return {};
+  }
+  return {gradient.unsafeGetTensorImpl(), gradient.is_inference() ? -1 : gradient._version()};
+}
+
+bool LeftAlone::was_written(const at::Tensor& gradient, const Version& before) {
+  const Version now = version_of(gradient);
+  return now.tensor != nullptr && (now.tensor != before.tensor || now.count != before.count);
 }
 
 void LeftAlone::write(const Bucket& bucket) {
   const at::NoGradGuard no_grad;
   std::int64_t begin = 0;
+  auto before = bucket.before.begin();
   for (const at::Tensor& parameter : bucket.parameters) {
+    const Version& version = *before++;
     const at::Tensor real = parameter.is_complex() ? at::view_as_real(parameter.detach()) : parameter.detach();
     const at::Tensor flat = bucket.buffer.narrow(0, begin, real.numel());
     begin += real.numel();
     at::Tensor& gradient = parameter.mutable_grad();
-    if (!parameter.requires_grad() || !lacks(gradient, flat) || !flat.any().item<bool>()) {
+    if (!parameter.requires_grad() || was_written(gradient, version) || !lacks(gradient, flat) ||
+        !flat.any().item<bool>()) {
       continue;
     }
     // As DDP lays parameters out in buckets: with their own strides where these leave no gaps.

@@ -171,7 +171,7 @@ def rank_model(rank: int, world: int, seed: int) -> list[Counts]:
 def test_one_problem_for_the_model(run_ranks: Runner, random_seed: int) -> None:
     for counts in run_ranks(2, rank_model, random_seed, backend=emulated_cuda.nccl):
         for counted in counts:
-            buckets = together("ranks, in a pass", "behind the passes", times=2)
+            buckets = together("ranks, in a pass", "behind the passes", "model, a bucket", times=2)
             check(counted, plus(together("a pass", "model, the solve"), buckets), "scope='model'")
 
 

@@ -1,5 +1,6 @@
 """Steps of several passes: random schedules of objectives and weights over ranks and passes."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -256,6 +257,25 @@ def test_more_objectives_than_a_gpu_made_room_for(run_ranks: Runner) -> None:
         assert first == second == {1.0}
         assert all(math.isnan(value) for value in third)
         expect(error, ValueError, "step 3 has 3 objectives in all its passes", "layout='passes'")
+
+
+def rank_breaks_the_rule(rank: int, world: int) -> Any:
+    state = moo.BucketMOO(layout="passes")
+    for number in range(4):
+        state.objective = number if rank == 0 else 0
+        row = torch.ones(5000)
+        with state.accumulate() if number < 3 else contextlib.nullcontext():
+            moo.all_reduce(row, state)
+    assert row.isnan().all()
+    return error_of(lambda: [moo.all_reduce(row, state) for _ in range(2)])
+
+
+@pytest.mark.device
+@pytest.mark.skipif(not checks.ON_DEVICE, reason="on the CPU the pass itself raises")
+def test_ranks_whose_objectives_differ_in_a_later_pass_send_alike(run_ranks: Runner) -> None:
+    """What a rank knows of the objectives would make its messages longer than the others'."""
+    for error in run_ranks(2, rank_breaks_the_rule):
+        expect(error, ValueError, "must have the same objective", "in step 1 rank 1 had another")
 
 
 def rank_open(rank: int, world: int) -> None:

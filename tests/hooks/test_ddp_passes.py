@@ -191,6 +191,35 @@ def test_what_the_last_pass_does_not_use_gets_its_answer(run_ranks: RunRanks, vi
     same_on_all_ranks(run_ranks(2, _leave_out, view))
 
 
+def _fails_once(rank: int, world: int) -> None:
+    ddp = DDP(_Branches(), bucket_cap_mb=CAP_MB, find_unused_parameters=True)
+    state = moo.BucketMOO("mgda")
+    fails = False
+
+    def fail(_: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
+        raise ValueError("as a reduction may")
+
+    def reduce(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        future = moo.bucket_moo_hook(state, bucket)
+        return future.then(fail) if fails else future
+
+    ddp.register_comm_hook(state, reduce)
+    for step in range(4):
+        ddp.zero_grad()
+        for number, branch in enumerate("ab"):
+            ddp.module.branch, state.objective = branch, f"{branch}{rank}"
+            fails = step == 2 and number == 1
+            with state.accumulate() if number == 0 else contextlib.nullcontext():
+                error = error_of(loss_of(ddp, _row(rank, step, number)).backward)
+            assert ("as a reduction may" in error[1]) == fails, (step, number, error)
+        if step != 2:
+            assert all(p.grad is not None and p.grad.any() for p in ddp.module.a.parameters())
+
+
+def test_a_last_pass_that_fails_does_not_stop_those_after_it(run_ranks: RunRanks) -> None:
+    run_ranks(2, _fails_once)
+
+
 # --- beside other tools ---
 
 
@@ -284,6 +313,21 @@ def _one_problem(rank: int, world: int, passes: int, between: bool) -> str:
 )
 def test_one_problem_for_all_buckets(run_ranks: RunRanks, world: int, passes: int, between: bool) -> None:
     same_on_all_ranks(run_ranks(world, _one_problem, passes, between))
+
+
+def _more_later(rank: int, world: int) -> str:
+    ddp = DDP(mlp(1), bucket_cap_mb=CAP_MB)
+    state = moo.register(ddp, "mgda", scope="model")
+    for step, schedule in enumerate([[[0, 0]], [[0, 1], [2, 0]], [[1, 1]], [[0, 1], [2, 1]]]):
+        ddp.zero_grad()
+        _step(ddp, state, schedule, rank, step)
+        assert len(state.report().objectives) == len({objective for row in schedule for objective in row})
+    return gradient_digest(ddp)
+
+
+@pytest.mark.device
+def test_the_first_step_of_one_pass_does_not_bound_those_of_several(run_ranks: RunRanks) -> None:
+    same_on_all_ranks(run_ranks(2, _more_later))
 
 
 class _Slope(nn.Module):
