@@ -197,7 +197,7 @@ def _fails_once(rank: int, world: int) -> None:
     fails = False
 
     def fail(_: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
-        raise ValueError("as a reduction may")
+        raise ValueError
 
     def reduce(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         future = moo.bucket_moo_hook(state, bucket)
@@ -205,13 +205,13 @@ def _fails_once(rank: int, world: int) -> None:
 
     ddp.register_comm_hook(state, reduce)
     for step in range(4):
-        ddp.zero_grad()
+        ddp.zero_grad(set_to_none=False)  # DDP has not forgotten what the pass that failed used
         for number, branch in enumerate("ab"):
             ddp.module.branch, state.objective = branch, f"{branch}{rank}"
             fails = step == 2 and number == 1
             with state.accumulate() if number == 0 else contextlib.nullcontext():
                 error = error_of(loss_of(ddp, _row(rank, step, number)).backward)
-            assert ("as a reduction may" in error[1]) == fails, (step, number, error)
+            assert error[0] is (RuntimeError if fails else type(None)), error
         if step != 2:
             assert all(p.grad is not None and p.grad.any() for p in ddp.module.a.parameters())
 
