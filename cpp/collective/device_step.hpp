@@ -46,9 +46,9 @@ struct StepRules {
 ///
 /// A step is one pass, which begin() starts, or several, each of which begin_pass() starts. For those the host has to
 /// know how many objectives to make room for. It does where all ranks have the same in a pass, or there is but one
-/// rank.
-/// Otherwise the hosts compare the passes of a line's first step that has several, for which they wait for the device;
-/// later ones may have as many objectives, and not more. The same goes for steps of one pass that begin_pass() starts.
+/// rank. Otherwise the hosts compare the passes of a line's first step that has several, for which they wait for the
+/// device; later ones may have as many objectives, and not more. So they do in the first step of one pass that
+/// begin_pass() starts.
 ///
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceStep {
