@@ -15,8 +15,10 @@ from pathlib import Path
 import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.gpu.device import DEVICE
+from tests.gpu.networks import CAP_MB, backward, network
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OBJECTIVES = "aab"  # of the ranks: one that is of two rows, and two for three
@@ -88,6 +90,11 @@ def collectives() -> None:
     one_objective.objective = f"o{rank}"  # another K than that of the first step
     moo.all_reduce(torch.randn(5001, device=DEVICE.name), one_objective)
     one_objective.report()
+    ddp = DistributedDataParallel(network(DEVICE.name, torch.float32), bucket_cap_mb=CAP_MB)
+    whole = moo.register(ddp, "mgda", scope="model", objective=OBJECTIVES[rank])
+    for step in range(2):
+        backward(ddp, 0, rank, step, DEVICE.name, torch.float32)
+    whole.report()
 
 
 def rank_main(rank: int, world: int, store: str, results: "multiprocessing.SimpleQueue[dict[str, int]]") -> None:
