@@ -82,20 +82,23 @@ def run_pass(case: Case, row: torch.Tensor, rank: int, world: int, state: moo.Bu
     return shard
 
 
+def run_step(case: Case, rank: int, world: int, seed: int, state: moo.BucketMOO) -> torch.Tensor:
+    """All passes of a step; what the last one gives."""
+    *others, last = [of_ranks[rank].clone() for of_ranks in case.rows(seed, world)]
+    for p, row in enumerate(others):
+        state.objective, state.weight = case.objective[p][rank], case.weight[p][rank]
+        with state.accumulate():
+            assert not run_pass(case, row, rank, world, state).any()
+    state.objective, state.weight = case.objective[-1][rank], case.weight[-1][rank]
+    return run_pass(case, last, rank, world, state)
+
+
 def rank_schedules(rank: int, world: int, seed: int, layout: str) -> list[Outcome]:
     results = []
     for case in cases_of(seed, world, layout):
         state = state_of(case, layout=layout)
         for _ in range(2):  # memory is used again
-            rows = case.rows(seed, world)
-            for p, of_ranks in enumerate(rows):
-                state.objective, state.weight = case.objective[p][rank], case.weight[p][rank]
-                row = of_ranks[rank].clone()
-                if p == len(rows) - 1:
-                    answer = run_pass(case, row, rank, world, state)
-                else:
-                    with state.accumulate():
-                        assert not run_pass(case, row, rank, world, state).any()
+            answer = run_step(case, rank, world, seed, state)
         report = state.report()
         assert (report.passes, report.layout, report.step) == (len(case.objective), layout, 2)
         counted = [name for names in case.objective for name in names]

@@ -14,7 +14,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from tests.collectives.test_passes import Case, run_pass, state_of
+from tests.collectives.test_passes import Case, run_step, state_of
 from tests.support import checks
 from tests.support import reference as ref
 from tests.support.checks import Outcome, outcome
@@ -79,15 +79,7 @@ def rank_schedules(rank: int, world: int, seed: int, names: list[str], count: in
         for case in cases_of(seed, grid, count):
             state = state_of(case, mesh=mesh, objectives=grid.objectives)
             for _ in range(2):  # memory is used again
-                rows = case.rows(seed, world)
-                for p, of_ranks in enumerate(rows):
-                    state.objective, state.weight = case.objective[p][rank], case.weight[p][rank]
-                    row = of_ranks[rank].clone()
-                    if p == len(rows) - 1:
-                        answer = run_pass(case, row, rank, world, state)
-                    else:
-                        with state.accumulate():
-                            assert not run_pass(case, row, rank, world, state).any()
+                answer = run_step(case, rank, world, seed, state)
             report = state.report()
             counted = [name for of_ranks in case.objective for name in of_ranks]
             assert report.buckets[0].rows == tuple(counted.count(name) for name in report.objectives)
