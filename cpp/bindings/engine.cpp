@@ -7,6 +7,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -56,8 +57,15 @@ RankGrid grid_of(const std::vector<std::vector<int>>& groups) {
   return grid;
 }
 
+Grouping new_grouping(const std::string& scope, std::map<std::string, std::string> groups, bool by_support,
+                      bool keeps_mean_scale) {
+  static const std::map<std::string, Scope> scopes{
+      {"bucket", Scope::bucket}, {"model", Scope::model}, {"parameter", Scope::parameter}, {"groups", Scope::groups}};
+  return {scopes.at(scope), std::move(groups), by_support, keeps_mean_scale};
+}
+
 EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
-                     std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, bool whole_model,
+                     std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, Grouping grouping,
                      const std::vector<std::vector<int>>& grid, Configuration configuration) {
   const py::gil_scoped_release no_gil;
   const auto [sketch_options, schedule] = sketch.value_or(Sketch());
@@ -66,7 +74,7 @@ EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, co
                         .sketch = sketch_options,
                         .schedule = schedule,
                         .layout = by_passes ? Layout::passes : Layout::ranks,
-                        .scope = whole_model ? Scope::model : Scope::bucket,
+                        .grouping = std::move(grouping),
                         .grid = grid_of(grid),
                         .configuration = std::move(configuration)};
   return EnginePtr(new Engine(group.value_or(GroupPtr()), device, std::move(options)), &delete_engine);
@@ -155,6 +163,7 @@ py::dict to_dict(const BucketRecord& record) {
   fields["step"] = record.step;
   fields["index"] = record.index;
   fields["parameters"] = record.parameters;
+  fields["group"] = record.group;
   fields["numel"] = record.numel;
   fields["dtype"] = dtype_name(record.dtype);
   fields["objectives"] = record.objectives;
@@ -224,10 +233,13 @@ void bind_engine(py::module_& module) {
            }),
            py::arg("width"), py::arg("fraction"), py::arg("seed"), py::arg("refresh_every"), py::arg("lag"))
       .def("width_for", [](const Sketch& sketch, std::int64_t n) { return sketch.options.width_for(n); }, py::arg("n"));
+  py::class_<Grouping>(module, "Grouping")
+      .def(py::init(&new_grouping), py::arg("scope"), py::arg("groups"), py::arg("by_support"),
+           py::arg("keeps_mean_scale"));
   // Functions that wait or take the engine's locks release the GIL.
   py::class_<Engine, EnginePtr>(module, "Engine")
       .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
-           py::arg("sketch"), py::arg("by_passes"), py::arg("whole_model"), py::arg("grid"), py::arg("configuration"))
+           py::arg("sketch"), py::arg("by_passes"), py::arg("grouping"), py::arg("grid"), py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
       .def("set_accumulating", torch::wrap_pybind_function_no_gil(&Engine::set_accumulating),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -16,26 +17,69 @@
 namespace bucket_moo {
 namespace {
 
-/// Adds the upper triangle of a packed Gramian to a full symmetric one.
-void add_packed(const std::byte* packed, int k, std::vector<double>& gramian) {
-  for (int i = 0; i < k; ++i) {
-    for (int j = i; j < k; ++j) {
-      double value = 0.0;
-      std::memcpy(&value, packed, sizeof(value));
-      packed += sizeof(value);
-      gramian[static_cast<std::size_t>(i * k + j)] += value;
-      if (i != j) {
-        gramian[static_cast<std::size_t>(j * k + i)] += value;
+/// Adds the upper triangles of packed Gramians to full symmetric ones, [parts, k, k].
+void add_packed(const std::byte* packed, int k, std::vector<double>& gramians) {
+  const std::size_t part = static_cast<std::size_t>(k) * static_cast<std::size_t>(k);
+  for (std::size_t base = 0; base < gramians.size(); base += part) {
+    for (int i = 0; i < k; ++i) {
+      for (int j = i; j < k; ++j) {
+        double value = 0.0;
+        std::memcpy(&value, packed, sizeof(value));
+        packed += sizeof(value);
+        gramians[base + static_cast<std::size_t>(i * k + j)] += value;
+        if (i != j) {
+          gramians[base + static_cast<std::size_t>(j * k + i)] += value;
+        }
       }
     }
   }
 }
 
-void pack(const std::vector<double>& gramian, int k, std::byte* packed) {
-  for (int i = 0; i < k; ++i) {
-    const std::size_t row = static_cast<std::size_t>(k - i) * sizeof(double);
-    std::memcpy(packed, &gramian[static_cast<std::size_t>(i * k + i)], row);
-    packed += row;
+void pack(const std::vector<double>& gramians, int k, std::byte* packed) {
+  const std::size_t part = static_cast<std::size_t>(k) * static_cast<std::size_t>(k);
+  for (std::size_t base = 0; base < gramians.size(); base += part) {
+    for (int i = 0; i < k; ++i) {
+      const std::size_t row = static_cast<std::size_t>(k - i) * sizeof(double);
+      std::memcpy(packed, &gramians[base + static_cast<std::size_t>(i * k + i)], row);
+      packed += row;
+    }
+  }
+}
+
+/// Of Gramians of k objectives, [parts, k, k].
+std::size_t packed_bytes(const std::vector<double>& gramians, int k) {
+  const std::size_t part = static_cast<std::size_t>(k) * static_cast<std::size_t>(k);
+  return gramians.size() / part * static_cast<std::size_t>(packed_size(k)) * sizeof(double);
+}
+
+/// A section of rows, as rows.
+class SectionRows {
+ public:
+  SectionRows(const Rows& rows, const Section& section) : size_(section.size), dtype_(rows.dtype) {
+    const std::size_t offset = static_cast<std::size_t>(section.begin) * element_size(rows.dtype);
+    for (int r = 0; r < rows.count; ++r) {
+      const void* const row = rows.data[r];
+      data_.push_back(row == nullptr ? nullptr : static_cast<const std::byte*>(row) + offset);
+    }
+  }
+  Rows rows() const { return {data_.data(), static_cast<int>(data_.size()), size_, dtype_}; }
+
+ private:
+  std::vector<const void*> data_;
+  std::int64_t size_;
+  DType dtype_;
+};
+
+using GramianKernel = void (*)(const Rows& rows, const ObjectiveMap& map, double* out);
+
+/// Adds the Gramian of every section to that of its part.
+void add_gramians(GramianKernel kernel, const Rows& rows, std::span<const Section> sections, const ObjectiveMap& map,
+                  std::vector<double>& gramians) {
+  std::vector<double> of_section(static_cast<std::size_t>(map.k) * static_cast<std::size_t>(map.k));
+  for (const Section& section : sections) {
+    kernel(SectionRows(rows, section).rows(), map, of_section.data());
+    double* const sum = &gramians[static_cast<std::size_t>(section.part) * of_section.size()];
+    std::transform(of_section.begin(), of_section.end(), sum, sum, std::plus<>());
   }
 }
 
@@ -77,14 +121,50 @@ BucketSolution MooCollective::reduce_scatter(void* output, const void* input, st
 }
 
 BucketSolution MooCollective::reduce(const ShardedBucket& bucket, const RandomKey& key, double* state) {
+  const Sections sections = one_part(bucket.shard_size, bucket.tail_size);
   BucketSolution result = empty_solution(objectives_.k());
-  partial_gramian(bucket, result.gramian);
-  const Rows tails = exchange_partials(bucket, result.gramian);
+  result.gramian = part_gramians(bucket, sections);
   solve(key, state, result);
-  set_coefficients(result.weights);
-  combine_shard(bucket);
-  combine(tails, coefficients_.data(), bucket.tail_out);
+  combine_parts(bucket, sections, result.weights);
   return result;
+}
+
+/// The tile holds the last piece on return, and the messages the tails.
+std::vector<double> MooCollective::part_gramians(const ShardedBucket& bucket, const Sections& sections) {
+  const auto k = static_cast<std::size_t>(objectives_.k());
+  std::vector<double> gramians(static_cast<std::size_t>(sections.parts) * k * k);
+  for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
+    tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin);
+    const Rows rows = tile_.wait();
+    add_gramians(gramian, rows, clip(sections.shard, begin, rows.size), objectives_.map(), gramians);
+  }
+  exchange_partials(bucket, sections, gramians);
+  return gramians;
+}
+
+void MooCollective::combine_parts(const ShardedBucket& bucket, const Sections& sections,
+                                  std::span<const double> weights) {
+  // Backwards: the last piece is still in the tile, and only its successors need to be exchanged once more.
+  const std::int64_t last = bucket.shard_size == 0 ? -1 : (bucket.shard_size - 1) / bucket.piece * bucket.piece;
+  for (std::int64_t begin = last; begin >= 0; begin -= bucket.piece) {
+    if (begin != last) {
+      tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin);
+    }
+    const Rows rows = tile_.wait();
+    combine_sections(rows, clip(sections.shard, begin, rows.size), weights, bucket.element_out(begin));
+  }
+  combine_sections({tail_rows_.data(), world_, bucket.tail_size, bucket.dtype}, sections.tail, weights,
+                   bucket.tail_out);
+}
+
+void MooCollective::combine_sections(const Rows& rows, std::span<const Section> sections,
+                                     std::span<const double> weights, std::byte* out) {
+  const auto k = static_cast<std::size_t>(objectives_.k());
+  for (const Section& section : sections) {
+    set_coefficients(weights.subspan(static_cast<std::size_t>(section.part) * k, k));
+    combine(SectionRows(rows, section).rows(), coefficients_.data(),
+            out + static_cast<std::size_t>(section.begin) * element_size(rows.dtype));
+  }
 }
 
 BucketSolution MooCollective::empty_solution(int k) {
@@ -95,37 +175,27 @@ BucketSolution MooCollective::empty_solution(int k) {
   return result;
 }
 
-/// The tile holds the last piece on return.
-void MooCollective::partial_gramian(const ShardedBucket& bucket, std::vector<double>& sum) {
-  std::vector<double> of_piece(sum.size());
-  for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
-    tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin);
-    gramian(tile_.wait(), objectives_.map(), of_piece.data());
-    for (std::size_t i = 0; i < sum.size(); ++i) {
-      sum[i] += of_piece[i];
-    }
-  }
-}
-
-/// On entry `gramian` is this rank's partial one, on return that of the whole bucket; returns the rows of the tail.
-Rows MooCollective::exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian) {
+/// On entry `gramians` are this rank's partial ones, on return those of the whole bucket; returns the rows of the tail.
+Rows MooCollective::exchange_partials(const ShardedBucket& bucket, const Sections& sections,
+                                      std::vector<double>& gramians) {
   const int k = objectives_.k();
-  gather_partials(k, bucket.tail_bytes(), bucket.tail, gramian);
+  gather_partials(k, bucket.tail_bytes(), bucket.tail, gramians);
   const Rows tails{tail_rows_.data(), world_, bucket.tail_size, bucket.dtype};
-  portable_gramian(tails, objectives_.map(), gramian.data());
-  add_partials(k, gramian);
-  add_pieces(k, gramian);
+  std::fill(gramians.begin(), gramians.end(), 0.0);
+  add_gramians(portable_gramian, tails, sections.tail, objectives_.map(), gramians);
+  add_partials(k, gramians);
+  add_pieces(k, gramians);
   return tails;
 }
 
-/// One message a rank: its partial Gramian, then its tail.
+/// One message a rank: its partial Gramians, then its tail.
 void MooCollective::gather_partials(int k, std::size_t tail_bytes, const std::byte* tail,
-                                    const std::vector<double>& gramian) {
-  const std::size_t partial_bytes = static_cast<std::size_t>(packed_size(k)) * sizeof(double);
+                                    const std::vector<double>& gramians) {
+  const std::size_t partial_bytes = packed_bytes(gramians, k);
   message_bytes_ = round_up(partial_bytes + tail_bytes, sizeof(double));
   std::byte* const messages = messages_.reserve(static_cast<std::size_t>(world_) * message_bytes_);
   std::byte* const own = messages + static_cast<std::size_t>(rank_) * message_bytes_;
-  pack(gramian, k, own);
+  pack(gramians, k, own);
   if (tail_bytes > 0) {
     std::memcpy(own + partial_bytes, tail, tail_bytes);
   }
@@ -139,25 +209,25 @@ void MooCollective::gather_partials(int k, std::size_t tail_bytes, const std::by
 }
 
 /// Rank order and float64: the same sum, to the bit, on every rank, whatever its processor.
-void MooCollective::add_partials(int k, std::vector<double>& gramian) const {
+void MooCollective::add_partials(int k, std::vector<double>& gramians) const {
   for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
-    add_packed(messages_.data() + r * message_bytes_, k, gramian);
+    add_packed(messages_.data() + r * message_bytes_, k, gramians);
   }
 }
 
-/// The Gramian of this group's piece becomes that of all pieces. In rank order too: the groups agree to the bit.
-void MooCollective::add_pieces(int k, std::vector<double>& gramian) {
+/// The Gramians of this group's piece become those of all pieces. In rank order too: the groups agree to the bit.
+void MooCollective::add_pieces(int k, std::vector<double>& gramians) {
   if (!pieces_) {
     return;
   }
-  const std::size_t bytes = static_cast<std::size_t>(packed_size(k)) * sizeof(double);
+  const std::size_t bytes = packed_bytes(gramians, k);
   const auto pieces = static_cast<std::size_t>(pieces_->size());
-  std::byte* const gramians = piece_gramians_.reserve(pieces * bytes);
-  pack(gramian, k, gramians + static_cast<std::size_t>(pieces_->rank()) * bytes);
-  pieces_->all_gather(gramians, bytes);
-  std::fill(gramian.begin(), gramian.end(), 0.0);
+  std::byte* const all = piece_gramians_.reserve(pieces * bytes);
+  pack(gramians, k, all + static_cast<std::size_t>(pieces_->rank()) * bytes);
+  pieces_->all_gather(all, bytes);
+  std::fill(gramians.begin(), gramians.end(), 0.0);
   for (std::size_t p = 0; p < pieces; ++p) {
-    add_packed(gramians + p * bytes, k, gramian);
+    add_packed(all + p * bytes, k, gramians);
   }
 }
 
@@ -174,20 +244,6 @@ void MooCollective::set_coefficients(std::span<const double> weights) {
   }
 }
 
-void MooCollective::combine_shard(const ShardedBucket& bucket) {
-  if (bucket.shard_size == 0) {
-    return;
-  }
-  // Backwards: the last piece is still in the tile, and only its successors need to be exchanged once more.
-  const std::int64_t last = (bucket.shard_size - 1) / bucket.piece * bucket.piece;
-  for (std::int64_t begin = last; begin >= 0; begin -= bucket.piece) {
-    if (begin != last) {
-      tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin);
-    }
-    combine(tile_.wait(), coefficients_.data(), bucket.element_out(begin));
-  }
-}
-
 void MooCollective::accumulate(const ShardedBucket& bucket, const PassRows& pass, ObjectiveTile& tile) {
   tile.begin_pass(pass);
   const auto tails = start_tails(bucket);
@@ -198,18 +254,29 @@ void MooCollective::accumulate(const ShardedBucket& bucket, const PassRows& pass
 }
 
 TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives) {
+  auto [gramian, shares] = exchange_gramians(tile, objectives, one_part(tile.shard_size(), tile.tail_size()));
+  TileGramian result{empty_solution(objectives.k()), std::move(shares)};
+  result.solution.gramian = std::move(gramian);
+  return result;
+}
+
+PartGramians MooCollective::exchange_gramians(ObjectiveTile& tile, const StepObjectives& objectives,
+                                              const Sections& sections) {
   const int k = objectives.k();
-  TileGramian result{empty_solution(k), tile.close(objectives)};
-  std::vector<int> own(static_cast<std::size_t>(k));  // every objective is a row of its own
+  const auto size = static_cast<std::size_t>(k);
+  PartGramians result{std::vector<double>(static_cast<std::size_t>(sections.parts) * size * size),
+                      tile.close(objectives)};
+  std::vector<int> own(size);  // every objective is a row of its own
   std::iota(own.begin(), own.end(), 0);
   const ObjectiveMap map{own.data(), result.shares.data(), k};
-  std::vector<double>& sum = result.solution.gramian;
+  std::vector<double>& sum = result.gramians;
   const bool has_shards = tile.shard_size() > 0;
   if (has_shards) {
-    gramian(tile.shard(0, tile.shard_size()), map, sum.data());
+    add_gramians(gramian, tile.shard(0, tile.shard_size()), sections.shard, map, sum);
     gather_partials(k, 0, nullptr, sum);
+    std::fill(sum.begin(), sum.end(), 0.0);
   }
-  portable_gramian(tile.tail(), map, sum.data());
+  add_gramians(portable_gramian, tile.tail(), sections.tail, map, sum);
   if (has_shards) {
     add_partials(k, sum);
   }
@@ -221,6 +288,20 @@ void MooCollective::combine_tile(ObjectiveTile& tile, std::span<const double> sh
                                  ZeroRows zero_rows, const ShardedBucket& bucket) {
   combine_sums(tile.shard(0, bucket.shard_size), shares, weights, zero_rows, bucket.shard_out, bucket.dtype);
   combine_sums(tile.tail(), shares, weights, zero_rows, bucket.tail_out, bucket.dtype);
+}
+
+void MooCollective::combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
+                                 const Sections& sections, const ShardedBucket& bucket) {
+  const auto combine_all = [&](const Rows& rows, std::span<const Section> sections_of_rows, std::byte* out) {
+    for (const Section& section : sections_of_rows) {
+      combine_sums(SectionRows(rows, section).rows(), shares,
+                   weights.subspan(static_cast<std::size_t>(section.part) * shares.size(), shares.size()),
+                   ZeroRows::skip, out + static_cast<std::size_t>(section.begin) * element_size(bucket.dtype),
+                   bucket.dtype);
+    }
+  };
+  combine_all(tile.shard(0, bucket.shard_size), sections.shard, bucket.shard_out);
+  combine_all(tile.tail(), sections.tail, bucket.tail_out);
 }
 
 std::unique_ptr<SketchedBucket> MooCollective::start_sketch(const void* bucket, std::int64_t n, DType dtype,
@@ -249,7 +330,8 @@ BucketSolution MooCollective::solve_sketched(std::unique_ptr<SketchedBucket> ske
   if (sketched->sketch_.shard_size > 0) {
     gramian(sketched->tile_.wait(), objectives_.map(), result.gramian.data());
   }
-  exchange_partials(sketched->sketch_, result.gramian);
+  exchange_partials(sketched->sketch_, one_part(sketched->sketch_.shard_size, sketched->sketch_.tail_size),
+                    result.gramian);
   solve(key, state, result);
   free_sketches_.push_back(std::move(sketched));
   return result;

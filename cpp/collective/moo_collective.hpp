@@ -13,6 +13,7 @@
 #include "collective/objective_tile.hpp"
 #include "collective/objectives.hpp"
 #include "collective/persistent_buffer.hpp"
+#include "collective/sections.hpp"
 #include "collective/sharded_bucket.hpp"
 #include "collective/step_objectives.hpp"
 #include "collective/tile.hpp"
@@ -32,6 +33,12 @@ struct BucketSolution {
 struct TileGramian {
   BucketSolution solution;     ///< its Gramian
   std::vector<double> shares;  ///< [K]
+};
+
+/// The same for every part of a tile.
+struct PartGramians {
+  std::vector<double> gramians;  ///< [parts, K, K]
+  std::vector<double> shares;    ///< [K]
 };
 
 /// The sketch of one bucket, on its way to the other ranks.
@@ -68,6 +75,9 @@ class SketchedBucket {
 /// them use the same weights: those of the whole gradient. That is one more all-gather, of K^2 numbers, after each
 /// exchange of partial Gramians.
 ///
+/// Where parts of a bucket get weights of their own, a Gramian of each is formed as the tile is read, and all of them go
+/// into the one message.
+///
 /// Calls are collective: every rank, same order, one thread at a time. Memory is plain host memory.
 /// Source: arXiv 2606.05613 (bucket-level MOO); the reduction is a reduce-scatter followed by an all-gather, as in
 /// Thakur, Rabenseifner, Gropp (2005).
@@ -100,6 +110,12 @@ class MooCollective {
   /// shards, and all that reduce_scatter() does.
   BucketSolution reduce(const ShardedBucket& bucket, const RandomKey& key, double* state);
 
+  /// The same for a bucket of several parts, in two halves between which no other function is called: the Gramians of
+  /// its parts, [parts, K, K], the same bits on every rank; and the combination, with the weights [parts, K] that the
+  /// caller has found for them.
+  std::vector<double> part_gramians(const ShardedBucket& bucket, const Sections& sections);
+  void combine_parts(const ShardedBucket& bucket, const Sections& sections, std::span<const double> weights);
+
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
   /// `state`: [state_size(method, K)], what the method carries from step to step for this bucket and these objectives,
   /// in and out, the same bits on every rank; nullptr: none, every step is a first step.
@@ -117,6 +133,8 @@ class MooCollective {
   /// The Gramian of a bucket's tile, over all shards, after the last pass: closes the tile. Weights are yet to be
   /// solved for. The same bits on every rank.
   TileGramian exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives);
+  /// The same for a tile's parts.
+  PartGramians exchange_gramians(ObjectiveTile& tile, const StepObjectives& objectives, const Sections& sections);
 
   /// Weights and status of `result`, for its Gramian. `key`, `state`: as all_reduce().
   void solve(const RandomKey& key, double* state, BucketSolution& result);
@@ -125,6 +143,9 @@ class MooCollective {
   /// `zero_rows`: whether sums of weight 0 are looked at for NaN and Inf.
   void combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
                     ZeroRows zero_rows, const ShardedBucket& bucket);
+  /// The same with the weights [parts, K] of its parts.
+  void combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
+                    const Sections& sections, const ShardedBucket& bucket);
 
   /// Gathers the shards of a bucket that is reduced in place.
   void all_gather_shards(const ShardedBucket& bucket);
@@ -171,14 +192,14 @@ class MooCollective {
   std::size_t scratch_bytes() const;
 
  private:
-  void partial_gramian(const ShardedBucket& bucket, std::vector<double>& sum);
-  Rows exchange_partials(const ShardedBucket& bucket, std::vector<double>& gramian);
+  Rows exchange_partials(const ShardedBucket& bucket, const Sections& sections, std::vector<double>& gramians);
   void gather_partials(int k, std::size_t tail_bytes, const std::byte* tail, const std::vector<double>& gramian);
   void add_partials(int k, std::vector<double>& gramian) const;
   void add_pieces(int k, std::vector<double>& gramian);
   static BucketSolution empty_solution(int k);
   void set_coefficients(std::span<const double> weights);
-  void combine_shard(const ShardedBucket& bucket);
+  void combine_sections(const Rows& rows, std::span<const Section> sections, std::span<const double> weights,
+                        std::byte* out);
   void stream_all_reduce(void* bucket, std::int64_t n, DType dtype, ZeroRows zero_rows,
                          const std::function<void()>& meanwhile);
   void stream_shard(const ShardedBucket& bucket, const std::function<void(const Rows& rows, std::int64_t begin)>& use);

@@ -18,6 +18,7 @@ struct BucketRecord {
   std::int64_t step = 0;
   std::int64_t index = 0;               ///< its place in that step
   std::vector<std::string> parameters;  ///< titles of the parameters it holds
+  std::string group;                    ///< that these share weights with; empty: the bucket
   std::int64_t numel = 0;
   DType dtype = DType::float32;
   std::vector<std::string> objectives;  ///< [K]
@@ -26,6 +27,13 @@ struct BucketRecord {
   std::int64_t width = 0;               ///< columns of the sketches that the Gramian is from; 0: it is exact
   std::int64_t solved_step = 0;         ///< the step whose gradients `result` is from; before `step` for kept weights
   BucketSolution result;
+};
+
+/// The records of a bucket's last reduction: one for each of its parts that have weights of their own.
+struct BucketRecords {
+  std::int64_t step = 0;
+  std::int64_t index = 0;
+  std::vector<BucketRecord> parts;
 };
 
 /// What is known of a reduction before it is done.

@@ -177,7 +177,7 @@ void DeviceBackend::check_capture(const Reduction& reduction, bool is_alone) {
               "captured in a graph: which steps solve is decided on the host, and a late solve goes on behind the ",
               "graph's end");
   TORCH_CHECK_NOT_IMPLEMENTED(
-      is_alone && options_.layout == Layout::ranks && options_.scope == Scope::bucket,
+      is_alone && options_.layout == Layout::ranks && options_.grouping.scope() == Scope::bucket,
       "bucket_moo_ext: a step of several passes, with layout='passes' or scope='model', cannot be captured in "
       "a graph yet; capture steps of one pass with layout='ranks' and scope='bucket'");
   TORCH_CHECK(collective_.is_reserved(), kWarmUp);

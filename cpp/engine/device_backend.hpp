@@ -104,7 +104,7 @@ class DeviceBackend final : public Backend {
   };
 
   void check_capture(const Reduction& reduction, bool is_alone);
-  bool is_of_model(std::uint64_t line) const { return options_.scope == Scope::model && line == kHookLine; }
+  bool is_of_model(std::uint64_t line) const { return options_.grouping.scope() == Scope::model && line == kHookLine; }
   bool is_of_passes(const PlacedReduction& call) const;
   FuturePtr enqueue(PlacedReduction& call);
   void record_streams(const PlacedReduction& call) const;

@@ -8,6 +8,7 @@
 #include "collective/configuration.hpp"
 #include "collective/rank_grid.hpp"
 #include "collective/sketch_options.hpp"
+#include "engine/grouping.hpp"
 #include "engine/weight_schedule.hpp"
 #include "torch_types/method_config.hpp"
 
@@ -19,19 +20,13 @@ enum class Layout {
   passes,  ///< a pass has one objective on all ranks
 };
 
-/// What weights are solved for.
-enum class Scope {
-  bucket,  ///< every bucket
-  model,   ///< all buckets of a step together
-};
-
 struct EngineOptions {
   MethodConfig method;
   std::uint64_t seed = 0;
   SketchOptions sketch;
   SolveSchedule schedule;
   Layout layout = Layout::ranks;
-  Scope scope = Scope::bucket;
+  Grouping grouping;            ///< with parts: supported on the host, with the exact Gramian
   RankGrid grid;                ///< of all ranks of the group, or none; supported on the host, with the exact Gramian
   Configuration configuration;  ///< compared across ranks at the first reduction
 

@@ -35,6 +35,7 @@ std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessG
 
 HostBackend::HostBackend(Links links, EngineOptions options)
     : options_(std::move(options)),
+      of_direct_calls_(Scope::bucket, {}, options_.grouping.by_support(), options_.grouping.keeps_mean_scale()),
       preference_(options_.method.preference()),
       method_(options_.method.method(preference_.data(), options_.method.permutation().data())),
       links_(std::move(links)),
@@ -66,14 +67,18 @@ FuturePtr HostBackend::submit(PlacedReduction call) {
     const std::uint64_t line = job->call.line;
     const std::exception_ptr failure = self->failure_of(line);
     const bool is_deferred = !self->deferred_.empty() && self->deferred_.back().job == job;
-    if (is_deferred && !failure) {
-      return;
-    }
+    const std::vector<JobPtr> finished = std::exchange(self->finished_, {});
     const bool solves_late = !failure && job->sketched != nullptr;
     if (solves_late) {
       self->set_solving_late(true);
     } else {
       self.reset();
+    }
+    for (const JobPtr& other : finished) {
+      complete(*other, nullptr);
+    }
+    if (is_deferred && !failure) {
+      return;
     }
     complete(*job, failure);
     if (solves_late) {
@@ -112,6 +117,7 @@ void HostBackend::work_on(const JobPtr& job) {
   }
   if (call.starts_step()) {
     steps_[call.line] = {};
+    steps_[call.line].number = call.step;
     if (call.line == kHookLine) {
       break_off_model();
     }
@@ -201,14 +207,20 @@ void HostBackend::begin_pass(const PlacedReduction& call) {
 
 /// Whether the bucket needs nothing but its own rows of this pass.
 bool HostBackend::reduces_at_once(const PlacedReduction& call) const {
-  return call.is_alone_in_step() && !is_of_model(call.line);
+  return call.is_alone_in_step() && !(options_.grouping.has_parts() ? spans_buckets(call) : is_of_model(call.line));
 }
 
 /// Whether one problem is solved for all buckets of the line.
-bool HostBackend::is_of_model(std::uint64_t line) const { return options_.scope == Scope::model && line == kHookLine; }
+bool HostBackend::is_of_model(std::uint64_t line) const {
+  return options_.grouping.scope() == Scope::model && line == kHookLine;
+}
 
 void HostBackend::reduce_dense(Job& job) {
   const PlacedReduction& call = job.call;
+  if (options_.grouping.has_parts()) {
+    reduce_parts(call);
+    return;
+  }
   BucketRecord record = record_of(call, options_.sketch);
   record.objectives = collective_.objectives().names;
   if (record.width == 0) {
@@ -218,21 +230,25 @@ void HostBackend::reduce_dense(Job& job) {
     record.solved_step = used.step;
     record.result = std::move(used.solution);
   }
-  keep_record(call, std::move(record));
+  keep_records(call, {std::move(record)});
 }
 
-void HostBackend::keep_record(const PlacedReduction& call, BucketRecord record) {
+void HostBackend::keep_records(const PlacedReduction& call, std::vector<BucketRecord> records) {
   const StepObjectives& objectives = steps_[call.line].objectives;
-  record.rows = objectives.rows();
-  for (std::int64_t& rows : record.rows) {
-    rows *= inside_ ? inside_->size() : 1;
+  for (BucketRecord& record : records) {
+    record.rows = objectives.rows();
+    for (std::int64_t& rows : record.rows) {
+      rows *= inside_ ? inside_->size() : 1;
+    }
+    record.passes = objectives.passes();
   }
-  record.passes = objectives.passes();
   const std::lock_guard lock(mutex_);
   ++counters_.buckets;
-  counters_.nonfinite += record.result.solution.status == Status::nonfinite;
+  counters_.nonfinite += std::any_of(records.begin(), records.end(), [](const BucketRecord& record) {
+    return record.result.solution.status == Status::nonfinite;
+  });
   scratch_bytes_ = collective_bytes();
-  book_.open(call.bucket).record = std::move(record);
+  book_.open(call.bucket).record = BucketRecords{call.step, call.index, std::move(records)};
 }
 
 BucketSolution HostBackend::reduce_exact(const PlacedReduction& call) {
@@ -409,8 +425,13 @@ void HostBackend::store_memory(const BucketId& bucket, const std::vector<std::st
   memory_of(bucket).store(objectives, values);
 }
 
+HostBackend::Book& HostBackend::memories() { return options_.grouping.has_parts() ? part_memories_ : book_; }
+const HostBackend::Book& HostBackend::memories() const {
+  return options_.grouping.has_parts() ? part_memories_ : book_;
+}
+
 SolverMemory& HostBackend::memory_of(const BucketId& bucket) {
-  std::optional<SolverMemory>& memory = book_.open(bucket).memory;
+  std::optional<SolverMemory>& memory = memories().open(bucket).memory;
   return memory ? *memory : memory.emplace(method_);
 }
 
@@ -435,8 +456,8 @@ void HostBackend::reduce_sparse(const PlacedReduction& call) {
 std::vector<BucketRecord> HostBackend::records() const {
   const std::lock_guard lock(mutex_);
   std::vector<BucketRecord> last;
-  for (const BucketRecord* const record : book_.newest_records()) {
-    last.push_back(*record);
+  for (const BucketRecords* const bucket : book_.newest_records()) {
+    last.insert(last.end(), bucket->parts.begin(), bucket->parts.end());
   }
   return last;
 }
@@ -474,7 +495,7 @@ void HostBackend::check_may_wait() const {
 std::vector<SavedSolverState> HostBackend::solver_states() const {
   const auto lock = lock_after_late_solve();
   std::vector<SavedSolverState> saved;
-  for (const auto& [names, memory] : book_.memories()) {
+  for (const auto& [names, memory] : memories().memories()) {
     saved.push_back({names, memory->objectives(), memory->values()});
   }
   return saved;
@@ -487,7 +508,10 @@ void HostBackend::set_solver_states(const std::vector<SavedSolverState>& saved) 
     check_distinct(fresh.add(bucket.parameters, SolverMemory(method_, bucket)));
   }
   const auto lock = lock_after_late_solve();
-  book_ = std::move(fresh);
+  memories() = std::move(fresh);
+  if (options_.grouping.has_parts()) {
+    book_ = {};
+  }
 }
 
 void HostBackend::shutdown() {

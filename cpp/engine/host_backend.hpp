@@ -26,6 +26,7 @@
 #include "engine/backend.hpp"
 #include "engine/bucket_book.hpp"
 #include "engine/engine_options.hpp"
+#include "engine/problem_set.hpp"
 #include "engine/put_aside.hpp"
 #include "engine/solver_memory.hpp"
 #include "engine/worker.hpp"
@@ -78,7 +79,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   };
   using PutAside = bucket_moo::PutAside<HostRows>;  // the rows are the worker's, the rest guarded by mutex_
 
-  using Book = BucketBook<BucketRecord, KeptWeights, SolverMemory, std::shared_ptr<PutAside>>;
+  using Book = BucketBook<BucketRecords, KeptWeights, SolverMemory, std::shared_ptr<PutAside>>;
 
   /// A reduction on its way through the worker. With a sketch its prepare() may run while the one before it still sums,
   /// and where weights lag its solve() runs when its Future is done.
@@ -91,11 +92,18 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   };
   using JobPtr = std::shared_ptr<Job>;
 
+  /// What is known of a bucket whose parts have weights of their own: one for each parameter.
+  struct BucketParts {
+    std::vector<double> gramians;       // [parts, K, K]
+    std::vector<std::size_t> problems;  // of each part
+  };
+
   /// A bucket that has all its rows, and may wait for the weights of its whole step.
   struct Closed {
     JobPtr job;
     std::shared_ptr<PutAside> aside;
-    TileGramian gramian;  // empty: the step does not solve
+    TileGramian gramian;  // empty: the step does not solve, or the parts have Gramians
+    BucketParts parts;
   };
 
   /// Where a step's weights are from.
@@ -114,8 +122,10 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
 
   /// A step as far as it has come.
   struct Step {
+    std::int64_t number = 0;
     StepObjectives objectives;
     Objectives newest_pass;
+    ProblemSet problems;             // where buckets have parts
     std::vector<Objectives> inside;  // of each pass, where there is an inside group
     std::exception_ptr failure;      // alike on every rank
   };
@@ -142,6 +152,20 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   void gather(const PlacedReduction& call, const ShardedBucket& bucket);
   ShardedBucket sharded(const PlacedReduction& call, std::int64_t tile_limit = MooCollective::kSumTileBytes) const;
   bool is_of_model(std::uint64_t line) const;
+  const Grouping& grouping_of(std::uint64_t line) const;
+  bool spans_buckets(const PlacedReduction& call) const;
+  Sections sections_of(const PlacedReduction& call, const ShardedBucket& bucket) const;
+  void reduce_parts(const PlacedReduction& call);
+  void close_parts(Closed bucket);
+  void finish_parts();
+  void combine_solved();
+  void combine_parts(const Closed& bucket);
+  void add_to_problems(const PlacedReduction& call, BucketParts& parts);
+  bool is_solved(std::uint64_t line, const BucketParts& parts) const;
+  std::vector<double> weights_of(std::uint64_t line, const BucketParts& parts) const;
+  void solve_ready(std::uint64_t line);
+  void scale_to_mean(PartProblem& problem, std::size_t k) const;
+  void keep_records(const PlacedReduction& call, const BucketParts& parts);
   void put_aside(const JobPtr& job);
   std::shared_ptr<PutAside> aside_of(const PlacedReduction& call);
   void begin_rows(const PlacedReduction& call, HostRows& rows);
@@ -167,13 +191,16 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   std::vector<double> prepare_method(const BucketId& bucket, const std::vector<std::string>& objectives);
   void store_memory(const BucketId& bucket, const std::vector<std::string>& objectives,
                     const std::vector<double>& values);
-  void keep_record(const PlacedReduction& call, BucketRecord record);
+  void keep_records(const PlacedReduction& call, std::vector<BucketRecord> records);
+  Book& memories();
+  const Book& memories() const;
   SolverMemory& memory_of(const BucketId& bucket);
   void reduce_sparse(const PlacedReduction& call);
   void all_gather(const at::Tensor& blocks);
   std::size_t collective_bytes() const;
 
   const EngineOptions options_;
+  const Grouping of_direct_calls_;
   std::vector<double> preference_;  // in the order of the objectives of the newest solve; the worker's
   const Method method_;             // points to it and into options_
   const Links links_;
@@ -186,11 +213,13 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   std::map<std::uint64_t, Step> steps_;  // by line
   std::vector<Closed> deferred_;         // of the hook's step, in order
   std::vector<ModelPart> model_;         // the same
+  std::vector<JobPtr> finished_;         // that were deferred: their Futures are to be completed
   PersistentBuffer combined_;            // a bucket's rows of this rank, where they are not to be overwritten
 
   mutable std::mutex mutex_;    // guards what follows
   std::deque<JobPtr> waiting_;  // jobs that the worker has not begun
   Book book_;
+  Book part_memories_;  // of methods, by the parameters of a problem, where buckets have parts
   Counters counters_;
   std::size_t scratch_bytes_ = 0;
   int late_solves_ = 0;

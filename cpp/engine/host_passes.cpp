@@ -45,7 +45,7 @@ bool may_be_factors(const std::vector<double>& weights) {
 /// Adds the bucket's rows to those of the passes before. In the last pass the result comes back; else zeros do.
 void HostBackend::put_aside(const JobPtr& job) {
   const PlacedReduction& call = job->call;
-  Closed bucket{job, aside_of(call), {}};
+  Closed bucket{job, aside_of(call), {}, {}};
   add_rows(call, bucket.aside->tile);
   note_memory(*bucket.aside);
   if (call.leaves_open) {
@@ -53,7 +53,11 @@ void HostBackend::put_aside(const JobPtr& job) {
     return;
   }
   bucket.aside->is_open = false;
-  close(std::move(bucket));
+  if (options_.grouping.has_parts()) {
+    close_parts(std::move(bucket));
+  } else {
+    close(std::move(bucket));
+  }
 }
 
 std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReduction& call) {
@@ -248,7 +252,7 @@ void HostBackend::combine(const Closed& bucket, const KeptWeights& used, bool is
     }
   }
   note_memory(*bucket.aside);
-  keep_record(call, std::move(record));
+  keep_records(call, {std::move(record)});
 }
 
 /// What reports are to say of a bucket, in the step's order of objectives: the weights that it used, and the Gramian of
@@ -279,19 +283,27 @@ BucketSolution HostBackend::result_of(const Closed& bucket, const KeptWeights& u
 }
 
 void HostBackend::end_step(std::uint64_t line) {
-  if (!is_of_model(line)) {
+  if (line != kHookLine || (options_.grouping.scope() != Scope::model && options_.grouping.scope() != Scope::groups)) {
     return;
   }
   set_solving_late(true);
   const bool accepted = worker_.submit([self = shared_from_this()]() mutable {
-    if (!self->model_.empty() && !self->failure_of(kHookLine)) {
-      self->attempt(kHookLine, [&] { self->solve_model(); });
+    if (!self->failure_of(kHookLine)) {
+      if (!self->model_.empty()) {
+        self->attempt(kHookLine, [&] { self->solve_model(); });
+      } else if (!self->deferred_.empty() && self->options_.grouping.has_parts()) {
+        self->attempt(kHookLine, [&] { self->finish_parts(); });
+      }
     }
     const std::exception_ptr failure = self->failure_of(kHookLine);
     const std::vector<Closed> done = std::exchange(self->deferred_, {});
+    const std::vector<JobPtr> finished = std::exchange(self->finished_, {});  // among them none that failed
     self->model_.clear();
     self->set_solving_late(false);
     self.reset();
+    for (const JobPtr& job : finished) {
+      complete(*job, nullptr);
+    }
     for (const Closed& bucket : done) {
       complete(*bucket.job, failure);
     }

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -9,6 +9,7 @@ class BucketRecord(TypedDict):
     step: int
     index: int
     parameters: list[str]
+    group: str
     numel: int
     dtype: str
     objectives: list[str]
@@ -50,7 +51,7 @@ class Engine:
         seed: int,
         sketch: Sketch | None,
         by_passes: bool,
-        whole_model: bool,
+        grouping: Grouping,
         grid: Sequence[Sequence[int]],
         configuration: Sequence[tuple[str, str]],
     ) -> None: ...
@@ -83,6 +84,9 @@ class Engine:
     def shutdown(self) -> None: ...
     def is_at_home(self) -> bool: ...
     def check_at_home(self) -> None: ...
+
+class Grouping:
+    def __init__(self, scope: str, groups: Mapping[str, str], by_support: bool, keeps_mean_scale: bool) -> None: ...
 
 class DdpBuckets:
     def __init__(self, engine: Engine, bucket_cap: int) -> None: ...

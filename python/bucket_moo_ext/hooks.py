@@ -36,7 +36,9 @@ def register(
     weight: SupportsFloat = 1.0,
     gramian: str | Sketch = "exact",
     layout: str = "ranks",
-    scope: str = "bucket",
+    scope: str | Callable[[str], str | int] = "bucket",
+    support: bool = False,
+    private_scale: str = "mean",
     mesh: "DeviceMesh | None" = None,
     objectives: str | tuple[str, ...] | None = None,
     process_group: dist.ProcessGroup | None = None,
@@ -64,7 +66,8 @@ def register(
             these; or any module in one process. What is reduced must be float32, bfloat16, float16 or float64, on the
             CPU or, in a build with CUDA kernels, on one GPU; parameters that the wrapper ignores or that are not
             trained may be anything.
-        method, objective, weight, gramian, layout, scope, mesh, objectives, seed: As for ``BucketMOO``.
+        method, objective, weight, gramian, layout, scope, support, private_scale, mesh, objectives, seed: As for
+            ``BucketMOO``.
         process_group: None, or the group that the DDP or FSDP1 module was made with, or of the mesh of a sharded one;
             with ``mesh`` that of all its ranks, None being the default group.
         bucket_cap_mb: Of a plain module: MiB of gradients from which on a bucket takes no more parameters, >= 0; None:
@@ -92,6 +95,8 @@ def register(
         gramian=gramian,
         layout=layout,
         scope=scope,
+        support=support,
+        private_scale=private_scale,
         mesh=mesh,
         objectives=objectives,
         seed=seed,

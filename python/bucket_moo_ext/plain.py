@@ -81,14 +81,14 @@ def is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
-    """``value`` as one of the ``allowed`` strings.
+def choice(name: str, value: object, allowed: tuple[str, ...], otherwise: str = "") -> str:
+    """``value`` as one of the ``allowed`` strings. ``otherwise``: what else the argument may be, for the message.
 
     Raises:
         TypeError: It is no string.
         ValueError: It is another one.
     """
-    expected = f"{name} must be {' or '.join(map(repr, allowed))}"
+    expected = f"{name} must be {' or '.join([*map(repr, allowed), *filter(None, [otherwise])])}"
     if not isinstance(value, str):
         raise TypeError(f"{expected}; got {type(value).__name__} {value!r}")
     plain = text(value)

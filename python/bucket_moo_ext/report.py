@@ -17,10 +17,14 @@ _STATUS = ("ok", "nonfinite", "inactive", "not_converged", "fallback")
 
 @dataclass(frozen=True)
 class BucketReport:
-    """One bucket of one step.
+    """One bucket of one step, or a part of it that has weights of its own.
 
     Attributes:
         index: The bucket's index in the step.
+        group: What its parameters share weights with, as ``scope`` says: their name for "parameter", what the function
+            gives, "model"; empty: the bucket.
+        support: Those of ``objectives`` whose gradient is not zero here. With ``support=True`` parts of a group with
+            different supports have weights of their own.
         parameters: Names of the parameters whose gradients it holds.
         numel: Elements.
         dtype: Their type.
@@ -47,6 +51,8 @@ class BucketReport:
     """
 
     index: int
+    group: str
+    support: tuple[str, ...]
     parameters: tuple[str, ...]
     numel: int
     dtype: str
@@ -75,11 +81,12 @@ class Report:
         method: The method with its parameters.
         estimator: How Gramians are found: "exact" or the ``Sketch``, and for "auto" why.
         layout: "ranks" or "passes", as for ``BucketMOO``.
-        scope: "bucket" or "model": the weights are the same in all buckets.
+        scope: "bucket", "model": the weights are the same in all buckets, "parameter", or "groups" for a function.
+        split_by_support: Whether parameters that other objectives depend on have weights of their own.
         mesh: The dimensions of the mesh, with those along which objectives differ; empty without a mesh.
         passes: Backward passes of the step.
         objectives: K names.
-        buckets: The buckets, by index.
+        buckets: The buckets, by index; where parts of a bucket have weights of their own, these.
         gramian: ``[K, K]`` float64, the sum over buckets: inner products of the objectives' whole gradients.
         residual: Distance of the whole gradients from Pareto stationarity, as in ``BucketReport.residual``. Where every
             objective touches every bucket, all buckets can be stationary (residual 0) while this is not 0: resolving
@@ -95,6 +102,7 @@ class Report:
     estimator: str
     layout: str
     scope: str
+    split_by_support: bool
     mesh: str
     passes: int
     objectives: tuple[str, ...]
@@ -136,7 +144,7 @@ class Report:
             lines.append(
                 f"{bucket.index:>6} {bucket.numel:>10} {_min_cosine(bucket.cosines):>8} "
                 f"{bucket.conflicts:>3}/{bucket.pairs:<3} {bucket.residual:>9.2e} {bucket.certificate:>8.1e} "
-                f"{bucket.status:<13} {weights}  {_shorten(bucket.parameters)}"
+                f"{bucket.status:<13} {weights}  {self._title(bucket)}"
             )
         return head + "\n".join(lines)
 
@@ -147,9 +155,24 @@ class Report:
         return (
             (f", {self.passes} passes (rows: {counted})" if self.passes > 1 else "")
             + (f", layout {self.layout}" if self.layout != "ranks" else "")
-            + (f", one problem for the {self.scope}" if self.scope != "bucket" else "")
+            + self._scope()
             + (f", mesh {self.mesh}" if self.mesh else "")
         )
+
+    def _title(self, bucket: BucketReport) -> str:
+        """Which parameters: by their group, too, where its name is none of theirs."""
+        group = f"[{bucket.group}] " if self.scope == "groups" and bucket.group else ""
+        return group + _shorten(bucket.parameters)
+
+    def _scope(self) -> str:
+        """What weights are solved for, where that is not the bucket."""
+        by = {"model": "the model", "parameter": "each parameter", "groups": "each group of parameters"}
+        whole = f", one problem for {by[self.scope]}" if self.scope in by else ""
+        if not self.split_by_support:
+            return whole
+        supports = sorted({" ".join(bucket.support) for bucket in self.buckets})
+        shown = "; ".join(text or "none" for text in supports[:4]) + ("; ..." if len(supports) > 4 else "")
+        return f"{whole}, split by support ({shown})"
 
     def _accuracy(self) -> str:
         """How far the cosines may be off, and whether weights are older than the step."""
@@ -174,6 +197,7 @@ class Setup(NamedTuple):
     estimator: str
     layout: str
     scope: str
+    split_by_support: bool
     mesh: str
 
 
@@ -207,6 +231,8 @@ def _bucket(record: _C.BucketRecord) -> BucketReport:
     conflicts, pairs = _count_conflicts(gramian)
     return BucketReport(
         index=record["index"],
+        group=record["group"],
+        support=tuple(name for name, norm in zip(record["objectives"], norms.tolist(), strict=True) if norm != 0),
         parameters=tuple(record["parameters"]),
         numel=record["numel"],
         dtype=record["dtype"],

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias
 
 import torch
@@ -20,6 +20,7 @@ from bucket_moo_ext.methods import Method, describe, resolve
 from bucket_moo_ext.plain import choice, integer, is_finite, number, text, word
 from bucket_moo_ext.process_group import device_group, parent_group, private_group
 from bucket_moo_ext.report import Report, Setup, make_report
+from bucket_moo_ext.scope import Scope
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -154,8 +155,21 @@ class BucketMOO:
             every rank. ``report()`` says what was used.
         layout: How objectives are laid out over ranks and passes. "ranks": a pass may have other objectives on other
             ranks; "passes": every pass has one objective on all ranks, which is checked. The same on every rank.
-        scope: What one problem is solved for: "bucket"; or "model": for the sum of all buckets' Gramians, so that all
-            buckets of a step have the same weights (direct calls of the collectives are models of one bucket). The same
+        scope: Which parameters share weights, from one problem for the sum of their Gramians: those of a "bucket"; all
+            of the "model"; each "parameter" has its own; or a function from a parameter's name to a group (a string or
+            an int), ``lambda name: name.split(".")[2]`` for layers say. But for "bucket" results do not depend on how
+            the gradients are cut into buckets, up to rounding. A group waits for its last bucket. Direct calls of the
+            collectives have no parameters: each is a problem. The same groups on every rank. See docs/semantics.md.
+        support: Whether parameters that share weights are split further by the objectives whose gradients are not
+            exactly zero there, in this step: a language's own head, adapter or expert has a problem of its own and does
+            not disturb that of the rest. At most 16 problems a group; parameters with yet another support join that of
+            all objectives. A part that is split off has weights on the scale that ``private_scale`` says. The same on
+            every rank.
+        private_scale: "mean": weights that a method finds for A of K objectives are multiplied by A/K (by their share
+            of the preference, where there is one), so that a parameter of one objective alone gets its gradient over K,
+            as under DDP, and one learning rate serves for all. "active": they are not, and it gets all of it. Nothing
+            is multiplied for methods whose update is a sum over objectives rather than a mean (NashMTL, FairGrad,
+            ConFIG, Adasum, PCGrad with ``reduction="sum"``) and for Mean, which counts all objectives anyway. The same
             on every rank.
         mesh: A DeviceMesh with named dimensions, of all ranks of ``process_group``, if ranks share objectives along
             some of them: reductions then have two levels. Ranks along the dimensions that ``objectives`` does not name
@@ -187,7 +201,9 @@ class BucketMOO:
         weight: SupportsFloat = 1.0,
         gramian: str | Sketch = "exact",
         layout: str = "ranks",
-        scope: str = "bucket",
+        scope: str | Callable[[str], str | int] = "bucket",
+        support: bool = False,
+        private_scale: str = "mean",
         mesh: "DeviceMesh | None" = None,
         objectives: str | tuple[str, ...] | None = None,
         process_group: dist.ProcessGroup | None = None,
@@ -198,7 +214,12 @@ class BucketMOO:
         self._gramian: GramianSource = check_source(gramian)
         self._estimator = ""  # what that came to, once there is a native state
         self._layout = choice("layout", layout, ("ranks", "passes"))
-        self._scope = choice("scope", scope, ("bucket", "model"))
+        self._scope = Scope(scope, support, private_scale)
+        if self._scope.has_parts and isinstance(self._gramian, Sketch):
+            raise NotImplementedError(
+                "scope='parameter', a function as scope and support=True are not supported with a Sketch yet; use "
+                "gramian='exact'"
+            )
         self._levels = read_levels(mesh, objectives)
         if self._levels is not None and isinstance(self._gramian, Sketch):
             raise NotImplementedError("mesh is not supported with a Sketch yet; use gramian='exact'")
@@ -251,9 +272,19 @@ class BucketMOO:
         return self._layout
 
     @property
-    def scope(self) -> str:
-        """What one problem is solved for."""
-        return self._scope
+    def scope(self) -> str | Callable[[str], str | int]:
+        """Which parameters share weights."""
+        return self._scope.given
+
+    @property
+    def support(self) -> bool:
+        """Whether parameters that other objectives depend on have weights of their own."""
+        return self._scope.support
+
+    @property
+    def private_scale(self) -> str:
+        """The scale of weights for a part of the objectives."""
+        return self._scope.private_scale
 
     @property
     def objective(self) -> str | int | None:
@@ -424,6 +455,9 @@ class BucketMOO:
         first backward pass. Names must be distinct.
         """
         named = list(named_parameters)
+        for name, parameter in named:
+            if parameter.requires_grad:
+                self._scope.add(name)
         self._named.extend(named)
         self._parameters.update((id(parameter), parameter) for _, parameter in named)
         if self._engine is not None and self._ddp_buckets is not None:
@@ -443,7 +477,7 @@ class BucketMOO:
         if self._engine is None or not records:
             raise RuntimeError("there is nothing to report: no bucket was reduced yet")
         mesh = "" if self._levels is None else self._levels.title
-        how = Setup(describe(self._method), self._estimator, self._layout, self._scope, mesh)
+        how = Setup(describe(self._method), self._estimator, self._layout, self._scope.name, self._scope.support, mesh)
         return make_report(how, records, self._engine.counters())
 
     def memory(self) -> int:
@@ -467,7 +501,8 @@ class BucketMOO:
             RuntimeError: The step is open.
         """
         self._check_closed("state_dict()")
-        saved = {"step": self.step, "method": describe(self._method), "seed": self._seed, "scope": self._scope}
+        saved = {"step": self.step, "method": describe(self._method), "seed": self._seed, "scope": self._scope.name}
+        saved["support"] = self._scope.support
         if self._method._native().state_size(1) > 0:
             saved["buckets"] = [
                 {"parameters": list(parameters), "objectives": list(objectives), "values": list(values)}
@@ -483,11 +518,11 @@ class BucketMOO:
                 as it was.
         """
         mine = self.state_dict()
-        given = {"scope": "bucket", **state_dict}  # older ones know no other
+        given = {"scope": "bucket", "support": False, **state_dict}  # older ones know no other
         missing = mine.keys() - given.keys()
         if missing:
             raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}")
-        for field in ("method", "seed", "scope"):
+        for field in ("method", "seed", "scope", "support"):
             if given[field] != mine[field]:
                 raise ValueError(f"state_dict was saved with {field} {given[field]!r}, this state has {mine[field]!r}")
         step = state_dict["step"]
@@ -517,7 +552,9 @@ class BucketMOO:
             "weight": self._weight,
             "gramian": self._gramian,
             "layout": self._layout,
-            "scope": self._scope,
+            "scope": self._scope.given,
+            "support": self._scope.support,
+            "private_scale": self._scope.private_scale,
             "levels": self._levels,
             "seed": self._seed,
             "bucket_cap_mb": self._bucket_cap_mb,
@@ -541,8 +578,8 @@ class BucketMOO:
         step = self.step if self._made is None or self._made.is_at_home() else "that of another process"
         return (
             f"BucketMOO({describe(self._method)}, objective={self._objective!r}, weight={self._weight!r}, "
-            f"gramian={self._gramian!r}, layout={self._layout!r}, scope={self._scope!r}, seed={self._seed}, "
-            f"step={step})"
+            f"gramian={self._gramian!r}, layout={self._layout!r}, scope={self._scope.given!r}, "
+            f"support={self._scope.support}, seed={self._seed}, step={step})"
         )
 
     def _objective_name(self, objective: str | int | None) -> str:
@@ -596,7 +633,12 @@ class BucketMOO:
                 "same answer in one level, for more bytes between ranks of different objectives"
             )
         objective = self._objective_name(self._objective)
-        if _C.reduces_on_device(device) and self._scope == "model" and isinstance(self._gramian, Sketch):
+        if _C.reduces_on_device(device) and self._scope.has_parts:
+            raise NotImplementedError(
+                "scope='parameter', a function as scope and support=True are not supported on "
+                f"{device} yet; use scope='bucket' or 'model' with support=False"
+            )
+        if _C.reduces_on_device(device) and self._scope.name == "model" and isinstance(self._gramian, Sketch):
             raise NotImplementedError(
                 f"scope='model' with a Sketch is not supported on {device} yet; use gramian='exact'"
             )
@@ -613,13 +655,17 @@ class BucketMOO:
         if parent is not None:
             group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
         # Nothing else is supported there yet.
-        is_exact = self._levels is not None or (self._scope == "model" and _C.reduces_on_device(device))
+        is_exact = (
+            self._levels is not None
+            or self._scope.has_parts
+            or (self._scope.name == "model" and _C.reduces_on_device(device))
+        )
         sketch, estimator = choose("exact" if is_exact else self._gramian, parent)
         configuration = [
             ("method", describe(self._method)),
             ("gramian", str(self._gramian)),
             ("layout", self._layout),
-            ("scope", self._scope),
+            ("scope", str(self._scope)),
             ("mesh", str(self._levels)),
             ("seed", str(self._seed)),
             ("bucket_cap_mb", repr(self._bucket_cap_mb)),
@@ -632,7 +678,7 @@ class BucketMOO:
             self._seed,
             sketch._native() if sketch else None,
             self._layout == "passes",
-            self._scope == "model",
+            self._scope.grouping(keeps_mean_scale=not self._method._adds_up()),
             grid,
             configuration,
         )

@@ -165,7 +165,7 @@ class LocalBuckets:
         done = self._state._bound(self._device).reduce(flat, parameters)
         if self._leaves_open:
             done.wait()
-        elif self._state.scope == "model":
+        elif self._state._scope.spans_buckets:
             self._deferred.append((bucket, flat, done))  # weights come with the last bucket
         else:
             done.wait()

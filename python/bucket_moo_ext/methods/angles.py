@@ -121,5 +121,8 @@ class ConFIG(NativeMethod):
     def __post_init__(self) -> None:
         shares(self, "preference")
 
+    def _adds_up(self) -> bool:
+        return True
+
     def _options(self) -> Options:
         return Options("config", preference=values(self.preference))

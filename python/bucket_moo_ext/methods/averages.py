@@ -100,5 +100,8 @@ class Adasum(NativeMethod):
         "adasum", UNCHANGED, ("permutation equivariant for K <= 2",), "Maleki et al. 2020"
     )
 
+    def _adds_up(self) -> bool:
+        return True
+
     def _options(self) -> Options:
         return Options("adasum")

@@ -55,6 +55,9 @@ class NashMTL(NativeMethod):
         unbounded = isinstance(self.max_norm, float) and self.max_norm == math.inf
         number(self, "max_norm", "a number > 0", unbounded or (is_finite(self.max_norm) and self.max_norm > 0))
 
+    def _adds_up(self) -> bool:
+        return True
+
     def _options(self) -> Options:
         return Options("nashmtl", (0.0 if self.max_norm == math.inf else self.max_norm,))
 
@@ -95,6 +98,9 @@ class FairGrad(NativeMethod):
 
     def __post_init__(self) -> None:
         number(self, "alpha", "a finite number > 0", is_finite(self.alpha) and self.alpha > 0)
+
+    def _adds_up(self) -> bool:
+        return True
 
     def _options(self) -> Options:
         return Options("fairgrad", (self.alpha,))

@@ -95,6 +95,10 @@ class NativeMethod:
     def _options(self) -> Options:
         raise NotImplementedError
 
+    def _adds_up(self) -> bool:
+        """Whether its update is on the scale of a sum over objectives, rather than of their mean."""
+        return False
+
     def _objectives(self) -> tuple[str, ...]:
         """The names of the objectives that the preference is for; none where it goes by their order."""
         return next((tuple(value) for value in vars(self).values() if isinstance(value, NamedShares)), ())

@@ -63,6 +63,9 @@ class Smoothed(NativeMethod):
     def _options(self) -> Options:
         return self._inner()._options()  # operators remember nothing, so there is nothing to average
 
+    def _adds_up(self) -> bool:
+        return self._inner()._adds_up()
+
     def _objectives(self) -> tuple[str, ...]:
         return self._inner()._objectives()
 

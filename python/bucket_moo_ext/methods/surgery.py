@@ -48,6 +48,9 @@ class PCGrad(NativeMethod):
         choice(self, "reduction", ("mean", "sum"))
         permutation(self)
 
+    def _adds_up(self) -> bool:
+        return self.reduction == "sum"
+
     def _options(self) -> Options:
         return Options("pcgrad", mode=self.reduction, permutation=flat(self.permutation))
 

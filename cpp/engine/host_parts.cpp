@@ -1,0 +1,202 @@
+// HostBackend's part for buckets that have parts with weights of their own.
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <utility>
+
+#include "engine/host_backend.hpp"
+
+namespace bucket_moo {
+
+/// Direct calls have no parameters, and are groups of their own.
+const Grouping& HostBackend::grouping_of(std::uint64_t line) const {
+  return line == kHookLine ? options_.grouping : of_direct_calls_;
+}
+
+/// Whether it may have to wait for other buckets.
+bool HostBackend::spans_buckets(const PlacedReduction& call) const {
+  return call.line == kHookLine && options_.grouping.spans_buckets(call.bucket);
+}
+
+/// A part for each parameter. They lie in the bucket one after another, or, where a bucket is scattered, a piece of each
+/// in every shard.
+Sections HostBackend::sections_of(const PlacedReduction& call, const ShardedBucket& bucket) const {
+  const auto* const output = static_cast<const std::byte*>(call.output.const_data_ptr());
+  const auto element = static_cast<std::int64_t>(element_size(call.dtype()));
+  const std::int64_t pieces = call.gradient().numel() / std::max<std::int64_t>(call.output.numel(), 1);
+  std::vector<Section> all;
+  std::int64_t end = 0;
+  for (const BucketParameter& parameter : call.bucket) {
+    const std::int64_t size = parameter.numel > 0 ? parameter.numel / pieces : call.output.numel();
+    all.push_back({end, size, static_cast<int>(all.size())});
+    end += size;
+  }
+  TORCH_INTERNAL_ASSERT(end == call.output.numel(), "the parameters of bucket '", call.bucket[0].name, "' have ", end,
+                        " elements, the bucket ", call.output.numel());
+  const bool is_apart = call.operation == Operation::reduce_scatter;
+  const std::int64_t shard = is_apart ? 0 : (bucket.shard_out - output) / element;
+  const std::int64_t tail = is_apart ? 0 : (bucket.tail_out - output) / element;
+  return {clip(all, shard, bucket.shard_size), clip(all, tail, bucket.tail_size), static_cast<int>(all.size())};
+}
+
+/// In a step of one pass, where no part of the bucket waits for others.
+void HostBackend::reduce_parts(const PlacedReduction& call) {
+  sum_inside(call);
+  const ShardedBucket bucket = sharded(call, call.tile_limit);
+  const Sections sections = sections_of(call, bucket);
+  BucketParts parts;
+  parts.gramians = collective_.part_gramians(bucket, sections);
+  add_to_problems(call, parts);
+  solve_ready(call.line);
+  collective_.combine_parts(bucket, sections, weights_of(call.line, parts));
+  gather(call, bucket);
+  keep_records(call, parts);
+}
+
+/// The rows are complete: combines them, or leaves that to finish_parts().
+void HostBackend::close_parts(Closed bucket) {
+  const PlacedReduction& call = bucket.job->call;
+  const std::uint64_t line = call.line;
+  const Sections sections = sections_of(call, sharded(call));
+  PartGramians tile = collective_.exchange_gramians(bucket.aside->tile.tile, steps_[line].objectives, sections);
+  bucket.gramian.shares = std::move(tile.shares);
+  bucket.parts.gramians = std::move(tile.gramians);
+  add_to_problems(call, bucket.parts);
+  solve_ready(line);
+  if (!is_solved(line, bucket.parts)) {
+    deferred_.push_back(std::move(bucket));
+  } else {
+    combine_parts(bucket);
+  }
+  if (line == kHookLine) {
+    combine_solved();
+  }
+}
+
+/// Groups that have parameters which did not come in this step get no more of them.
+void HostBackend::finish_parts() {
+  const Step& step = steps_[kHookLine];
+  collective_.continue_pass(step.newest_pass);  // another line may have begun one meanwhile
+  steps_[kHookLine].problems.complete_all();
+  solve_ready(kHookLine);
+  combine_solved();
+}
+
+/// Buckets that waited, and have all their weights now. One that fails waits on, for its Future's error.
+void HostBackend::combine_solved() {
+  for (std::size_t i = 0; i < deferred_.size();) {
+    if (!is_solved(kHookLine, deferred_[i].parts)) {
+      ++i;
+      continue;
+    }
+    combine_parts(deferred_[i]);
+    finished_.push_back(std::move(deferred_[i].job));
+    deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+}
+
+void HostBackend::combine_parts(const Closed& bucket) {
+  const PlacedReduction& call = bucket.job->call;
+  const ShardedBucket where = sharded(call);
+  collective_.combine_tile(bucket.aside->tile.tile, bucket.gramian.shares, weights_of(call.line, bucket.parts),
+                           sections_of(call, where), where);
+  gather(call, where);
+  note_memory(*bucket.aside);
+  keep_records(call, bucket.parts);
+}
+
+void HostBackend::add_to_problems(const PlacedReduction& call, BucketParts& parts) {
+  Step& step = steps_[call.line];
+  parts.problems = step.problems.add(grouping_of(call.line), call.bucket, call.index, step.objectives.names().size(),
+                                     parts.gramians);
+}
+
+bool HostBackend::is_solved(std::uint64_t line, const BucketParts& parts) const {
+  const ProblemSet& problems = steps_.at(line).problems;
+  return std::all_of(parts.problems.begin(), parts.problems.end(),
+                     [&](std::size_t problem) { return problems[problem].is_solved; });
+}
+
+/// [parts, K]
+std::vector<double> HostBackend::weights_of(std::uint64_t line, const BucketParts& parts) const {
+  std::vector<double> weights;
+  for (const std::size_t problem : parts.problems) {
+    const std::vector<double>& of_part = steps_.at(line).problems[problem].result.weights;
+    weights.insert(weights.end(), of_part.begin(), of_part.end());
+  }
+  return weights;
+}
+
+void HostBackend::solve_ready(std::uint64_t line) {
+  Step& step = steps_[line];
+  const std::vector<std::string>& objectives = step.objectives.names();
+  for (const std::size_t number : step.problems.ready()) {
+    PartProblem& problem = step.problems[number];
+    std::vector<double> memory = prepare_method(problem.parameters, objectives);
+    const RandomKey key{options_.seed, static_cast<std::uint64_t>(step.number), hash_of(problem, objectives)};
+    collective_.solve(key, memory.empty() ? nullptr : memory.data(), problem.result);
+    store_memory(problem.parameters, objectives, memory);
+    if (options_.grouping.by_support() && options_.grouping.keeps_mean_scale()) {
+      scale_to_mean(problem, objectives.size());
+    }
+    problem.is_solved = true;
+  }
+}
+
+/// A method's weights are for the mean over the objectives that it counts; a mean over all of them, of which the others
+/// are zero here, is smaller.
+void HostBackend::scale_to_mean(PartProblem& problem, std::size_t k) const {
+  if (method_.id == MethodId::mean || problem.result.solution.status == Status::nonfinite) {
+    return;  // counts all
+  }
+  double counted = 0.0;
+  double total = 0.0;
+  for (std::size_t i = 0; i < k; ++i) {
+    const double importance = options_.method.preference().empty() ? 1.0 : preference_[i];
+    total += importance;
+    counted += problem.result.gramian[i * (k + 1)] > 0.0 ? importance : 0.0;
+  }
+  for (double& weight : problem.result.weights) {
+    weight *= counted / total;
+  }
+}
+
+/// One for each problem that the bucket has parameters in.
+void HostBackend::keep_records(const PlacedReduction& call, const BucketParts& parts) {
+  const Step& step = steps_[call.line];
+  const std::size_t size = step.objectives.names().size() * step.objectives.names().size();
+  std::vector<std::size_t> order = parts.problems;
+  std::sort(order.begin(), order.end());
+  order.erase(std::unique(order.begin(), order.end()), order.end());
+  std::vector<BucketRecord> records;
+  for (const std::size_t number : order) {
+    const PartProblem& problem = step.problems[number];
+    BucketRecord record = record_of(call, options_.sketch);
+    record.group = grouping_of(call.line).scope() == Scope::bucket ? std::string() : problem.group;
+    record.objectives = step.objectives.names();
+    record.parameters.clear();
+    record.result.weights = problem.result.weights;
+    record.result.solution = problem.result.solution;
+    record.result.gramian.resize(size);
+    std::int64_t numel = 0;
+    for (std::size_t p = 0; p < parts.problems.size(); ++p) {
+      if (parts.problems[p] != number) {
+        continue;
+      }
+      const BucketParameter& parameter = call.bucket[p];
+      numel += parameter.numel;
+      if (!parameter.title.empty()) {
+        record.parameters.push_back(parameter.title);
+      }
+      for (std::size_t i = 0; i < size; ++i) {
+        record.result.gramian[i] += parts.gramians[p * size + i];
+      }
+    }
+    record.numel = numel > 0 ? numel : record.numel;
+    records.push_back(std::move(record));
+  }
+  keep_records(call, std::move(records));
+}
+
+}  // namespace bucket_moo
