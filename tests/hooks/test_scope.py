@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.support import scopes
 from tests.support.ddp import gradient_digest, same_on_all_ranks
-from tests.support.errors import error_of, expect
 from tests.support.reference import float64
 
 RunRanks = Callable[..., list[Any]]
@@ -75,6 +74,7 @@ def _check(
         private_scale=state.private_scale,
     )
     for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
         error = np.linalg.norm(float64(parameter.grad) - expected[name])
         size = np.linalg.norm(gradients[name], axis=1).max()
         assert error <= tolerance * size, f"{scope}, {method}: {name} is {error / size:.1e} off"

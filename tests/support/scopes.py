@@ -1,4 +1,4 @@
-"""Modules whose gradients are given, and what groups of their parameters should get. Shares no code with the package."""
+"""Modules with given gradients, and what groups of their parameters should get. Shares no code with the package."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
