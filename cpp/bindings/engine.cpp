@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -58,15 +59,16 @@ RankGrid grid_of(const std::vector<std::vector<int>>& groups) {
 }
 
 Grouping new_grouping(const std::string& scope, std::map<std::string, std::string> groups, bool by_support,
-                      bool keeps_mean_scale) {
+                      bool keeps_mean_scale, const std::vector<std::string>& replicated) {
   static const std::map<std::string, Scope> scopes{
       {"bucket", Scope::bucket}, {"model", Scope::model}, {"parameter", Scope::parameter}, {"groups", Scope::groups}};
-  return {scopes.at(scope), std::move(groups), by_support, keeps_mean_scale};
+  return {scopes.at(scope), std::move(groups), by_support, keeps_mean_scale, {replicated.begin(), replicated.end()}};
 }
 
 EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
                      std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, Grouping grouping,
-                     const std::vector<std::vector<int>>& grid, Configuration configuration) {
+                     const std::vector<std::vector<int>>& grid, std::optional<GroupPtr> pieces,
+                     Configuration configuration) {
   const py::gil_scoped_release no_gil;
   const auto [sketch_options, schedule] = sketch.value_or(Sketch());
   EngineOptions options{.method = method,
@@ -77,7 +79,8 @@ EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, co
                         .grouping = std::move(grouping),
                         .grid = grid_of(grid),
                         .configuration = std::move(configuration)};
-  return EnginePtr(new Engine(group.value_or(GroupPtr()), device, std::move(options)), &delete_engine);
+  auto* const engine = new Engine(group.value_or(GroupPtr()), device, std::move(options), pieces.value_or(GroupPtr()));
+  return EnginePtr(engine, &delete_engine);
 }
 
 std::shared_ptr<PythonFutureWrapper> wrap(FuturePtr future) {
@@ -235,11 +238,12 @@ void bind_engine(py::module_& module) {
       .def("width_for", [](const Sketch& sketch, std::int64_t n) { return sketch.options.width_for(n); }, py::arg("n"));
   py::class_<Grouping>(module, "Grouping")
       .def(py::init(&new_grouping), py::arg("scope"), py::arg("groups"), py::arg("by_support"),
-           py::arg("keeps_mean_scale"));
+           py::arg("keeps_mean_scale"), py::arg("replicated"));
   // Functions that wait or take the engine's locks release the GIL.
   py::class_<Engine, EnginePtr>(module, "Engine")
       .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
-           py::arg("sketch"), py::arg("by_passes"), py::arg("grouping"), py::arg("grid"), py::arg("configuration"))
+           py::arg("sketch"), py::arg("by_passes"), py::arg("grouping"), py::arg("grid"), py::arg("pieces"),
+           py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
       .def("set_accumulating", torch::wrap_pybind_function_no_gil(&Engine::set_accumulating),

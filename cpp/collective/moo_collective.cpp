@@ -184,7 +184,7 @@ Rows MooCollective::exchange_partials(const ShardedBucket& bucket, const Section
   std::fill(gramians.begin(), gramians.end(), 0.0);
   add_gramians(portable_gramian, tails, sections.tail, objectives_.map(), gramians);
   add_partials(k, gramians);
-  add_pieces(k, gramians);
+  add_pieces_of(sections, k, gramians);
   return tails;
 }
 
@@ -215,7 +215,15 @@ void MooCollective::add_partials(int k, std::vector<double>& gramians) const {
   }
 }
 
-/// The Gramians of this group's piece become those of all pieces. In rank order too: the groups agree to the bit.
+void MooCollective::add_pieces_of(const Sections& sections, int k, std::vector<double>& gramians) {
+  const auto size = static_cast<std::ptrdiff_t>(k) * k;
+  for (const int part : sections.counted_elsewhere) {
+    std::fill_n(gramians.begin() + part * size, size, 0.0);
+  }
+  add_pieces(k, gramians);
+}
+
+/// In rank order too: the groups agree to the bit.
 void MooCollective::add_pieces(int k, std::vector<double>& gramians) {
   if (!pieces_) {
     return;
@@ -253,15 +261,16 @@ void MooCollective::accumulate(const ShardedBucket& bucket, const PassRows& pass
   tile.end_pass();
 }
 
-TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives) {
-  auto [gramian, shares] = exchange_gramians(tile, objectives, one_part(tile.shard_size(), tile.tail_size()));
+TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives, bool adds_pieces) {
+  const Sections whole = one_part(tile.shard_size(), tile.tail_size());
+  auto [gramian, shares] = exchange_gramians(tile, objectives, whole, adds_pieces);
   TileGramian result{empty_solution(objectives.k()), std::move(shares)};
   result.solution.gramian = std::move(gramian);
   return result;
 }
 
 PartGramians MooCollective::exchange_gramians(ObjectiveTile& tile, const StepObjectives& objectives,
-                                              const Sections& sections) {
+                                              const Sections& sections, bool adds_pieces) {
   const int k = objectives.k();
   const auto size = static_cast<std::size_t>(k);
   PartGramians result{std::vector<double>(static_cast<std::size_t>(sections.parts) * size * size),
@@ -280,7 +289,9 @@ PartGramians MooCollective::exchange_gramians(ObjectiveTile& tile, const StepObj
   if (has_shards) {
     add_partials(k, sum);
   }
-  add_pieces(k, sum);
+  if (adds_pieces) {
+    add_pieces_of(sections, k, sum);
+  }
   return result;
 }
 

@@ -35,11 +35,13 @@ struct Sections {
   std::vector<Section> shard;  ///< from the beginning of the shard
   std::vector<Section> tail;   ///< from that of the tail
   int parts = 1;               ///< of the whole bucket, the same on every rank
+  /// Parts whose Gramians count on a rank that holds another piece of the model, and not here too: copies.
+  std::vector<int> counted_elsewhere = {};
 };
 
 /// All of it is one part.
 inline Sections one_part(std::int64_t shard_size, std::int64_t tail_size) {
-  return {{{0, shard_size, 0}}, {{0, tail_size, 0}}, 1};
+  return {{{0, shard_size, 0}}, {{0, tail_size, 0}}};
 }
 
 }  // namespace bucket_moo

@@ -58,11 +58,12 @@ ObjectiveTotals checked_totals(const std::vector<std::pair<std::string, double>>
 
 }  // namespace
 
-Engine::Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options)
+Engine::Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options,
+               c10::intrusive_ptr<c10d::ProcessGroup> pieces)
     : device_(device),
       grid_(options.grid),
       method_(options.method.method().id),
-      backend_(make_backend(std::move(group), device, std::move(options))),
+      backend_(make_backend(std::move(group), device, std::move(options), std::move(pieces))),
       objective_(std::to_string(backend_->rank())) {}
 
 void Engine::check_at_home() const {

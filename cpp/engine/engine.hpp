@@ -37,8 +37,9 @@ struct PassOptions {
 /// engine works, and it must not be destroyed there: owners ask is_at_home() first.
 class Engine final {
  public:
-  /// `group`: see make_backend().
-  Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options);
+  /// `group`, `pieces`: see make_backend().
+  Engine(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options,
+         c10::intrusive_ptr<c10d::ProcessGroup> pieces = {});
 
   /// Whether this is the process that the engine was made in.
   bool is_at_home() const { return home_.is_here(); }

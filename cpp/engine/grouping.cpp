@@ -8,8 +8,13 @@
 
 namespace bucket_moo {
 
-Grouping::Grouping(Scope scope, std::map<std::string, std::string> groups, bool by_support, bool keeps_mean_scale)
-    : scope_(scope), groups_(std::move(groups)), by_support_(by_support), keeps_mean_scale_(keeps_mean_scale) {
+Grouping::Grouping(Scope scope, std::map<std::string, std::string> groups, bool by_support, bool keeps_mean_scale,
+                   std::set<std::string> replicated)
+    : scope_(scope),
+      groups_(std::move(groups)),
+      by_support_(by_support),
+      keeps_mean_scale_(keeps_mean_scale),
+      replicated_(std::move(replicated)) {
   for (const auto& [parameter, group] : groups_) {
     ++sizes_[group];
   }

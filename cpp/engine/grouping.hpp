@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 
 #include "engine/bucket_id.hpp"
@@ -24,14 +25,20 @@ class Grouping {
   /// `groups`: of Scope::groups, by the name of a parameter.
   /// `by_support`: whether parameters of a group that other objectives depend on get weights of their own.
   /// `keeps_mean_scale`: whether those of fewer objectives are scaled down to what the mean over all would be.
-  Grouping(Scope scope, std::map<std::string, std::string> groups, bool by_support, bool keeps_mean_scale);
+  /// `replicated`: parameters of which all ranks that hold pieces of the model have copies, by name.
+  Grouping(Scope scope, std::map<std::string, std::string> groups, bool by_support, bool keeps_mean_scale,
+           std::set<std::string> replicated = {});
 
   Scope scope() const { return scope_; }
   bool by_support() const { return by_support_; }
   bool keeps_mean_scale() const { return keeps_mean_scale_; }
 
   /// Whether a bucket may have parts with weights of their own.
-  bool has_parts() const { return by_support_ || scope_ == Scope::parameter || scope_ == Scope::groups; }
+  bool has_parts() const {
+    return by_support_ || scope_ == Scope::parameter || scope_ == Scope::groups || !replicated_.empty();
+  }
+
+  bool is_replicated(const BucketParameter& parameter) const { return replicated_.contains(parameter.name); }
 
   /// Which group a bucket's parameter is in. `index`: of the bucket in its pass.
   /// \throw AgreedError if it has none
@@ -49,6 +56,7 @@ class Grouping {
   std::map<std::string, std::int64_t> sizes_;
   bool by_support_ = false;
   bool keeps_mean_scale_ = true;
+  std::set<std::string> replicated_;
 };
 
 }  // namespace bucket_moo

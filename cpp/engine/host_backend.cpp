@@ -4,8 +4,10 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/jit_type.h>
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 #include <utility>
 
@@ -17,7 +19,8 @@
 
 namespace bucket_moo {
 
-std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options) {
+std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options,
+                                               c10::intrusive_ptr<c10d::ProcessGroup> pieces) {
   Links links;
   if (group) {
     using Channel = PointToPointTransport::Channel;
@@ -30,6 +33,9 @@ std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessG
       links.inside = std::make_shared<PointToPointTransport>(group, Channel::inside, grid.inside_group(rank));
     }
   }
+  if (pieces) {
+    links.pieces = std::make_shared<PointToPointTransport>(std::move(pieces));
+  }
   return std::shared_ptr<HostBackend>(new HostBackend(std::move(links), std::move(options)));
 }
 
@@ -39,9 +45,12 @@ HostBackend::HostBackend(Links links, EngineOptions options)
       preference_(options_.method.preference()),
       method_(options_.method.method(preference_.data(), options_.method.permutation().data())),
       links_(std::move(links)),
-      collective_(links_.across, method_, links_.inside) {
+      collective_(links_.across, method_, links_.inside ? links_.inside : links_.pieces) {
   if (links_.inside) {
     inside_.emplace(links_.inside, options_.grid, rank());
+  }
+  if (links_.pieces) {
+    pieces_.emplace(links_.pieces);
   }
 }
 
@@ -150,19 +159,7 @@ std::exception_ptr HostBackend::failure_of(std::uint64_t line) const {
 
 void HostBackend::run(const JobPtr& job) {
   const PlacedReduction& call = job->call;
-  if (!configuration_checked_) {
-    check_same_configuration(
-        rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); }, options_.configuration);
-    configuration_checked_ = true;
-  }
-  if (call.starts_pass()) {
-    begin_pass(call);
-  } else {
-    collective_.continue_pass(steps_[call.line].newest_pass);  // another line may have begun one meanwhile
-    if (call.is_compared()) {
-      read_objectives(gather_records(links_.all.get(), call.record));
-    }
-  }
+  agree(call);
   if (inside_) {
     inside_->continue_pass(steps_[call.line].inside.at(static_cast<std::size_t>(call.pass)));
   }
@@ -176,6 +173,60 @@ void HostBackend::run(const JobPtr& job) {
   } else {
     put_aside(job);
   }
+}
+
+/// With the ranks that take part in the reduction.
+void HostBackend::agree(const PlacedReduction& call) {
+  if (!pieces_) {
+    agree_in_group(call);
+    return;
+  }
+  const bool is_whole_model = is_of_model(call.line) && !options_.grouping.has_parts();
+  if (is_whole_model && !call.starts_pass()) {  // pieces may have other buckets, for one sum at the end counts
+    agree_in_group(call);
+    return;
+  }
+  const bool is_first = !configuration_checked_;
+  pieces_->agree(is_first ? "configuration, buckets, objectives and weights" : "buckets, objectives and weights", [&] {
+    agree_in_group(call);
+    std::uint64_t hash = hash_of_call(call);
+    for (const auto& [field, value] : is_first ? options_.configuration : Configuration()) {
+      hash += hash_of(BucketId{{.name = field + "=" + value}});
+    }
+    return hash;
+  });
+}
+
+void HostBackend::agree_in_group(const PlacedReduction& call) {
+  if (!configuration_checked_) {
+    check_same_configuration(
+        rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); }, options_.configuration);
+    configuration_checked_ = true;
+  }
+  if (call.starts_pass()) {
+    begin_pass(call);
+  } else {
+    collective_.continue_pass(steps_[call.line].newest_pass);  // another line may have begun one meanwhile
+    if (call.is_compared()) {
+      read_objectives(gather_records(links_.all.get(), call.record));
+    }
+  }
+}
+
+/// What ranks with other pieces of the model must have alike.
+std::uint64_t HostBackend::hash_of_call(const PlacedReduction& call) const {
+  const Objectives& pass = collective_.objectives();
+  std::string text = c10::str(static_cast<int>(call.operation), " ", call.step, " ", call.pass, " ", call.index, " ",
+                              call.leaves_open);
+  for (std::size_t r = 0; r < pass.objective.size(); ++r) {
+    text += c10::str(" ", pass.names[static_cast<std::size_t>(pass.objective[r])], " ",
+                     std::bit_cast<std::uint64_t>(pass.share[r]));
+  }
+  BucketId said{{.name = std::move(text)}};
+  if (!is_of_model(call.line) || options_.grouping.has_parts()) {
+    said.insert(said.end(), call.bucket.begin(), call.bucket.end());
+  }
+  return hash_of(said);
 }
 
 void HostBackend::begin_pass(const PlacedReduction& call) {
@@ -515,7 +566,7 @@ void HostBackend::set_solver_states(const std::vector<SavedSolverState>& saved) 
 }
 
 void HostBackend::shutdown() {
-  for (const auto& link : {links_.all, links_.across, links_.inside}) {
+  for (const auto& link : {links_.all, links_.across, links_.inside, links_.pieces}) {
     if (link) {
       link->abort();
     }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "collective/inside_group.hpp"
+#include "collective/model_pieces.hpp"
 #include "collective/moo_collective.hpp"
 #include "collective/objective_tile.hpp"
 #include "collective/own_rows.hpp"
@@ -41,7 +42,9 @@ namespace bucket_moo {
 class HostBackend final : public Backend, public std::enable_shared_from_this<HostBackend> {
  public:
   /// `group`: a group of CPU ranks (Gloo) that nothing else uses; null for a single rank.
-  static std::shared_ptr<HostBackend> make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options);
+  /// `pieces`: the same of the ranks that hold other pieces of this rank's model; null: there are none.
+  static std::shared_ptr<HostBackend> make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options,
+                                           c10::intrusive_ptr<c10d::ProcessGroup> pieces);
   ~HostBackend() override;
 
   int rank() const override { return links_.all ? links_.all->rank() : 0; }
@@ -135,6 +138,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
     std::shared_ptr<PointToPointTransport> all;
     std::shared_ptr<PointToPointTransport> across;  // those that reduce the same part: all, without a grid
     std::shared_ptr<PointToPointTransport> inside;  // those that share its objective on a grid, and reduce other parts
+    std::shared_ptr<PointToPointTransport> pieces;  // those that hold other pieces of the model, no grid then
   };
 
   HostBackend(Links links, EngineOptions options);
@@ -144,6 +148,9 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   std::exception_ptr failure_of(std::uint64_t line) const;
   static void complete(Job& job, const std::exception_ptr& failure);
   void run(const JobPtr& job);
+  void agree(const PlacedReduction& call);
+  void agree_in_group(const PlacedReduction& call);
+  std::uint64_t hash_of_call(const PlacedReduction& call) const;
   void begin_pass(const PlacedReduction& call);
   bool reduces_at_once(const PlacedReduction& call) const;
   void reduce_dense(Job& job);
@@ -208,6 +215,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   // Used by the worker alone.
   MooCollective collective_;
   std::optional<InsideGroup> inside_;
+  std::optional<ModelPieces> pieces_;
   bool configuration_checked_ = false;
   std::exception_ptr failure_;           // for good
   std::map<std::uint64_t, Step> steps_;  // by line

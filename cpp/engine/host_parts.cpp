@@ -34,10 +34,17 @@ Sections HostBackend::sections_of(const PlacedReduction& call, const ShardedBuck
   }
   TORCH_INTERNAL_ASSERT(end == call.output.numel(), "the parameters of bucket '", call.bucket[0].name, "' have ", end,
                         " elements, the bucket ", call.output.numel());
+  std::vector<int> counted_elsewhere;
+  for (std::size_t p = 0; pieces_ && pieces_->rank() > 0 && p < call.bucket.size(); ++p) {
+    if (options_.grouping.is_replicated(call.bucket[p])) {
+      counted_elsewhere.push_back(static_cast<int>(p));
+    }
+  }
   const bool is_apart = call.operation == Operation::reduce_scatter;
   const std::int64_t shard = is_apart ? 0 : (bucket.shard_out - output) / element;
   const std::int64_t tail = is_apart ? 0 : (bucket.tail_out - output) / element;
-  return {clip(all, shard, bucket.shard_size), clip(all, tail, bucket.tail_size), static_cast<int>(all.size())};
+  return {clip(all, shard, bucket.shard_size), clip(all, tail, bucket.tail_size), static_cast<int>(all.size()),
+          std::move(counted_elsewhere)};
 }
 
 /// In a step of one pass, where no part of the bucket waits for others.

@@ -17,23 +17,26 @@ namespace bucket_moo {
 bool reduces_on_device(c10::Device device) { return is_kernel_device(device); }
 
 std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
-                                      EngineOptions options) {
+                                      EngineOptions options, c10::intrusive_ptr<c10d::ProcessGroup> pieces) {
   TORCH_CHECK_NOT_IMPLEMENTED(!options.grid.has_levels() || !(reduces_on_device(device) || options.sketch.enabled()),
                               "bucket_moo_ext: reductions in two levels are supported on the host, with the exact ",
                               "Gramian");
+  TORCH_CHECK_NOT_IMPLEMENTED(!reduces_on_device(device) || !(options.grouping.has_parts() || pieces),
+                              "bucket_moo_ext: parts of buckets with weights of their own, and pieces of models, are ",
+                              "supported on the host");
   if (reduces_on_device(device)) {
     return std::make_shared<DeviceBackend>(std::move(group), device, std::move(options));
   }
-  return HostBackend::make(std::move(group), std::move(options));
+  return HostBackend::make(std::move(group), std::move(options), std::move(pieces));
 }
 
 #else
 
 bool reduces_on_device(c10::Device) { return false; }
 
-std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device,
-                                      EngineOptions options) {
-  return HostBackend::make(std::move(group), std::move(options));
+std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device, EngineOptions options,
+                                      c10::intrusive_ptr<c10d::ProcessGroup> pieces) {
+  return HostBackend::make(std::move(group), std::move(options), std::move(pieces));
 }
 
 #endif

@@ -17,8 +17,9 @@ namespace bucket_moo {
 bool reduces_on_device(c10::Device device);
 
 /// A backend for tensors on `device`. `group`: where reduces_on_device(device), the caller's; else one of CPU ranks
-/// that nothing else uses. Null for a single rank.
+/// that nothing else uses. Null for a single rank. `pieces`: the ranks that hold the other pieces of this rank's model,
+/// as a group of the same kind; null: there are none. On the host alone.
 std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
-                                      EngineOptions options);
+                                      EngineOptions options, c10::intrusive_ptr<c10d::ProcessGroup> pieces);
 
 }  // namespace bucket_moo

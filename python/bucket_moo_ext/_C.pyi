@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -53,6 +53,7 @@ class Engine:
         by_passes: bool,
         grouping: Grouping,
         grid: Sequence[Sequence[int]],
+        pieces: ProcessGroup | None,
         configuration: Sequence[tuple[str, str]],
     ) -> None: ...
     step: int
@@ -86,7 +87,14 @@ class Engine:
     def check_at_home(self) -> None: ...
 
 class Grouping:
-    def __init__(self, scope: str, groups: Mapping[str, str], by_support: bool, keeps_mean_scale: bool) -> None: ...
+    def __init__(
+        self,
+        scope: str,
+        groups: Mapping[str, str],
+        by_support: bool,
+        keeps_mean_scale: bool,
+        replicated: Sequence[str],
+    ) -> None: ...
 
 class DdpBuckets:
     def __init__(self, engine: Engine, bucket_cap: int) -> None: ...

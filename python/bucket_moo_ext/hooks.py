@@ -42,6 +42,8 @@ def register(
     mesh: "DeviceMesh | None" = None,
     objectives: str | tuple[str, ...] | None = None,
     process_group: dist.ProcessGroup | None = None,
+    model_parallel_group: dist.ProcessGroup | None = None,
+    replicated: Callable[[str], bool] | None = None,
     seed: SupportsIndex = 0,
     bucket_cap_mb: SupportsFloat | None = None,
 ) -> BucketMOO:
@@ -68,6 +70,7 @@ def register(
             trained may be anything.
         method, objective, weight, gramian, layout, scope, support, private_scale, mesh, objectives, seed: As for
             ``BucketMOO``.
+        model_parallel_group, replicated: As for ``BucketMOO``; of DDP modules.
         process_group: None, or the group that the DDP or FSDP1 module was made with, or of the mesh of a sharded one;
             with ``mesh`` that of all its ranks, None being the default group.
         bucket_cap_mb: Of a plain module: MiB of gradients from which on a bucket takes no more parameters, >= 0; None:
@@ -99,6 +102,8 @@ def register(
         private_scale=private_scale,
         mesh=mesh,
         objectives=objectives,
+        model_parallel_group=model_parallel_group,
+        replicated=replicated,
         seed=seed,
     )
     if isinstance(module, nn.Module) and process_group is None and is_alone() and is_plain(module):
@@ -120,7 +125,7 @@ def register(
     group = ddp.process_group
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the DDP module was made with")
-    device = check_module(ddp, named)
+    device = check_module(ddp, named, may_be_pieces=model_parallel_group is not None)
     state = new_state(
         process_group=group,
         bucket_cap_mb=max([ddp.bucket_bytes_cap, *getattr(ddp, "bucket_bytes_cap_list", ())]) / 2**20,
@@ -218,7 +223,8 @@ def bucket_moo_hook(state: BucketMOO, bucket: dist.GradBucket) -> torch.futures.
             "bucket_moo_hook was called without a gradient bucket, as DDP's Python reducer does "
             '(torch._dynamo.config.optimize_ddp = "python_reducer"); choose another value'
         )
-    check_whole(enumerate(bucket.parameters()))
+    if not state._pieces.is_given:
+        check_whole(enumerate(bucket.parameters()))
     return state._bound_to_ddp(bucket.buffer().device).run(bucket)
 
 

@@ -127,6 +127,12 @@ def mesh_of(parameter: torch.Tensor) -> Any:
     return None if spec is None else spec.mesh
 
 
+def is_piece(parameter: torch.Tensor) -> bool:
+    """Whether other ranks hold other pieces of it, as far as torch notes that."""
+    spec = vars(parameter).get("_st_info") or getattr(parameter, "_spec", None)
+    return spec is not None and any(not placement.is_replicate() for placement in spec.placements)
+
+
 # --- fully_shard (FSDP2) ---
 #
 # A module's state has groups of parameters (FSDPParamGroup), one where all parameters have one mesh. A group's

@@ -1,7 +1,7 @@
 """Which parameters share weights: the scope of a problem, and the objectives that it is solved for."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from bucket_moo_ext import _C
@@ -62,9 +62,10 @@ class Scope:
             )
         self._groups[name] = str(plain)
 
-    def grouping(self, keeps_mean_scale: bool) -> _C.Grouping:
+    def grouping(self, keeps_mean_scale: bool, replicated: Collection[str]) -> _C.Grouping:
         """For the native engine. ``keeps_mean_scale``: where ``private_scale`` is "mean"."""
-        return _C.Grouping(self.name, self._groups, self.support, keeps_mean_scale and self.private_scale == "mean")
+        keeps = keeps_mean_scale and self.private_scale == "mean"
+        return _C.Grouping(self.name, self._groups, self.support, keeps, replicated)
 
     def __str__(self) -> str:
         """One line, the same on all ranks whose parameters are in the same groups."""

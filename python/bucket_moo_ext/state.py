@@ -17,6 +17,7 @@ from bucket_moo_ext.gramian_source import GramianSource, Sketch, check_source, c
 from bucket_moo_ext.levels import read_levels
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, describe, resolve
+from bucket_moo_ext.model_parallel import ModelParallel
 from bucket_moo_ext.plain import choice, integer, is_finite, number, text, word
 from bucket_moo_ext.process_group import device_group, parent_group, private_group
 from bucket_moo_ext.report import Report, Setup, make_report
@@ -180,6 +181,16 @@ class BucketMOO:
             gradients on the CPU, with the exact Gramian ("auto" chooses that). The same on every rank.
         objectives: The dimension of ``mesh`` along which objectives differ, or a tuple of several.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
+        model_parallel_group: The ranks that hold the other pieces of this rank's model, itself among them, under
+            tensor, pipeline, expert or context parallelism: a group that is at right angles to ``process_group``. The
+            Gramians of all pieces are added, so that all of them use the weights of the whole model. All of these ranks
+            reduce the same buckets of parameters with the same names, of whatever sizes, in the same order; with
+            ``scope="model"``, without support and replicated parameters, they may have other ones (stages of a
+            pipeline). They have the same objectives and weights, which is compared. For gradients on the CPU, with the
+            exact Gramian and without ``mesh``. A copy of a state has none, and says so when it is used.
+        replicated: A function of a parameter's name: whether all ranks of ``model_parallel_group`` have copies of it
+            (norms, biases of row-parallel layers), with the same gradient. Then it counts once. None: where parameters
+            are pieces of DTensors, those that are not; else none.
         seed: Key of the methods' random choices, 0 to 2**64 - 1. The same on every rank.
         bucket_cap_mb: The ``bucket_cap_mb`` that DDP was made with, >= 0 (``register`` reads it off the module). DDP's
             first iteration puts all gradients in one bucket; a bucket above this cap plus its largest parameter is
@@ -207,6 +218,8 @@ class BucketMOO:
         mesh: "DeviceMesh | None" = None,
         objectives: str | tuple[str, ...] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        model_parallel_group: dist.ProcessGroup | None = None,
+        replicated: Callable[[str], bool] | None = None,
         seed: SupportsIndex = 0,
         bucket_cap_mb: SupportsFloat = 25.0,
     ) -> None:
@@ -223,6 +236,12 @@ class BucketMOO:
         self._levels = read_levels(mesh, objectives)
         if self._levels is not None and isinstance(self._gramian, Sketch):
             raise NotImplementedError("mesh is not supported with a Sketch yet; use gramian='exact'")
+        self._pieces = ModelParallel(model_parallel_group, replicated)
+        if self._pieces.is_given and (self._levels is not None or isinstance(self._gramian, Sketch)):
+            raise NotImplementedError(
+                "model_parallel_group is not supported with mesh= or a Sketch yet; use gramian='exact' without mesh="
+            )
+        self._had_pieces = False  # as a copy of another state
         self._seed = word("seed", seed)
         cap = None if isinstance(bucket_cap_mb, bool) else number(bucket_cap_mb)
         if cap is None:
@@ -458,6 +477,7 @@ class BucketMOO:
         for name, parameter in named:
             if parameter.requires_grad:
                 self._scope.add(name)
+                self._pieces.add(name, parameter)
         self._named.extend(named)
         self._parameters.update((id(parameter), parameter) for _, parameter in named)
         if self._engine is not None and self._ddp_buckets is not None:
@@ -558,6 +578,7 @@ class BucketMOO:
             "levels": self._levels,
             "seed": self._seed,
             "bucket_cap_mb": self._bucket_cap_mb,
+            "had_pieces": self._had_pieces or self._pieces.is_given,
             "step": self.step,
             "buckets": self._solver_states(),
             "attributes": {name: value for name, value in vars(self).items() if name not in _OWN_ATTRIBUTES},
@@ -567,9 +588,9 @@ class BucketMOO:
         """Restores ``__getstate__``."""
         arguments = dict(saved)
         step, buckets, attributes = (arguments.pop(name) for name in ("step", "buckets", "attributes"))
-        levels = arguments.pop("levels", None)
+        levels, had_pieces = arguments.pop("levels", None), arguments.pop("had_pieces", False)
         BucketMOO.__init__(self, **arguments)  # a subclass may take other arguments
-        self._levels = levels
+        self._levels, self._had_pieces = levels, had_pieces
         self._restore(step, buckets)
         vars(self).update(attributes)
 
@@ -622,6 +643,11 @@ class BucketMOO:
         self._named.clear()
 
     def _make_engine(self, device: torch.device) -> _C.Engine:
+        if self._had_pieces:
+            raise RuntimeError(
+                "this state is a copy of one with a model_parallel_group, which does not come along; make a new state "
+                "with it"
+            )
         parent = None if self._is_alone else parent_group(self._process_group)
         grid: list[list[int]] = []
         if self._levels is not None:
@@ -633,6 +659,8 @@ class BucketMOO:
                 "same answer in one level, for more bytes between ranks of different objectives"
             )
         objective = self._objective_name(self._objective)
+        if _C.reduces_on_device(device) and self._pieces.is_given:
+            raise NotImplementedError(f"model_parallel_group is not supported on {device} yet")
         if _C.reduces_on_device(device) and self._scope.has_parts:
             raise NotImplementedError(
                 "scope='parameter', a function as scope and support=True are not supported on "
@@ -657,6 +685,7 @@ class BucketMOO:
         # Nothing else is supported there yet.
         is_exact = (
             self._levels is not None
+            or self._pieces.is_given
             or self._scope.has_parts
             or (self._scope.name == "model" and _C.reduces_on_device(device))
         )
@@ -667,6 +696,7 @@ class BucketMOO:
             ("layout", self._layout),
             ("scope", str(self._scope)),
             ("mesh", str(self._levels)),
+            ("replicated", ", ".join(sorted(self._pieces.replicated))),
             ("seed", str(self._seed)),
             ("bucket_cap_mb", repr(self._bucket_cap_mb)),
             ("version", str(_C.build_info()["version"])),
@@ -678,8 +708,9 @@ class BucketMOO:
             self._seed,
             sketch._native() if sketch else None,
             self._layout == "passes",
-            self._scope.grouping(keeps_mean_scale=not self._method._adds_up()),
+            self._scope.grouping(not self._method._adds_up(), self._pieces.replicated),
             grid,
+            self._pieces.connect(parent),
             configuration,
         )
         self._estimator = estimator

@@ -120,3 +120,8 @@ def expected(
         for name in names:
             updates[name] = weights @ gradients[name]
     return updates
+
+
+def kind_of(name: str) -> str:
+    """A grouping of the parameters."""
+    return name.split(".")[0]

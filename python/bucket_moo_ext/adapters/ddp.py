@@ -118,8 +118,12 @@ def _what_else(module: object) -> str:
     return f"{got} (wrap the model first: ddp = DistributedDataParallel(model))"
 
 
-def check_module(ddp: DistributedDataParallel, named: nn.Module) -> torch.device:
-    """The device on which the module's gradients are reduced. ``named``: see ``DdpModel``.
+def check_module(ddp: DistributedDataParallel, named: nn.Module, may_be_pieces: bool = False) -> torch.device:
+    """The device on which the module's gradients are reduced.
+
+    Args:
+        ddp, named: See ``DdpModel``.
+        may_be_pieces: Whether it is known which ranks hold the other pieces of parameters.
 
     Raises:
         TypeError: A parameter of an unsupported dtype.
@@ -131,7 +135,7 @@ def check_module(ddp: DistributedDataParallel, named: nn.Module) -> torch.device
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in named.named_parameters()}
     # What the reducer has is not what the module has: some are ignored, some were frozen later.
     reduced = [(names.get(p, f"of shape {tuple(p.shape)}"), p) for p in _C.parameters_of(ddp.reducer)]
-    device = check_parameters(reduced, "DDP")
+    device = check_parameters(reduced, "DDP", may_be_pieces)
     _check_unused(ddp)
     return device
 

@@ -21,19 +21,27 @@ def check_whole(named_parameters: Iterable[tuple[object, torch.Tensor]]) -> None
             dimensions = ", ".join(mesh.mesh_dim_names or ("unnamed",))
             raise ValueError(
                 f"parameter {name!r} is a piece of a DTensor over the mesh dimension {dimensions}: tensor parallelism "
-                "beside data parallelism is not supported. Every rank of that dimension would solve for weights of its "
-                "own, and parameters that they hold copies of would drift apart"
+                "beside data parallelism needs model_parallel_group, the group of that dimension. Without it its ranks "
+                "would solve for weights of their own, and parameters that they hold copies of would drift apart"
             )
 
 
-def check_parameters(reduced: Sequence[tuple[str, torch.Tensor]], reducer: str) -> torch.device:
-    """The one device of parameters that can be reduced there. ``reducer``: who reduces them, for errors.
+def check_parameters(
+    reduced: Sequence[tuple[str, torch.Tensor]], reducer: str, may_be_pieces: bool = False
+) -> torch.device:
+    """The one device of parameters that can be reduced there.
+
+    Args:
+        reduced: Names and parameters.
+        reducer: Who reduces them, for errors.
+        may_be_pieces: Whether it is known which ranks hold the other pieces.
 
     Raises:
         TypeError: A parameter of an unsupported dtype.
         ValueError: One on an unsupported device, on several devices, or of which other ranks hold other pieces.
     """
-    check_whole(reduced)
+    if not may_be_pieces:
+        check_whole(reduced)
     devices: dict[torch.device, str] = {}
     for name, parameter in reduced:
         device = parameter.device

@@ -1,0 +1,46 @@
+#include "collective/model_pieces.hpp"
+
+#include <c10/util/StringUtil.h>
+
+#include <cstring>
+#include <exception>
+
+#include "collective/agreed_error.hpp"
+
+namespace bucket_moo {
+
+void ModelPieces::agree(const char* what, const std::function<std::uint64_t()>& part) {
+  struct Said {
+    std::uint64_t failed = 0;
+    std::uint64_t number = 0;
+  };
+  Said own;
+  std::exception_ptr failure;
+  try {
+    own.number = part();
+  } catch (const AgreedError&) {
+    failure = std::current_exception();
+    own.failed = 1;
+  }
+  const auto size = static_cast<std::size_t>(transport_->size());
+  std::byte* const all = said_.reserve(size * sizeof(Said));
+  std::memcpy(all + static_cast<std::size_t>(rank()) * sizeof(Said), &own, sizeof(Said));
+  transport_->all_gather(all, sizeof(Said));
+  if (failure) {
+    std::rethrow_exception(failure);
+  }
+  for (std::size_t p = 0; p < size; ++p) {
+    Said other;
+    std::memcpy(&other, all + p * sizeof(Said), sizeof(Said));
+    if (other.failed != 0) {
+      throw AgreedError(c10::str("bucket_moo_ext: ranks that hold other pieces of the model (place ", p,
+                                 " of model_parallel_group) have raised an error, which says what is wrong there"));
+    }
+    if (other.number != own.number) {
+      throw AgreedError(c10::str("bucket_moo_ext: ranks of model_parallel_group must have the same ", what, "; place ",
+                                 p, " differs from place ", rank(), ", which is this rank's"));
+    }
+  }
+}
+
+}  // namespace bucket_moo
