@@ -71,7 +71,9 @@ def _whole(rank: int, world: int, options: dict[str, Any], steps: int = 2) -> An
     for s in range(steps):
         model.zero_grad()
         ddp(scopes.row(SEED + s, rank, 0, rank, torch.float64, {**PIECED, **COPIES})).backward()
-    return {n: float64(p.grad) for n, p in model.named_parameters() if p.grad is not None}, state.report().gramian.tolist()
+    return {
+        n: float64(p.grad) for n, p in model.named_parameters() if p.grad is not None
+    }, state.report().gramian.tolist()
 
 
 @pytest.mark.parametrize(

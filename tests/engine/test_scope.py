@@ -407,3 +407,21 @@ def test_a_state_with_a_function_is_copied_with_it() -> None:
     state = moo.BucketMOO("mgda", scope=by_layer, support=True, private_scale="active")
     twin = copy.deepcopy(state)
     assert (twin.scope, twin.support, twin.private_scale) == (by_layer, True, "active")
+
+
+def test_the_example_of_the_documentation() -> None:
+    """A trunk in balance, and heads of other norms."""
+    sizes = {"trunk.weight": 1, "heads.0": 2, "heads.1": 2}
+    rows = [
+        {"trunk.weight": np.array([1.0]), "heads.0": np.array([3.0, 0.0]), "heads.1": np.zeros(2)},
+        {"trunk.weight": np.array([-1.0]), "heads.0": np.zeros(2), "heads.1": np.array([0.0, 0.1])},
+    ]
+    for support, moved in ((False, -0.691), (True, 0.0)):
+        model = scopes.Given(sizes=sizes)
+        state = moo.register(model, "mgda", support=support)
+        with state.accumulate():
+            state.objective = 0
+            model(rows[0]).backward()
+        state.objective = 1
+        model(rows[1]).backward()
+        assert _gradients(model)["trunk.weight"][0] == pytest.approx(moved, abs=1e-3)
