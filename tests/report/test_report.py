@@ -37,6 +37,8 @@ class Bucket:
     """BucketReport without tensors."""
 
     index: int
+    group: str
+    support: tuple[str, ...]
     parameters: tuple[str, ...]
     numel: int
     dtype: str
