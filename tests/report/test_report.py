@@ -67,6 +67,7 @@ class Step:
     estimator: str
     layout: str
     scope: str
+    split_by_support: bool
     mesh: str
     passes: int
     objectives: tuple[str, ...]
