@@ -58,7 +58,8 @@ RankGrid grid_of(const std::vector<std::vector<int>>& groups) {
 
 EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
                      std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, bool whole_model,
-                     const std::vector<std::vector<int>>& grid, Configuration configuration) {
+                     const std::vector<std::vector<int>>& grid, std::optional<GroupPtr> across,
+                     std::optional<GroupPtr> inside, Configuration configuration) {
   const py::gil_scoped_release no_gil;
   const auto [sketch_options, schedule] = sketch.value_or(Sketch());
   EngineOptions options{.method = method,
@@ -68,6 +69,7 @@ EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, co
                         .layout = by_passes ? Layout::passes : Layout::ranks,
                         .scope = whole_model ? Scope::model : Scope::bucket,
                         .grid = grid_of(grid),
+                        .grid_groups = {across.value_or(GroupPtr()), inside.value_or(GroupPtr())},
                         .configuration = std::move(configuration)};
   return EnginePtr(new Engine(group.value_or(GroupPtr()), device, std::move(options)), &delete_engine);
 }
@@ -227,7 +229,8 @@ void bind_engine(py::module_& module) {
   // Functions that wait or take the engine's locks release the GIL.
   py::class_<Engine, EnginePtr>(module, "Engine")
       .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
-           py::arg("sketch"), py::arg("by_passes"), py::arg("whole_model"), py::arg("grid"), py::arg("configuration"))
+           py::arg("sketch"), py::arg("by_passes"), py::arg("whole_model"), py::arg("grid"), py::arg("across"),
+           py::arg("inside"), py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
       .def("set_accumulating", torch::wrap_pybind_function_no_gil(&Engine::set_accumulating),

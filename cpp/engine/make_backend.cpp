@@ -18,9 +18,8 @@ bool reduces_on_device(c10::Device device) { return is_kernel_device(device); }
 
 std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
                                       EngineOptions options) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!options.grid.has_levels() || !(reduces_on_device(device) || options.sketch.enabled()),
-                              "bucket_moo_ext: reductions in two levels are supported on the host, with the exact ",
-                              "Gramian");
+  TORCH_CHECK_NOT_IMPLEMENTED(!options.grid.has_levels() || !options.sketch.enabled(),
+                              "bucket_moo_ext: reductions in two levels are supported with the exact Gramian");
   if (reduces_on_device(device)) {
     return std::make_shared<DeviceBackend>(std::move(group), device, std::move(options));
   }

@@ -52,6 +52,8 @@ class Engine:
         by_passes: bool,
         whole_model: bool,
         grid: Sequence[Sequence[int]],
+        across: ProcessGroup | None,
+        inside: ProcessGroup | None,
         configuration: Sequence[tuple[str, str]],
     ) -> None: ...
     step: int
