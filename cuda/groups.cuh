@@ -20,8 +20,8 @@ namespace bucket_moo::cuda {
 cudaError_t launch_group_records(const StepRecord* records, const RankRows& rows, int own, bool one_objective,
                                  const GroupRecords& out, const ObjectiveTable& shares, cudaStream_t stream);
 
-/// Enqueues packed = the sum of a Gramian's parts, in their order, for the first header->k objectives. Nothing is written
-/// where the step has an error, which has a K of 0.
+/// Enqueues packed = the sum of a Gramian's parts, in their order, for the first header->k objectives. Nothing is
+/// written where the step has an error, which has a K of 0.
 /// \param header  of the step, device
 /// \param parts   without a tail
 /// \param k_bound K is at most this
