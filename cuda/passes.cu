@@ -16,9 +16,10 @@ constexpr int kAddThreads = 256;
 
 __global__ void __launch_bounds__(kWarp)
     add_pass_kernel(const StepRecord* __restrict__ records, const int world, const PassRules rules, const StepSums sums,
-                    const PassTable pass, unsigned* __restrict__ tickets, const FailureReport report) {
+                    const PassTable pass, unsigned* __restrict__ tickets, const FailureReport report,
+                    const StepHeader* __restrict__ found) {
   clear_tickets(tickets);
-  add_pass(WarpLanes{}, records, world, rules, sums, pass);
+  add_pass(WarpLanes{}, records, world, rules, sums, pass, found);
   report_failure(*sums.header, report);
 }
 
@@ -58,10 +59,10 @@ bool in_range(int count) { return count >= 1 && count <= kMaxObjectives; }
 }  // namespace
 
 cudaError_t launch_add_pass(const StepRecord* records, int world, const PassRules& rules, const StepSums& sums,
-                            const PassTable& pass, unsigned* tickets, const FailureReport& report,
-                            cudaStream_t stream) {
+                            const PassTable& pass, unsigned* tickets, const FailureReport& report, cudaStream_t stream,
+                            const StepHeader* found) {
   if (world < 1 || !in_range(rules.limits.objectives)) return cudaErrorInvalidValue;
-  return launch(add_pass_kernel, {1, kWarp}, stream, records, world, rules, sums, pass, tickets, report);
+  return launch(add_pass_kernel, {1, kWarp}, stream, records, world, rules, sums, pass, tickets, report, found);
 }
 
 cudaError_t launch_begin_addition(const StepHeader* header, int world, int rank, const PassTable& pass, bool fresh,

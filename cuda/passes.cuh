@@ -15,8 +15,10 @@ namespace bucket_moo::cuda {
 /// Enqueues add_pass(), and tells of an error as launch_make_table() does.
 /// \param records [world], device
 /// \param sums, pass  all pointers on the device
+/// \param found   device; nullptr: there is none
 cudaError_t launch_add_pass(const StepRecord* records, int world, const PassRules& rules, const StepSums& sums,
-                            const PassTable& pass, unsigned* tickets, const FailureReport& report, cudaStream_t stream);
+                            const PassTable& pass, unsigned* tickets, const FailureReport& report, cudaStream_t stream,
+                            const StepHeader* found = nullptr);
 
 /// Enqueues begin_addition() for the objectives of `header`. All pointers on the device.
 /// \param fresh  nothing was added to the bucket's sums yet, whatever `unit` holds

@@ -25,9 +25,9 @@ __global__ void write_later_record(const StepRecord own, const std::int64_t* ste
 __global__ void __launch_bounds__(kWarp)
     make_table(const StepRecord* __restrict__ records, const int world, const StepLimits limits,
                const ObjectiveTable table, const FirstObjectives first, const ObjectiveRegistry registry,
-               unsigned* __restrict__ tickets, const FailureReport report) {
+               unsigned* __restrict__ tickets, const FailureReport report, const StepHeader* __restrict__ found) {
   clear_tickets(tickets);
-  make_objective_table(WarpLanes{}, records, world, limits, table);
+  make_objective_table(WarpLanes{}, records, world, limits, table, found);
   if (first.names != nullptr) require_same_objectives(WarpLanes{}, records, table, first);
   if (registry.names != nullptr) assign_slots(WarpLanes{}, records, table, registry);
   report_failure(*table.header, report);
@@ -47,9 +47,9 @@ cudaError_t launch_write_later_record(const StepRecord& own, const std::int64_t*
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
                               const ObjectiveRegistry& registry, unsigned* tickets, const FailureReport& report,
-                              cudaStream_t stream) {
+                              cudaStream_t stream, const StepHeader* found) {
   if (world < 1) return cudaErrorInvalidValue;
-  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, tickets, report);
+  return launch(make_table, {1, kWarp}, stream, records, world, limits, table, first, registry, tickets, report, found);
 }
 
 }  // namespace bucket_moo::cuda

@@ -41,10 +41,11 @@ struct FailureReport {
 /// \param records [world], device
 /// \param table, first, registry  all pointers on the device
 /// \param tickets [kGramianTickets] of the step's Gramians, device; set to zero
+/// \param found   device; nullptr: there is none
 cudaError_t launch_make_table(const StepRecord* records, int world, const StepLimits& limits,
                               const ObjectiveTable& table, const FirstObjectives& first,
                               const ObjectiveRegistry& registry, unsigned* tickets, const FailureReport& report,
-                              cudaStream_t stream);
+                              cudaStream_t stream, const StepHeader* found = nullptr);
 
 }  // namespace bucket_moo::cuda
 

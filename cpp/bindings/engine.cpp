@@ -67,8 +67,8 @@ Grouping new_grouping(const std::string& scope, std::map<std::string, std::strin
 
 EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
                      std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, Grouping grouping,
-                     const std::vector<std::vector<int>>& grid, std::optional<GroupPtr> pieces,
-                     Configuration configuration) {
+                     const std::vector<std::vector<int>>& grid, std::optional<GroupPtr> across,
+                     std::optional<GroupPtr> inside, std::optional<GroupPtr> pieces, Configuration configuration) {
   const py::gil_scoped_release no_gil;
   const auto [sketch_options, schedule] = sketch.value_or(Sketch());
   EngineOptions options{.method = method,
@@ -78,6 +78,7 @@ EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, co
                         .layout = by_passes ? Layout::passes : Layout::ranks,
                         .grouping = std::move(grouping),
                         .grid = grid_of(grid),
+                        .grid_groups = {across.value_or(GroupPtr()), inside.value_or(GroupPtr())},
                         .configuration = std::move(configuration)};
   auto* const engine = new Engine(group.value_or(GroupPtr()), device, std::move(options), pieces.value_or(GroupPtr()));
   return EnginePtr(engine, &delete_engine);
@@ -242,8 +243,8 @@ void bind_engine(py::module_& module) {
   // Functions that wait or take the engine's locks release the GIL.
   py::class_<Engine, EnginePtr>(module, "Engine")
       .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
-           py::arg("sketch"), py::arg("by_passes"), py::arg("grouping"), py::arg("grid"), py::arg("pieces"),
-           py::arg("configuration"))
+           py::arg("sketch"), py::arg("by_passes"), py::arg("grouping"), py::arg("grid"), py::arg("across"),
+           py::arg("inside"), py::arg("pieces"), py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
       .def("set_accumulating", torch::wrap_pybind_function_no_gil(&Engine::set_accumulating),

@@ -42,19 +42,26 @@ std::byte* bytes_of(const at::Tensor& tensor) { return static_cast<std::byte*>(t
 
 DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
                                    const Method& method, std::uint64_t seed, const SketchOptions& sketch,
-                                   StepRules rules)
-    : exchange_(std::move(group), device),
+                                   StepRules rules, const RankGrid& grid, const GridGroups& groups)
+    : all_(group, device),
+      exchange_(grid.has_levels() ? groups.across : std::move(group), device),
       device_(device),
       method_(method),
       seed_(seed),
       sketch_(sketch),
-      step_(exchange_, device, complete(rules, method, sketch)),
+      step_(all_, device, complete(rules, method, sketch), grid),
       scratch_buffer_(device),
       tile_(device),
       outgoing_(device),
       messages_(device),
       scaled_(device),
       workspace_(device) {
+  if (grid.has_levels()) {
+    TORCH_CHECK_VALUE(world_size() == grid.across() && rank() == grid.across_of(all_.rank()),
+                      "bucket_moo_ext: the group of ranks with different objectives must have the ", grid.across(),
+                      " ranks of the grid, in its order; got rank ", rank(), " of ", world_size());
+    inside_.emplace(groups.inside, device, grid, all_.rank());
+  }
   MemoryLayout needed(nullptr);
   lay_out(needed, world_size());
   MemoryLayout layout(scratch_buffer_.reserve(needed.used()));
@@ -72,11 +79,11 @@ DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int wo
 
 void DeviceCollective::reserve_for(int first_k) {
   // Of the GPU with the least shared memory: the room for objectives decides how much ranks send each other.
-  const at::Tensor limits = at::zeros({world_size()}, at::kInt);
+  const at::Tensor limits = at::zeros({all_.size()}, at::kInt);
   int* const limit = limits.mutable_data_ptr<int>();
-  check_cuda(cuda::solve_limit(method_, limit + rank()), "asking for the solver's limit");
-  exchange_.all_gather_host(limits);
-  const int most = *std::min_element(limit, limit + world_size());
+  check_cuda(cuda::solve_limit(method_, limit + all_.rank()), "asking for the solver's limit");
+  all_.all_gather_host(limits);
+  const int most = *std::min_element(limit, limit + all_.size());
   if (first_k > most) {
     throw AgreedError(c10::str("bucket_moo_ext: a GPU of this group can solve this method for at most ", most,
                                " objectives; got ", first_k));
@@ -91,7 +98,29 @@ void DeviceCollective::keep_memory() {
   for (DeviceBuffer* const buffer : {&tile_, &outgoing_, &messages_, &scaled_, &workspace_}) {
     buffer->keep_all();
   }
+  if (inside_) {
+    inside_->keep_memory();
+  }
   step_.keep_memory();
+}
+
+DeviceBucket DeviceCollective::begin(Operation operation, const at::Tensor& output, const at::Tensor& input, int pass,
+                                     std::int64_t index, std::int64_t tile_limit) {
+  if (!inside_) {
+    return operation == Operation::reduce_scatter ? apart(output, input, index, tile_limit)
+                                                  : in_place(output, index, tile_limit);
+  }
+  const double* const shares = step_.inside_shares(pass);
+  if (operation == Operation::reduce_scatter) {
+    return apart(output, inside_->mean_across(input, output.numel(), shares), index, tile_limit);
+  }
+  if (operation == Operation::reduce_scatter_inside) {
+    inside_->mean_to_shard(output, input, shares);
+    return in_place(output, index, tile_limit);
+  }
+  DeviceBucket bucket = in_place(inside_->mean_in_place(output, shares), index, tile_limit);
+  bucket.whole = output;
+  return bucket;
 }
 
 DeviceBucket DeviceCollective::in_place(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit) const {
@@ -146,6 +175,9 @@ void DeviceCollective::all_gather_shards(const Bucket& bucket) {
   if (bucket.in_place) {
     const NvtxRange range("bucket_moo all_gather");
     exchange_.all_gather(bucket.shards);
+  }
+  if (bucket.whole.defined()) {
+    inside_->gather_parts(bucket.whole);
   }
 }
 
@@ -265,14 +297,14 @@ cuda::GramianParts DeviceCollective::gramian_parts(const Bucket& bucket, const c
     parts.pitch = tails.pitch;
     parts.world = world_size();
   }
-  if (cuda::solve_takes_tail(step_.k_bound(), tails.size)) {
+  if (!inside_ && cuda::solve_takes_tail(step_.k_bound(), tails.size)) {
     parts.tail = {.base = tails.base, .pitch = tails.pitch, .size = static_cast<int>(tails.size), .dtype = tails.dtype};
-  } else {
+  } else if (tails.size > 0) {
     const NvtxRange range("bucket_moo gramian");
     gramian(tails, step_.table(), step_.first_k(), /*fixed_grid=*/true, /*add=*/false, scratch_.packed_gramian);
     parts.packed = scratch_.packed_gramian;
   }
-  return parts;
+  return of_all_parts(parts, step_.table(), step_.k_bound());
 }
 
 /// `step`: what the problem is, as far as it is known.
@@ -430,7 +462,13 @@ cuda::GramianParts DeviceCollective::gramian_of_sums(const Bucket& bucket, const
             scratch_.packed_gramian);
     parts.packed = scratch_.packed_gramian;
   }
-  return parts;
+  return of_all_parts(parts, step_.sums_table(), step_.pass_limit());
+}
+
+/// The Gramian of what is reduced here becomes that of the whole bucket. `k_bound`: the same on all ranks.
+cuda::GramianParts DeviceCollective::of_all_parts(const cuda::GramianParts& parts, const ObjectiveTable& table,
+                                                  int k_bound) {
+  return inside_ ? inside_->sum_over_parts(parts, table.header, k_bound, packed_bytes(k_bound)) : parts;
 }
 
 void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
@@ -577,7 +615,7 @@ void DeviceCollective::weighted_reduce_scatter(const at::Tensor& output, const a
 
 std::size_t DeviceCollective::scratch_bytes() const {
   return step_.bytes() + scratch_buffer_.capacity() + tile_.capacity() + outgoing_.capacity() + messages_.capacity() +
-         scaled_.capacity() + workspace_.capacity();
+         scaled_.capacity() + workspace_.capacity() + (inside_ ? inside_->scratch_bytes() : 0);
 }
 
 }  // namespace bucket_moo

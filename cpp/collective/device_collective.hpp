@@ -7,15 +7,19 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "bucket_moo/method.hpp"
 #include "collective/device_exchange.hpp"
+#include "collective/device_inside.hpp"
 #include "collective/device_memory.hpp"
 #include "collective/device_results.hpp"
 #include "collective/device_step.hpp"
 #include "collective/device_tile.hpp"
+#include "collective/grid_groups.hpp"
 #include "collective/memory_layout.hpp"
+#include "collective/rank_grid.hpp"
 #include "collective/sketch_options.hpp"
 #include "kernels/rows.hpp"
 #include "rows.cuh"
@@ -49,6 +53,8 @@ struct DeviceBucket {
   std::int64_t piece;  // elements of the shard in the tile at a time
   std::int64_t index;  // in the step
   bool in_place;       // whether the result takes the place of the shards, and every rank needs all of it
+  /// On a grid, where the bucket is a part of this, which the inside group puts together again; else undefined.
+  at::Tensor whole = {};
 };
 
 /// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes (less where a bucket is all
@@ -57,17 +63,21 @@ struct DeviceBucket {
 /// the size they need. Hence K, objectives and weights stay on the device, see DeviceStep; a step that has an error
 /// makes its reductions' results NaN.
 ///
+/// On a grid whose ranks share objectives a bucket is reduced in two levels, see DeviceInside. Three groups are used
+/// then: on one stream, in the same order on all ranks, so that no two of them wait for each other.
+///
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceCollective {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank. `method`: its pointers, if any, are
-  /// device pointers. `rules`: without those that follow from method and sketch.
+  /// device pointers. `rules`: without those that follow from method and sketch. `grid`: of the group's ranks, with an
+  /// exact Gramian only; or none, and then no `groups`.
   DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, const Method& method,
-                   std::uint64_t seed, const SketchOptions& sketch, StepRules rules);
+                   std::uint64_t seed, const SketchOptions& sketch, StepRules rules, const RankGrid& grid,
+                   const GridGroups& groups);
 
-  int rank() const { return exchange_.rank(); }
-  int world_size() const { return exchange_.size(); }
-  const DeviceExchange& exchange() const { return exchange_; }
+  /// Of all ranks.
+  const DeviceExchange& exchange() const { return all_; }
 
   /// The step that the next reductions are of.
   DeviceStep& step() { return step_; }
@@ -79,11 +89,10 @@ class DeviceCollective {
   void reserve_for(int first_k);
   bool is_reserved() const { return step_.k_bound() > 0; }
 
-  /// A contiguous tensor that an all-reduce is to replace, or of which each rank is to get a shard. `index`: of the
-  /// bucket in the step.
-  DeviceBucket in_place(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit) const;
-  DeviceBucket apart(const at::Tensor& output, const at::Tensor& input, std::int64_t index,
-                     std::int64_t tile_limit) const;
+  /// The bucket of a call of the pass that the step is in. Its tensors are contiguous; `index`: of the bucket in the
+  /// step. On a grid this enqueues the mean over the inside group, and the bucket is what of it is reduced across.
+  DeviceBucket begin(Operation operation, const at::Tensor& output, const at::Tensor& input, int pass,
+                     std::int64_t index, std::int64_t tile_limit);
 
   /// Enqueues the reductions of MooCollective in a step of one pass. `state`: nullptr for methods without a memory.
   void reduce(const DeviceBucket& bucket, const DeviceResult& result, const DeviceSolverState* state);
@@ -145,6 +154,13 @@ class DeviceCollective {
   };
 
   static Scratch lay_out(MemoryLayout& layout, int world);
+  // Of those that reduce the same: all, or the across group of a grid.
+  int rank() const { return exchange_.rank(); }
+  int world_size() const { return exchange_.size(); }
+  /// A tensor that an all-reduce is to replace, or of which each rank is to get a shard.
+  DeviceBucket in_place(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit) const;
+  DeviceBucket apart(const at::Tensor& output, const at::Tensor& input, std::int64_t index,
+                     std::int64_t tile_limit) const;
   cudaStream_t stream() const { return current_stream(device_); }
   cuda::DeviceRows load_piece(const Bucket& bucket, std::int64_t begin);
   std::size_t gramian_bytes(const Bucket& bucket) const;
@@ -161,13 +177,16 @@ class DeviceCollective {
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
   cuda::SolveStep begin_sums(const DeviceTile& tile);
   cuda::GramianParts gramian_of_sums(const Bucket& bucket, const DeviceTile& tile);
+  cuda::GramianParts of_all_parts(const cuda::GramianParts& parts, const ObjectiveTable& table, int k_bound);
   void gramian(const cuda::DeviceRows& rows, const ObjectiveTable& table, int likely_k, bool fixed_grid, bool add,
                double* packed);
   cuda::ScaleArguments scaling(const at::Tensor& bucket, const KeptWeights* kept) const;
   static std::size_t packed_bytes(int k_bound);
   std::int64_t limit_of_others(std::int64_t limit) const;
 
+  const DeviceExchange all_;
   const DeviceExchange exchange_;
+  std::optional<DeviceInside> inside_;
   const c10::Device device_;
   const Method method_;
   const std::uint64_t seed_;

@@ -91,6 +91,17 @@ void DeviceExchange::reduce_scatter(at::Tensor output, at::Tensor input) const {
   finish(group_->_reduce_scatter_base(output, input, options));
 }
 
+void DeviceExchange::broadcast(at::Tensor tensor, int root) const {
+  if (!group_ || tensor.numel() == 0) {
+    return;
+  }
+  c10d::BroadcastOptions options;
+  options.rootRank = root;
+  options.asyncOp = false;
+  std::vector<at::Tensor> tensors{std::move(tensor)};
+  finish(group_->broadcast(tensors, options));
+}
+
 void DeviceExchange::all_gather_host(const at::Tensor& blocks) const {
   if (!group_ || blocks.numel() == 0) {
     return;

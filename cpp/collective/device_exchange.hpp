@@ -38,6 +38,9 @@ class DeviceExchange {
   /// output = block rank() of the sum of `input` over the ranks, which holds size() equal blocks. Both contiguous.
   void reduce_scatter(at::Tensor output, at::Tensor input) const;
 
+  /// Fills a contiguous `tensor` with that of rank `root`.
+  void broadcast(at::Tensor tensor, int root) const;
+
   /// The same as all_gather() for contiguous host memory of any shape. Waits for the device.
   void all_gather_host(const at::Tensor& blocks) const;
 

@@ -6,11 +6,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "bucket_moo/limits.hpp"
 #include "collective/agreed_error.hpp"
+#include "collective/grouped_records.hpp"
 #include "collective/memory_layout.hpp"
 #include "gramian.cuh"
+#include "groups.cuh"
 #include "nvtx_range.cuh"
 #include "passes.cuh"
 #include "step.cuh"
@@ -47,10 +50,13 @@ void write(T* device_memory, const T* host, std::size_t count, cudaStream_t stre
 
 }  // namespace
 
-DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules)
+DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules, RankGrid grid)
     : exchange_(exchange),
       device_(device),
       rules_(rules),
+      grid_(std::move(grid)),
+      rows_(grid_.has_levels() ? grid_.across() : exchange.size()),
+      ranks_(grid_.has_levels() ? at::tensor(grid_.ranks, at::kInt).to(device) : at::Tensor()),
       buffer_(device),
       registry_buffer_(device),
       first_failure_(device) {
@@ -87,17 +93,26 @@ ObjectiveTable DeviceStep::lay_out_table(MemoryLayout& layout, std::size_t rows)
   return table;
 }
 
-DeviceStep::OnePass DeviceStep::lay_out_one_pass(MemoryLayout& layout, int world) {
-  const auto count = static_cast<std::size_t>(world);
+DeviceStep::OnePass DeviceStep::lay_out_one_pass(MemoryLayout& layout) const {
+  const auto count = static_cast<std::size_t>(rows_);
   OnePass one_pass = {};
-  one_pass.records = layout.take<StepRecord>(count);
+  one_pass.records = layout.take<StepRecord>(static_cast<std::size_t>(exchange_.size()));
+  if (grid_.has_levels()) {
+    const auto inside = static_cast<std::size_t>(grid_.inside);
+    one_pass.grouped.group = layout.take<StepRecord>(count);
+    one_pass.grouped.member = layout.take<StepRecord>(inside);
+    one_pass.grouped.found = layout.take<StepHeader>(1);
+    for (ObjectiveTable& table : one_pass.inside) {
+      table = lay_out_table(layout, inside);
+    }
+  }
   one_pass.table = lay_out_table(layout, count);
   one_pass.slot = layout.take<int>(count);
   return one_pass;
 }
 
-DeviceStep::Passes DeviceStep::lay_out_passes(MemoryLayout& layout, int world) {
-  const auto count = static_cast<std::size_t>(world);
+DeviceStep::Passes DeviceStep::lay_out_passes(MemoryLayout& layout) const {
+  const auto count = static_cast<std::size_t>(rows_);
   Passes passes = {};
   passes.sums.header = layout.take<StepHeader>(1);
   passes.sums.record = layout.take<StepRecord>(kMaxObjectives);
@@ -135,9 +150,9 @@ DeviceStep::Line& DeviceStep::open(std::uint64_t line) {
   if (opened.one_pass.records == nullptr) {
     forget_idle_lines();
     MemoryLayout needed(nullptr);
-    lay_out_one_pass(needed, exchange_.size());
+    lay_out_one_pass(needed);
     MemoryLayout layout(opened.one_pass_buffer.reserve(needed.used()));
-    opened.one_pass = lay_out_one_pass(layout, exchange_.size());
+    opened.one_pass = lay_out_one_pass(layout);
   }
   selected_ = &opened;
   return opened;
@@ -168,6 +183,9 @@ Objectives DeviceStep::agree_on_objectives(const StepRecord& own) const {
   if (rules_.one_objective) {
     check_one_objective(records);
   }
+  if (grid_.has_levels()) {
+    objectives = read_objectives(grouped_records(records, grid_, exchange_.rank()).groups);
+  }
   return objectives;
 }
 
@@ -176,7 +194,7 @@ void DeviceStep::bound_objectives(int first_k, int limit) {
   solve_limit_ = limit;
   const int room = first_k <= kFew ? kRoom : kMaxObjectives;
   const int sketches = std::max(kLeastSketches, static_cast<int>(std::bit_ceil(static_cast<unsigned>(first_k))));
-  k_bound_ = std::min({rules_.is_sketched ? sketches : room, exchange_.size(), limit});
+  k_bound_ = std::min({rules_.is_sketched ? sketches : room, rows_, limit});
 }
 
 cuda::FailureReport DeviceStep::failure_report() const {
@@ -184,8 +202,15 @@ cuda::FailureReport DeviceStep::failure_report() const {
 }
 
 /// Of the record that is written already.
-void DeviceStep::exchange_records(Line& line) {
+void DeviceStep::exchange_records(Line& line, int pass) {
   exchange_.all_gather(line.one_pass_buffer.tensor(static_cast<std::size_t>(exchange_.size()) * sizeof(StepRecord)));
+  if (grid_.has_levels()) {
+    const OnePass& one = line.one_pass;
+    check_cuda(cuda::launch_group_records(one.records, {ranks_.const_data_ptr<int>(), grid_.across(), grid_.inside},
+                                          grid_.across_of(exchange_.rank()), rules_.one_objective, one.grouped,
+                                          one.inside[pass % 2], stream()),
+               "enqueueing the records of groups");
+  }
 }
 
 void DeviceStep::begin(std::uint64_t line, const StepRecord& own) {
@@ -197,11 +222,11 @@ void DeviceStep::begin(std::uint64_t line, const StepRecord& own) {
   const OnePass& one = begun.one_pass;
   check_cuda(cuda::launch_write_record(own, &memory_.counters->step, one.records + exchange_.rank(), stream()),
              "enqueueing the step's record");
-  exchange_records(begun);
-  check_cuda(cuda::launch_make_table(one.records, exchange_.size(),
+  exchange_records(begun, 0);
+  check_cuda(cuda::launch_make_table(one.of_rows(grid_), rows_,
                                      {.objectives = k_bound_, .expected = rules_.expected_objectives}, one.table,
                                      rules_.keeps_objectives ? memory_.first : FirstObjectives{}, registry_of(one.slot),
-                                     memory_.gramian_tickets, failure_report(), stream()),
+                                     memory_.gramian_tickets, failure_report(), stream(), found(begun)),
              "enqueueing the step's table");
 }
 
@@ -212,9 +237,9 @@ void DeviceStep::begin_pass(std::uint64_t line, const StepRecord& own) {
   begun.is_open = own.leaves_open != 0;
   if (begun.passes_buffer.capacity() == 0) {
     MemoryLayout needed(nullptr);
-    lay_out_passes(needed, exchange_.size());
+    lay_out_passes(needed);
     MemoryLayout layout(begun.passes_buffer.reserve(needed.used()));
-    begun.passes = lay_out_passes(layout, exchange_.size());
+    begun.passes = lay_out_passes(layout);
   }
   StepRecord* const record = begun.one_pass.records + exchange_.rank();
   if (own.pass == 0) {  // counted before it may be refused: the host has counted it too
@@ -230,11 +255,11 @@ void DeviceStep::begin_pass(std::uint64_t line, const StepRecord& own) {
   }
   make_room(begun, own);
   begun.has_sums = true;
-  exchange_records(begun);
+  exchange_records(begun, own.pass);
   const PassRules rules{.limits = {.objectives = begun.limit, .expected = rules_.expected_objectives},
                         .one_objective = rules_.one_objective};
-  check_cuda(cuda::launch_add_pass(begun.one_pass.records, exchange_.size(), rules, begun.passes.sums, pass(own.pass),
-                                   memory_.gramian_tickets, failure_report(), stream()),
+  check_cuda(cuda::launch_add_pass(begun.one_pass.of_rows(grid_), rows_, rules, begun.passes.sums, pass(own.pass),
+                                   memory_.gramian_tickets, failure_report(), stream(), found(begun)),
              "enqueueing the pass's table");
 }
 
@@ -243,7 +268,7 @@ void DeviceStep::make_room(Line& line, const StepRecord& own) const {
   if (own.pass == 0) {
     line.names.clear();
   }
-  const bool knows_names = exchange_.size() == 1 || rules_.one_objective;
+  const bool knows_names = rows_ == 1 || rules_.one_objective;
   bool& is_compared = line.is_compared[own.pass > 0 || own.leaves_open != 0];
   if (knows_names) {
     line.names.insert(own.objective.text());
@@ -291,8 +316,8 @@ std::vector<std::string> DeviceStep::objective_names(std::uint64_t line, int k) 
     }
     return names;
   }
-  const auto world = static_cast<std::size_t>(exchange_.size());
-  const std::vector<StepRecord> records = read(asked.one_pass.records, world, stream());
+  const std::vector<StepRecord> records =
+      read(asked.one_pass.of_rows(grid_), static_cast<std::size_t>(rows_), stream());
   for (const int leader : read(asked.one_pass.table.leader, count, stream())) {
     names.emplace_back(records[static_cast<std::size_t>(leader)].objective.text());
   }
@@ -301,15 +326,17 @@ std::vector<std::string> DeviceStep::objective_names(std::uint64_t line, int k) 
 
 std::vector<std::int64_t> DeviceStep::objective_rows(std::uint64_t line, int k) const {
   const Line& asked = lines_.at(line);
+  std::vector<std::int64_t> rows;
   if (asked.has_passes) {
-    const std::vector<std::int32_t> rows = read(asked.passes.sums.rows, static_cast<std::size_t>(k), stream());
-    return {rows.begin(), rows.end()};
+    for (const std::int32_t of_groups : read(asked.passes.sums.rows, static_cast<std::size_t>(k), stream())) {
+      rows.push_back(of_groups * grid_.inside);
+    }
+    return rows;
   }
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(k));
-  for (const int objective :
-       read(asked.one_pass.table.objective, static_cast<std::size_t>(exchange_.size()), stream())) {
+  rows.resize(static_cast<std::size_t>(k));
+  for (const int objective : read(asked.one_pass.table.objective, static_cast<std::size_t>(rows_), stream())) {
     if (objective < k) {  // else scratch of an error
-      ++rows[static_cast<std::size_t>(objective)];
+      rows[static_cast<std::size_t>(objective)] += grid_.inside;
     }
   }
   return rows;

@@ -12,11 +12,13 @@
 
 #include "bucket_moo/objective_table.hpp"
 #include "bucket_moo/pass_table.hpp"
+#include "bucket_moo/rank_groups.hpp"
 #include "collective/device_exchange.hpp"
 #include "collective/device_memory.hpp"
 #include "collective/failure_notice.hpp"
 #include "collective/memory_layout.hpp"
 #include "collective/objectives.hpp"
+#include "collective/rank_grid.hpp"
 #include "solve.cuh"
 #include "torch_types/device.hpp"
 
@@ -50,16 +52,18 @@ struct StepRules {
 /// device; later ones may have as many objectives, and not more. So they do in the first step of one pass that
 /// begin_pass() starts.
 ///
+/// On a grid whose ranks share objectives, tables have a row for each inside group instead of each rank.
+///
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceStep {
  public:
-  /// `exchange`: must outlive the step.
-  DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules);
+  /// `exchange`: of all ranks; must outlive the step. `grid`: of them, or none.
+  DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules, RankGrid grid);
   DeviceStep(const DeviceStep&) = delete;
   DeviceStep& operator=(const DeviceStep&) = delete;
 
-  /// The objectives of the first step, before it begins. Raises as read_objectives() does, and as check_one_objective()
-  /// if that is the rule. Waits for the device.
+  /// The objectives of the first step, before it begins. Raises as read_objectives() does, as check_one_objective() if
+  /// that is the rule, and as grouped_records() on a grid. Waits for the device.
   Objectives agree_on_objectives(const StepRecord& own) const;
 
   /// To be called once, before the first step, with its K. It decides how large K may become: 64, but 16 where the
@@ -114,6 +118,9 @@ class DeviceStep {
   /// [kMaxObjectives], for what a bucket does with a pass.
   double* decay() const { return selected_->passes.decay; }
   PassShare* share() const { return selected_->passes.share; }
+  /// [inside] on a grid: what the ranks of this one's inside group count for in its mean in a pass, the newest or the
+  /// one before it.
+  const double* inside_shares(int pass) const { return selected_->one_pass.inside[pass % 2].share; }
   /// [kMaxObjectives] rows, which are a bucket's sums: see cuda::launch_make_sums_table().
   const ObjectiveTable& sums_table() const { return selected_->passes.table; }
   /// Without names unless the rules say that they are remembered.
@@ -148,9 +155,14 @@ class DeviceStep {
  private:
   /// What a step of one pass is known by. The records serve every pass.
   struct OnePass {
-    StepRecord* records;  // [W], side by side: they are gathered in place
+    StepRecord* records;       // [W], side by side: they are gathered in place
+    GroupRecords grouped;      // of a grid
+    ObjectiveTable inside[2];  // by the last bit of the pass's number: of the inside group of a grid
     ObjectiveTable table;
     int* slot;  // of the registry
+
+    /// Of which the table's rows are.
+    const StepRecord* of_rows(const RankGrid& grid) const { return grid.has_levels() ? grouped.group : records; }
   };
 
   /// What a step of several passes is known by.
@@ -189,21 +201,25 @@ class DeviceStep {
   };
 
   static Memory lay_out(MemoryLayout& layout);
-  static OnePass lay_out_one_pass(MemoryLayout& layout, int world);
-  static Passes lay_out_passes(MemoryLayout& layout, int world);
+  OnePass lay_out_one_pass(MemoryLayout& layout) const;
+  Passes lay_out_passes(MemoryLayout& layout) const;
   static ObjectiveTable lay_out_table(MemoryLayout& layout, std::size_t rows);
   static ObjectiveRegistry lay_out_registry(MemoryLayout& layout);
   Line& open(std::uint64_t line);
   void forget_idle_lines();
   std::vector<StepRecord> gather_on_hosts(const StepRecord& own) const;
   void make_room(Line& line, const StepRecord& own) const;
-  void exchange_records(Line& line);
+  void exchange_records(Line& line, int pass);
+  const StepHeader* found(const Line& line) const { return line.one_pass.grouped.found; }
   ObjectiveRegistry registry_of(int* slot) const;
   cudaStream_t stream() const { return current_stream(device_); }
 
   const DeviceExchange& exchange_;
   const c10::Device device_;
   const StepRules rules_;
+  const RankGrid grid_;
+  const int rows_;          // of a table
+  const at::Tensor ranks_;  // of the grid
   int first_k_ = 0;
   int k_bound_ = 0;
   int solve_limit_ = 0;

@@ -1,11 +1,9 @@
 #include "collective/inside_group.hpp"
 
-#include <c10/util/StringUtil.h>
-
 #include <cstring>
 #include <utility>
 
-#include "collective/agreed_error.hpp"
+#include "collective/grouped_records.hpp"
 #include "collective/sharded_bucket.hpp"
 
 namespace bucket_moo {
@@ -23,39 +21,11 @@ InsideGroup::InsideGroup(std::shared_ptr<Transport> transport, RankGrid grid, in
       sums_(transport_, Method{.id = MethodId::mean}) {}
 
 Objectives InsideGroup::read(std::span<const StepRecord> records) const {
-  std::vector<StepRecord> own;
-  for (int a = 0; a < grid_.across(); ++a) {
-    const int first = grid_.at(a, 0);
-    const StepRecord& expected = records[static_cast<std::size_t>(first)];
-    for (int i = 0; i < grid_.inside; ++i) {
-      const int rank = grid_.at(a, i);
-      const StepRecord& record = records[static_cast<std::size_t>(rank)];
-      if (!same_name(record.objective, expected.objective)) {
-        throw AgreedError(
-            c10::str("bucket_moo_ext: ranks along the dimensions of the mesh that `objectives` does not name must have "
-                     "the same ",
-                     "objective in a pass; in step ", record.step, ", pass ", record.pass + 1, " rank ", first,
-                     " has '", expected.objective.text(), "', rank ", rank, " '", record.objective.text(), "'"));
-      }
-      if (a == own_) {
-        own.push_back(record);
-      }
-    }
-  }
-  return read_objectives(own);
+  return read_objectives(grouped_records(records, grid_, grid_.at(own_, rank())).members);
 }
 
 std::vector<StepRecord> InsideGroup::groups(std::span<const StepRecord> records) const {
-  std::vector<StepRecord> groups;
-  for (int a = 0; a < grid_.across(); ++a) {
-    StepRecord group = records[static_cast<std::size_t>(grid_.at(a, 0))];
-    group.weight = 0.0;
-    for (int i = 0; i < grid_.inside; ++i) {  // a mean has no overflow; only ratios count
-      group.weight += records[static_cast<std::size_t>(grid_.at(a, i))].weight / grid_.inside;
-    }
-    groups.push_back(group);
-  }
-  return groups;
+  return grouped_records(records, grid_, grid_.at(own_, rank())).groups;
 }
 
 InsideGroup::Part InsideGroup::part(void* bucket, std::int64_t n, DType dtype) const {

@@ -102,6 +102,10 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
       throw AgreedError(c10::str("bucket_moo_ext: with layout='passes' all ranks must have the same objective in a ",
                                  "pass; in step ", header.step, " rank ", header.culprit,
                                  " had another than rank 0 (layout='ranks' allows that)"));
+    case StepError::several_inside:
+      throw AgreedError(c10::str("bucket_moo_ext: ranks along the dimensions of the mesh that `objectives` does not ",
+                                 "name must have the same objective in a pass; in step ", header.step, " rank ",
+                                 header.culprit, " had another than the first of them"));
     case StepError::other_objectives:
       throw AgreedError(
           c10::str("bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives of the ",

@@ -68,7 +68,8 @@ DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::
         return DeviceCollective(std::move(group), device, method_.method, options_.seed, options_.sketch,
                                 {.expected_objectives = options_.method.expected_objectives(),
                                  .keeps_objectives = options_.keeps_weights(),
-                                 .one_objective = options_.layout == Layout::passes});
+                                 .one_objective = options_.layout == Layout::passes},
+                                options_.grid, options_.grid_groups);
       }()),
       sketches_{DeviceBuffer(device)} {}
 
@@ -241,9 +242,8 @@ void DeviceBackend::reduce_dense(const PlacedReduction& call) {
     reduce_sketched(call, book_.open(call.bucket));
     return;
   }
-  const DeviceBucket bucket = call.operation == Operation::reduce_scatter
-                                  ? collective_.apart(call.output, call.input, call.index, call.tile_limit)
-                                  : collective_.in_place(call.output, call.index, call.tile_limit);
+  const DeviceBucket bucket =
+      collective_.begin(call.operation, call.output, call.input, call.pass, call.index, call.tile_limit);
   if (is_of_passes(call)) {
     put_aside(call, bucket);
     return;

@@ -42,8 +42,8 @@ class DeviceBackend final : public Backend {
   DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options);
   ~DeviceBackend() override { give_up(std::exchange(deferred_, {}), broken_off()); }
 
-  int rank() const override { return collective_.rank(); }
-  int world_size() const override { return collective_.world_size(); }
+  int rank() const override { return collective_.exchange().rank(); }
+  int world_size() const override { return collective_.exchange().size(); }
   void check(const Reduction& reduction, bool starts_step, bool is_alone) override;
   FuturePtr submit(PlacedReduction call) override;
   void end_step(std::uint64_t line) override;

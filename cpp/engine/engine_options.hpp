@@ -6,6 +6,7 @@
 #include <string>
 
 #include "collective/configuration.hpp"
+#include "collective/grid_groups.hpp"
 #include "collective/rank_grid.hpp"
 #include "collective/sketch_options.hpp"
 #include "engine/grouping.hpp"
@@ -27,7 +28,8 @@ struct EngineOptions {
   SolveSchedule schedule;
   Layout layout = Layout::ranks;
   Grouping grouping;            ///< with parts: supported on the host, with the exact Gramian
-  RankGrid grid;                ///< of all ranks of the group, or none; supported on the host, with the exact Gramian
+  RankGrid grid;                ///< of all ranks of the group, or none; supported with the exact Gramian
+  GridGroups grid_groups;       ///< of this rank, where the grid has levels and a device reduces; else none
   Configuration configuration;  ///< compared across ranks at the first reduction
 
   /// Whether there are weights that outlive their step.

@@ -18,9 +18,8 @@ bool reduces_on_device(c10::Device device) { return is_kernel_device(device); }
 
 std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
                                       EngineOptions options, c10::intrusive_ptr<c10d::ProcessGroup> pieces) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!options.grid.has_levels() || !(reduces_on_device(device) || options.sketch.enabled()),
-                              "bucket_moo_ext: reductions in two levels are supported on the host, with the exact ",
-                              "Gramian");
+  TORCH_CHECK_NOT_IMPLEMENTED(!options.grid.has_levels() || !options.sketch.enabled(),
+                              "bucket_moo_ext: reductions in two levels are supported with the exact Gramian");
   TORCH_CHECK_NOT_IMPLEMENTED(!reduces_on_device(device) || !(options.grouping.has_parts() || pieces),
                               "bucket_moo_ext: parts of buckets with weights of their own, and pieces of models, are ",
                               "supported on the host");

@@ -53,6 +53,8 @@ class Engine:
         by_passes: bool,
         grouping: Grouping,
         grid: Sequence[Sequence[int]],
+        across: ProcessGroup | None,
+        inside: ProcessGroup | None,
         pieces: ProcessGroup | None,
         configuration: Sequence[tuple[str, str]],
     ) -> None: ...

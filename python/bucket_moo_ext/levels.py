@@ -32,6 +32,16 @@ class Levels:
         """The place of a global rank along ``objectives``."""
         return next(place for place, row in enumerate(self.ranks) if rank in row)
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Those of the dimensions along which ranks share an objective."""
+        return tuple(name for name in self.dimensions if name not in self.objectives)
+
+    @property
+    def across(self) -> tuple[tuple[int, ...], ...]:
+        """``ranks`` by the place along the other dimensions: a row reduces the same part."""
+        return tuple(zip(*self.ranks, strict=True))
+
     def in_group(self, group_ranks: Sequence[int]) -> list[list[int]]:
         """``ranks`` as a process group of these global ranks numbers them.
 

@@ -1,14 +1,20 @@
-"""The group of its own that a state reduces over, and the nodes of a group."""
+"""The groups that a state reduces over, and the nodes of a group."""
 
 import os
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from bucket_moo_ext import private_torch
+from bucket_moo_ext.levels import Levels
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # The groups that a forked child has from its parent. Kept, since destroying them where their threads are not hangs.
 _inherited: list[dist.ProcessGroup] = []
@@ -77,6 +83,57 @@ def device_group(parent: dist.ProcessGroup, device: torch.device) -> dist.Proces
             'init_process_group("cpu:gloo,cuda:nccl")'
         ) from error
     return parent
+
+
+def level_groups(
+    levels: Levels, mesh: "DeviceMesh | None", parent: dist.ProcessGroup, device: torch.device
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """This rank's groups across objectives and inside, for reductions on its ranks' devices; None for a single rank.
+
+    The mesh's own where one of its dimensions makes up a level. Else new ones, which is collective over ``parent``, and
+    they stay until ``destroy_process_group()``.
+
+    Raises:
+        NotImplementedError: Ranks that do not ascend along both levels, since torch numbers the ranks of a group in
+            ascending order, which has to be that of the mesh; or new groups inside a part of the default group.
+        ValueError: As ``device_group``.
+    """
+    for name, rows in (("the dimensions that objectives does not name", levels.ranks), ("objectives", levels.across)):
+        for row in rows:
+            if list(row) != sorted(row):
+                raise NotImplementedError(
+                    f"mesh: on {device} ranks must ascend along objectives and along the other dimensions, as those of "
+                    f"init_device_mesh() do; got {', '.join(map(str, row))} along {name}"
+                )
+    across = _level_group(levels.objectives, levels.across, mesh, parent, device)
+    return across, _level_group(levels.shared, levels.ranks, mesh, parent, device)
+
+
+def _level_group(
+    dimensions: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    mesh: "DeviceMesh | None",
+    parent: dist.ProcessGroup,
+    device: torch.device,
+) -> dist.ProcessGroup | None:
+    """That of ``groups`` which this rank is in."""
+    if len(groups[0]) == 1:
+        return None
+    if mesh is not None:
+        names = mesh.mesh_dim_names or ()
+        wide = [d for d, name in enumerate(names) if name in dimensions and mesh.size(d) > 1]
+        if len(wide) == 1:
+            return device_group(mesh.get_group(wide[0]), device)
+    device_group(parent, device)  # new ones have its backends
+    if parent.size() != dist.get_world_size():
+        raise NotImplementedError(
+            f"mesh: dimensions {', '.join(dimensions)} together have no group; on {device} that takes a process_group "
+            "of all ranks, or a mesh with one dimension for objectives and one for the ranks that share them"
+        )
+    timeout = private_torch.timeout_of(private_torch.backend_of(parent, device.type))
+    # Every rank makes all of them, in the same order.
+    made: list[dist.ProcessGroup] = [dist.new_group(list(ranks), timeout=timeout) for ranks in groups]
+    return next(group for group, ranks in zip(made, groups, strict=True) if dist.get_rank() in ranks)
 
 
 def private_group(parent: dist.ProcessGroup) -> dist.ProcessGroup | None:

@@ -65,7 +65,7 @@ class Scope:
     def grouping(self, keeps_mean_scale: bool, replicated: Collection[str]) -> _C.Grouping:
         """For the native engine. ``keeps_mean_scale``: where ``private_scale`` is "mean"."""
         keeps = keeps_mean_scale and self.private_scale == "mean"
-        return _C.Grouping(self.name, self._groups, self.support, keeps, replicated)
+        return _C.Grouping(self.name, self._groups, self.support, keeps, sorted(replicated))
 
     def __str__(self) -> str:
         """One line, the same on all ranks whose parameters are in the same groups."""

@@ -19,7 +19,7 @@ from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, describe, resolve
 from bucket_moo_ext.model_parallel import ModelParallel
 from bucket_moo_ext.plain import choice, integer, is_finite, number, text, word
-from bucket_moo_ext.process_group import device_group, parent_group, private_group
+from bucket_moo_ext.process_group import device_group, level_groups, parent_group, private_group
 from bucket_moo_ext.report import Report, Setup, make_report
 from bucket_moo_ext.scope import Scope
 
@@ -177,8 +177,9 @@ class BucketMOO:
             must have the same objective in a pass, which is checked; their weights may differ. They first take the
             mean of their gradients by an ordinary reduce-scatter, each rank reduces its part across objectives, with
             the Gramian of the whole, and an all-gather puts the parts together. Results are those without a mesh, up to
-            rounding; a rank sends as many bytes, but 1/I of them to other objectives where I ranks share one. For
-            gradients on the CPU, with the exact Gramian ("auto" chooses that). The same on every rank.
+            rounding; a rank sends as many bytes, but 1/I of them to other objectives where I ranks share one. With the
+            exact Gramian ("auto" chooses that). On a GPU its ranks must ascend along ``objectives`` and along the other
+            dimensions, as those of ``init_device_mesh`` do. The same on every rank.
         objectives: The dimension of ``mesh`` along which objectives differ, or a tuple of several.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
         model_parallel_group: The ranks that hold the other pieces of this rank's model, itself among them, under
@@ -234,6 +235,7 @@ class BucketMOO:
                 "gramian='exact'"
             )
         self._levels = read_levels(mesh, objectives)
+        self._mesh = mesh  # a copy has none, but its levels
         if self._levels is not None and isinstance(self._gramian, Sketch):
             raise NotImplementedError("mesh is not supported with a Sketch yet; use gramian='exact'")
         self._pieces = ModelParallel(model_parallel_group, replicated)
@@ -652,12 +654,6 @@ class BucketMOO:
         grid: list[list[int]] = []
         if self._levels is not None:
             grid = self._levels.in_group([0] if parent is None else dist.get_process_group_ranks(parent))
-        if _C.reduces_on_device(device) and self._levels is not None and self._levels.inside > 1:
-            raise NotImplementedError(
-                f"objectives={', '.join(self._levels.objectives)!r}: reductions in two levels are not supported on "
-                f"{device} yet. objectives={self._levels.dimensions} and an objective given on every rank bring the "
-                "same answer in one level, for more bytes between ranks of different objectives"
-            )
         objective = self._objective_name(self._objective)
         if _C.reduces_on_device(device) and self._pieces.is_given:
             raise NotImplementedError(f"model_parallel_group is not supported on {device} yet")
@@ -679,9 +675,13 @@ class BucketMOO:
                 f"{describe(self._method)} names objectives ({', '.join(names)}), which is not supported on {device} "
                 "yet; give one number an objective, in the order of the objectives"
             )
-        group = None
-        if parent is not None:
-            group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
+        group = across = inside = None
+        if parent is not None and _C.reduces_on_device(device):
+            group = device_group(parent, device)
+            if self._levels is not None and self._levels.inside > 1:
+                across, inside = level_groups(self._levels, self._mesh, parent, device)
+        elif parent is not None:
+            group = private_group(parent)
         # Nothing else is supported there yet.
         is_exact = (
             self._levels is not None
@@ -710,6 +710,8 @@ class BucketMOO:
             self._layout == "passes",
             self._scope.grouping(not self._method._adds_up(), self._pieces.replicated),
             grid,
+            across,
+            inside,
             self._pieces.connect(parent),
             configuration,
         )

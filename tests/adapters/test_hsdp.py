@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from tests.support import checks
 from tests.support.errors import Raised, error_of, expect
 from tests.support.sharded import (
     Reference,
@@ -29,7 +28,7 @@ DIMENSIONS = ("replicate", "shard")
 OBJECTIVES: list[str | tuple[str, ...]] = ["replicate", "shard", DIMENSIONS]
 RATE = 0.5
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.device, pytest.mark.filterwarnings("ignore")]
 
 
 def _mesh(replicas: int = 2, shards: int = 2) -> DeviceMesh:
@@ -87,12 +86,6 @@ def _training(rank: int, world: int, seed: int, along: str | tuple[str, ...]) ->
 def test_training_is_that_of_one_process(run_ranks: Runner, random_seed: int, along: str | tuple[str, ...]) -> None:
     results = run_ranks(4, _training, random_seed, along)
     assert all(result == results[0] for result in results)
-
-
-@pytest.mark.device
-@pytest.mark.skipif(not checks.ON_DEVICE, reason="the CPU has it above")
-def test_training_over_both_dimensions_on_a_device(run_ranks: Runner, random_seed: int) -> None:
-    run_ranks(4, _training, random_seed, DIMENSIONS)
 
 
 def _passes(rank: int, world: int, seed: int, along: str | tuple[str, ...], layout: str) -> None:
@@ -220,17 +213,3 @@ def test_wrong_use_raises_on_all_ranks(run_ranks: Runner, random_seed: int) -> N
         expect(other, ValueError, "mesh must be the one of two dimensions", "sharded over ranks ., .$")
         expect(hooked, RuntimeError, "all-reduce hook")
         expect(disagree, ValueError, "must have the same objective", "rank 0 has '0', rank 1 '1'")
-
-
-def _on_device(rank: int, world: int, seed: int) -> None:
-    mesh = _mesh(1, 2)
-    model = shard(Transformer(seed), mesh["shard"])
-    error = error_of(lambda: moo.register(model, mesh=mesh, objectives="replicate"))
-    expect(error, NotImplementedError, "two levels are not supported on", "objectives=")
-    fully_shard(nn.Linear(2, 2), mesh=mesh["shard"])  # nothing waits for anybody
-
-
-@pytest.mark.device
-@pytest.mark.skipif(not checks.ON_DEVICE, reason="the CPU has it")
-def test_two_levels_are_refused_on_a_device(run_ranks: Runner, random_seed: int) -> None:
-    run_ranks(2, _on_device, random_seed)

@@ -13,6 +13,7 @@ import bucket_moo_ext as moo
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.support import emulated_cuda
@@ -137,6 +138,65 @@ def test_passes(run_ranks: Runner, random_seed: int, layout: str) -> None:
                 together("a pass", f"{layout}, in a pass", "behind the passes", "a wait for a result"),
                 f"{layout}, closing",
             )
+
+
+def rank_levels(rank: int, world: int, seed: int, along: str, scatter: bool, n: int) -> list[list[Counts]]:
+    """What a step of one pass and the passes of a step of two ask for, where ranks of a mesh share objectives."""
+    counts = []
+    with emulated_cuda.stream():
+        mesh = init_device_mesh("cuda", (2, world // 2), mesh_dim_names=("node", "gpu"))
+        state = moo.BucketMOO("mgda", mesh=mesh, objectives=along)
+        row = draw(seed, (rank,), n, torch.float32).to("cuda")
+        output = torch.empty(n // world, device="cuda") if scatter else row
+        for step in range(8):
+            of_step = []
+            for leaves_open in ((False,), (True, False))[step % 2]:
+                state._set_accumulating(leaves_open, [])
+                with emulated_cuda.counting() as counted:
+                    if scatter:
+                        moo.reduce_scatter(output, row, state)
+                    else:
+                        moo.all_reduce(row, state)
+                if step >= 4:
+                    of_step.append(by_kind(counted))
+            counts.append(of_step)
+        assert bool(output.cpu().isfinite().all())
+    return counts[4:]
+
+
+@counts_on_device
+@pytest.mark.parametrize("along", ["node", "gpu"])
+def test_two_levels(run_ranks: Runner, random_seed: int, along: str) -> None:
+    """Without a tail; with one inside, which the last rank has in its part; with one in every part."""
+    last_inside = {"node": (1, 3), "gpu": (2, 3)}[along]
+    for n in (64_000, 64_003, 64_008):
+        for rank, steps in enumerate(
+            run_ranks(4, rank_levels, random_seed, along, False, n, backend=emulated_cuda.nccl)
+        ):
+            mean = ["two levels, a pass", "two levels, the mean"]
+            if n == 64_003:
+                mean += ["two levels, a tail", *["two levels, the mean of tails"] * (rank in last_inside)]
+            closes = ["two levels, the solve", "two levels, the parts", "a wait for a result"]
+            across = ["all-reduce, shards"]
+            if n == 64_008 or (n == 64_003 and rank in last_inside):
+                across = ["all-reduce, shards and a tail", "two levels, a part with a tail"]
+            for (alone,), (opens, last) in zip(steps[::2], steps[1::2], strict=True):
+                check(alone, together("a step", *mean, *across, *closes), f"{n} elements along {along}, rank {rank}")
+                if n == 64_008:
+                    of_pass = together("a pass", *mean, "ranks, in a pass")
+                    check(opens, plus(of_pass, together("zeros handed back", "a wait for a result")), "open")
+                    check(last, plus(of_pass, together("behind the passes", *closes)), "closing")
+
+
+@counts_on_device
+@pytest.mark.parametrize(("along", "runs"), [("node", 4), ("gpu", 1)])
+def test_reduce_scatter_in_two_levels(run_ranks: Runner, random_seed: int, along: str, runs: int) -> None:
+    """A scaling for each run of shards that lie side by side."""
+    for steps in run_ranks(4, rank_levels, random_seed, along, True, 40_028, backend=emulated_cuda.nccl):
+        for (alone,) in steps[::2]:
+            levels = ("two levels, a pass", "two levels, the mean", "two levels, the solve")
+            more = {**together(), "kernels": runs - 1}
+            check(alone, plus(call("reduce-scatter", *levels), more), along)
 
 
 def rank_model(rank: int, world: int, seed: int) -> list[Counts]:

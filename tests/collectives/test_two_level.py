@@ -21,6 +21,8 @@ from tests.support.checks import Outcome, outcome
 from tests.support.ddp import CAP_MB, batch_of, gradient_digest, loss_of, mlp, same_on_all_ranks
 from tests.support.errors import Raised, error_of, expect
 
+pytestmark = pytest.mark.device
+
 Runner = Callable[..., list[Any]]
 METHODS: list[tuple[str, dict[str, Any]]] = [("mean", {}), ("mgda", {}), ("cagrad", {"c": 0.3})]
 SIZES = (7, 4099, 20_011)  # all tail; sharded; sharded with a tail, on both levels
@@ -49,7 +51,14 @@ GRIDS = {
     "a rank each": Grid([[0], [1], [2], [3]], NODE_GPU, "node", [[0], [1], [2], [3]]),
     "both dimensions": Grid([[0, 1], [2, 3]], NODE_GPU, NODE_GPU, [[0], [1], [2], [3]]),
     "three inside": Grid([[0, 1, 2], [3, 4, 5]], NODE_GPU, "node", [[0, 1, 2], [3, 4, 5]]),
+    "two of three dimensions": Grid(  # for which the mesh has no group
+        [[[0, 1], [2, 3]], [[4, 5], [6, 7]]],
+        ("rack", "node", "gpu"),
+        ("rack", "gpu"),
+        [[0, 2], [1, 3], [4, 6], [5, 7]],
+    ),
 }
+DESCENDS = "ranks in another order"  # refused on a device
 
 
 def cases_of(seed: int, grid: Grid, count: int) -> list[Case]:
@@ -90,7 +99,13 @@ def rank_schedules(rank: int, world: int, seed: int, names: list[str], count: in
 
 
 @pytest.mark.parametrize(
-    ("names", "count"), [([name for name in GRIDS if GRIDS[name].world == 4], 8), (["three inside"], 6)]
+    ("names", "count"),
+    [
+        ([name for name in GRIDS if GRIDS[name].world == 4 and not (checks.ON_DEVICE and name == DESCENDS)], 8),
+        (["three inside"], 6),
+        (["two of three dimensions"], 3),
+    ],
+    ids=["4", "6", "8"],
 )
 def test_any_schedule_is_one_step_of_all_its_rows(
     run_ranks: Runner, random_seed: int, names: list[str], count: int
@@ -139,6 +154,7 @@ def rank_bytes(rank: int, world: int, n: int) -> list[tuple[int, int]]:
     return sent
 
 
+@pytest.mark.host
 def test_bytes_are_those_of_a_hierarchical_reduction(run_ranks: Runner) -> None:
     n, small = 64_000, 200  # a few Gramians
     for all_reduce, reduce_scatter in run_ranks(4, rank_bytes, n):
@@ -219,6 +235,7 @@ def rank_disagree(rank: int, world: int) -> list[Raised]:
     return errors
 
 
+@pytest.mark.host
 def test_wrong_use_raises_on_all_ranks(run_ranks: Runner) -> None:
     for inside, size, other, passes, part in run_ranks(4, rank_disagree):
         expect(inside, ValueError, "must have the same objective", "step 2, pass 1 rank 0 has '2', rank 1 '1'")
@@ -237,25 +254,9 @@ def rank_dies(rank: int, world: int) -> Raised:
     return error_of(lambda: [moo.all_reduce(torch.ones(50_000), state) for _ in range(100)])
 
 
+@pytest.mark.host
 def test_a_rank_that_dies_ends_the_others(run_ranks: Runner) -> None:
     results = run_ranks(4, rank_dies, timeout=60.0, group_timeout=timedelta(seconds=5), may_die=(3,))
     for kind, text in results[:3]:
         assert kind is torch.distributed.DistBackendError, kind
         assert "bucket_moo_ext" in text
-
-
-def rank_on_device(rank: int, world: int) -> None:
-    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=NODE_GPU)
-    state = moo.BucketMOO(mesh=mesh, objectives="node")
-    expect(
-        error_of(lambda: moo.all_reduce(torch.ones(9), state)),
-        NotImplementedError,
-        "two levels are not supported on",
-        "objectives=",
-    )
-
-
-@pytest.mark.device
-@pytest.mark.skipif(not checks.ON_DEVICE, reason="the CPU has it")
-def test_a_gpu_does_not_have_it_yet(run_ranks: Runner) -> None:
-    run_ranks(2, rank_on_device)

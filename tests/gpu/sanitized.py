@@ -15,6 +15,7 @@ from pathlib import Path
 import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.gpu.device import DEVICE
@@ -85,6 +86,17 @@ def collectives() -> None:
                         moo.all_reduce(row, several)
                         moo.reduce_scatter(torch.empty_like(row), given, several)
             several.report()
+    mesh = init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("node", "gpu"))
+    in_levels = moo.BucketMOO("mgda", mesh=mesh, objectives="node")
+    for dtype in DTYPES:
+        for n in (1, 50_001):
+            for number in range(2):
+                row = torch.randn(n, device=DEVICE.name).to(dtype)
+                given = torch.randn(n * dist.get_world_size(), device=DEVICE.name).to(dtype)
+                with contextlib.nullcontext() if number == 1 else in_levels.accumulate():
+                    moo.all_reduce(row, in_levels)
+                moo.reduce_scatter(torch.empty_like(row), given, in_levels)
+    in_levels.report()
     one_objective = moo.BucketMOO("mean", objective="a")
     moo.all_reduce(torch.randn(5001, device=DEVICE.name), one_objective)
     one_objective.objective = f"o{rank}"  # another K than that of the first step

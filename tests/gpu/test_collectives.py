@@ -8,6 +8,7 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
 from tests.gpu.device import DEVICE
 from tests.gpu.one_gpu import run_gpu_ranks
@@ -49,6 +50,40 @@ def test_all_reduce(run_gpu_ranks: Runner, random_seed: int, shared: list[str]) 
             for dtype, n in CASES:
                 rows = [draw(random_seed, (r, n), n, dtype) for r in range(world)]
                 verify(f"{objectives} {method} {dtype} {n}", rows, next(place), method, objective=objectives)
+
+
+def rank_two_levels(rank: int, world: int, seed: int) -> list[list[Outcome]]:
+    mesh = init_device_mesh(torch.device(DEVICE.name).type, (2, 2), mesh_dim_names=("node", "gpu"))
+    results: list[list[Outcome]] = []
+    for along in ("node", "gpu"):
+        state = moo.BucketMOO("mgda", mesh=mesh, objectives=along)
+        results.append([])
+        for dtype, n in CASES:
+            row = draw(seed, (rank, n), n, dtype).to(DEVICE.name)
+            moo.all_reduce(row, state)
+            results[-1].append(outcome(row.cpu(), state))
+            full = draw(seed, (rank, n), n * world, dtype).to(DEVICE.name)
+            shard = torch.empty(n, dtype=dtype, device=DEVICE.name)
+            moo.reduce_scatter(shard, full, state)
+            results[-1].append(outcome(shard.cpu(), state))
+    return results
+
+
+def test_two_levels(run_gpu_ranks: Runner, random_seed: int) -> None:
+    """The mean of ranks that share an objective is formed in the bucket's dtype."""
+    ranks = run_gpu_ranks(4, rank_two_levels, random_seed)
+    for number, objectives in enumerate(("0011", "0101")):
+        for place, (dtype, n) in enumerate(CASES):
+            label = f"{objectives} {dtype} {n}"
+            given: dict[str, Any] = {"objective": objectives, "is_summed": True}
+            whole, scattered = ([results[number][2 * place + i] for results in ranks] for i in range(2))
+            assert all(o.result == whole[0].result for o in whole), label
+            rows = [draw(random_seed, (r, n), n, dtype) for r in range(4)]
+            verify(label, rows, whole[0], "mgda", **given)
+            rows = [draw(random_seed, (r, n), n * 4, dtype) for r in range(4)]
+            for r, of_rank in enumerate(scattered):
+                shard = slice(r * n, (r + 1) * n)
+                verify(label, rows, of_rank, "mgda", shard=shard, **given)
 
 
 def rank_sketched(rank: int, world: int, seed: int, shared: Sequence[str]) -> list[list[dict[str, Any]]]:

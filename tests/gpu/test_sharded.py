@@ -17,25 +17,30 @@ from tests.gpu.one_gpu import gloo_cuda, run_gpu_ranks
 
 __all__ = ["run_gpu_ranks"]  # a fixture
 Runner = Callable[..., list[Any]]
-WRAPPERS = ("fsdp2", "fsdp1")
+WRAPPERS = ("fsdp2", "hsdp", "fsdp1")
 METHODS = DEVICE.pick(("mean", "mgda", "cagrad"), dry=("mgda",))
 
 
-def _sharded(wrapper: str, world: int, device: str) -> Any:
+def _registered(wrapper: str, method: str, rank: int, world: int, device: str) -> tuple[Any, moo.BucketMOO]:
     """A bucket for each layer that has parameters."""
     model: Any = network(device, torch.float32)
     layers = [layer for layer in model if isinstance(layer, nn.Linear)]
     if wrapper == "fsdp1":
-        return FullyShardedDataParallel(
+        model = FullyShardedDataParallel(
             model,
             auto_wrap_policy=lambda module, recurse, **_: recurse or module in layers,
             device_id=torch.device(device, 0) if device != "cpu" else torch.device("cpu"),
             use_orig_params=True,
         )
-    mesh = init_device_mesh(device, (world,))
-    for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+        return model, moo.register(model, method, objective=f"o{rank}")
+    given: dict[str, Any] = {"objective": f"o{rank}"}
+    if wrapper == "hsdp":  # one replica, whose ranks share an objective
+        mesh = init_device_mesh(device, (1, world), mesh_dim_names=("replicate", "shard"))
+        given = {"mesh": mesh, "objectives": "replicate"}
+    shards = mesh["shard"] if wrapper == "hsdp" else init_device_mesh(device, (world,))
+    for part in (*layers, model):
+        fully_shard(part, mesh=shards)
+    return model, moo.register(model, method, **given)
 
 
 def rank_sharded(rank: int, world: int, seed: int, device: str) -> dict[tuple[str, str], tuple[Any, Any]]:
@@ -43,13 +48,12 @@ def rank_sharded(rank: int, world: int, seed: int, device: str) -> dict[tuple[st
     results = {}
     for wrapper in WRAPPERS:
         for method in METHODS:
-            model = _sharded(wrapper, world, device)
-            state = moo.register(model, method, objective=f"o{rank}")
+            model, state = _registered(wrapper, method, rank, world, device)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             for step in range(3):
                 backward(model, seed, rank, step, device, torch.float32)
                 optimizer.step()
-            shards = [p.to_local() if wrapper == "fsdp2" else p for p in model.parameters()]
+            shards = [p.to_local() if wrapper != "fsdp1" else p for p in model.parameters()]
             buckets = {min(bucket.parameters): bucket.weights.tolist() for bucket in state.report().buckets}
             results[wrapper, method] = (
                 torch.cat([shard.detach().flatten() for shard in shards]).double().cpu().numpy(),

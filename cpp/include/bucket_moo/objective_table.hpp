@@ -73,6 +73,7 @@ enum class StepError : std::int32_t {
   too_many_names,       ///< the registry of names is full
   other_objectives,     ///< `culprit` of them, and not those of the first step
   several_objectives,   ///< `culprit` has another objective than rank 0 in a pass that must have one
+  several_inside,       ///< `culprit` has another objective than the first rank of its inside group
 };
 
 /// The scalars of a step.
@@ -135,11 +136,13 @@ BUCKET_MOO_HD inline void check_records(const StepRecord* records, int world, St
 
 /// Makes the table of a step from the records of all W >= 1 ranks. On an error K is 0 and of the table only the header
 /// and scratch are written. All lanes call alike; the table is visible to all of them on return.
+/// \param found  an error in what the records were made of; nullptr: there is none
 template <class Lanes>
 BUCKET_MOO_HD void make_objective_table(Lanes lanes, const StepRecord* records, int world, StepLimits limits,
-                                        const ObjectiveTable& table) {
+                                        const ObjectiveTable& table, const StepHeader* found = nullptr) {
   StepHeader header;
   header.step = records[0].step;
+  if (found != nullptr) set_error(found->error, found->culprit, &header);
   check_records(records, world, &header);
 
   // `objective` first holds each rank's leader: the lowest rank of the same name.

@@ -40,13 +40,15 @@ struct PassRules {
 /// Adds the pass that the records of all W >= 1 ranks are of. On an error nothing but `objective` and the header is
 /// written, with a K of 0. All lanes call alike. Needs a sync() before others than lane 0 read the header, and any lane
 /// what else was written.
+/// \param found  an error in what the records were made of; nullptr: there is none
 template <class Lanes>
 BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, const PassRules& rules,
-                            const StepSums& sums, const PassTable& pass) {
+                            const StepSums& sums, const PassTable& pass, const StepHeader* found = nullptr) {
   StepHeader header;
   if (records[0].pass > 0) header = *sums.header;
   if (header.error != StepError::none) return;
   header.step = records[0].step;
+  if (found != nullptr) set_error(found->error, found->culprit, &header);
   const int known = header.k;
   check_records(records, world, &header);
   for (int r = 1; r < world; ++r) {
