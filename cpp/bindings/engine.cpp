@@ -59,10 +59,11 @@ RankGrid grid_of(const std::vector<std::vector<int>>& groups) {
 }
 
 Grouping new_grouping(const std::string& scope, std::map<std::string, std::string> groups, bool by_support,
-                      bool keeps_mean_scale, const std::vector<std::string>& replicated) {
+                      bool keeps_mean_scale, bool has_pieces, const std::vector<std::string>& replicated) {
   static const std::map<std::string, Scope> scopes{
       {"bucket", Scope::bucket}, {"model", Scope::model}, {"parameter", Scope::parameter}, {"groups", Scope::groups}};
-  return {scopes.at(scope), std::move(groups), by_support, keeps_mean_scale, {replicated.begin(), replicated.end()}};
+  return {scopes.at(scope), std::move(groups), by_support,
+          keeps_mean_scale, has_pieces,        {replicated.begin(), replicated.end()}};
 }
 
 EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
@@ -239,7 +240,7 @@ void bind_engine(py::module_& module) {
       .def("width_for", [](const Sketch& sketch, std::int64_t n) { return sketch.options.width_for(n); }, py::arg("n"));
   py::class_<Grouping>(module, "Grouping")
       .def(py::init(&new_grouping), py::arg("scope"), py::arg("groups"), py::arg("by_support"),
-           py::arg("keeps_mean_scale"), py::arg("replicated"));
+           py::arg("keeps_mean_scale"), py::arg("has_pieces"), py::arg("replicated"));
   // Functions that wait or take the engine's locks release the GIL.
   py::class_<Engine, EnginePtr>(module, "Engine")
       .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),

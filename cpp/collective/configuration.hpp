@@ -12,6 +12,9 @@ namespace bucket_moo {
 /// Fields that must be the same on every rank: name and printed value.
 using Configuration = std::vector<std::pair<std::string, std::string>>;
 
+/// The field that ranks of one model differ in: which piece of it they hold.
+inline constexpr const char* kPlaceOfPiece = "place in model_parallel_group";
+
 /// Raises AgreedError, naming the field, the values and the ranks, unless all `world` ranks hold the same
 /// configuration. Collective: two all-gathers of host memory.
 void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration);

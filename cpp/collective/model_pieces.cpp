@@ -9,7 +9,7 @@
 
 namespace bucket_moo {
 
-void ModelPieces::agree(const char* what, const std::function<std::uint64_t()>& part) {
+void ModelPieces::agree(const std::function<std::uint64_t()>& part) {
   struct Said {
     std::uint64_t failed = 0;
     std::uint64_t number = 0;
@@ -37,8 +37,11 @@ void ModelPieces::agree(const char* what, const std::function<std::uint64_t()>& 
                                  " of model_parallel_group) have raised an error, which says what is wrong there"));
     }
     if (other.number != own.number) {
-      throw AgreedError(c10::str("bucket_moo_ext: ranks of model_parallel_group must have the same ", what, "; place ",
-                                 p, " differs from place ", rank(), ", which is this rank's"));
+      throw AgreedError(
+          c10::str("bucket_moo_ext: ranks of model_parallel_group must reduce the same buckets, of parameters "
+                   "with the same names (for direct calls: bucket=\"name\"), in the same order, and have the "
+                   "same objective and weight; place ",
+                   p, " differs from place ", rank(), ", which is this rank's"));
     }
   }
 }

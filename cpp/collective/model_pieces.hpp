@@ -20,8 +20,8 @@ class ModelPieces {
 
   /// Calls the function, which says what this rank's data-parallel group does, as a number that is the same on all of
   /// its ranks and raises AgreedError on all of them alike. Raises AgreedError on the ranks of all data-parallel
-  /// groups if one of these did, or if their numbers differ. `what`: for the message.
-  void agree(const char* what, const std::function<std::uint64_t()>& part);
+  /// groups if one of these did, or if their numbers differ.
+  void agree(const std::function<std::uint64_t()>& part);
 
  private:
   const std::shared_ptr<Transport> transport_;

@@ -184,7 +184,7 @@ Rows MooCollective::exchange_partials(const ShardedBucket& bucket, const Section
   std::fill(gramians.begin(), gramians.end(), 0.0);
   add_gramians(portable_gramian, tails, sections.tail, objectives_.map(), gramians);
   add_partials(k, gramians);
-  add_pieces_of(sections, k, gramians);
+  add_pieces(sections, k, gramians);
   return tails;
 }
 
@@ -215,18 +215,14 @@ void MooCollective::add_partials(int k, std::vector<double>& gramians) const {
   }
 }
 
-void MooCollective::add_pieces_of(const Sections& sections, int k, std::vector<double>& gramians) {
+/// The Gramians of this group's piece become those of all pieces. In rank order too: the groups agree to the bit.
+void MooCollective::add_pieces(const Sections& sections, int k, std::vector<double>& gramians) {
+  if (!pieces_) {
+    return;
+  }
   const auto size = static_cast<std::ptrdiff_t>(k) * k;
   for (const int part : sections.counted_elsewhere) {
     std::fill_n(gramians.begin() + part * size, size, 0.0);
-  }
-  add_pieces(k, gramians);
-}
-
-/// In rank order too: the groups agree to the bit.
-void MooCollective::add_pieces(int k, std::vector<double>& gramians) {
-  if (!pieces_) {
-    return;
   }
   const std::size_t bytes = packed_bytes(gramians, k);
   const auto pieces = static_cast<std::size_t>(pieces_->size());
@@ -261,16 +257,16 @@ void MooCollective::accumulate(const ShardedBucket& bucket, const PassRows& pass
   tile.end_pass();
 }
 
-TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives, bool adds_pieces) {
+TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives) {
   const Sections whole = one_part(tile.shard_size(), tile.tail_size());
-  auto [gramian, shares] = exchange_gramians(tile, objectives, whole, adds_pieces);
+  auto [gramian, shares] = exchange_gramians(tile, objectives, whole);
   TileGramian result{empty_solution(objectives.k()), std::move(shares)};
   result.solution.gramian = std::move(gramian);
   return result;
 }
 
 PartGramians MooCollective::exchange_gramians(ObjectiveTile& tile, const StepObjectives& objectives,
-                                              const Sections& sections, bool adds_pieces) {
+                                              const Sections& sections) {
   const int k = objectives.k();
   const auto size = static_cast<std::size_t>(k);
   PartGramians result{std::vector<double>(static_cast<std::size_t>(sections.parts) * size * size),
@@ -289,9 +285,7 @@ PartGramians MooCollective::exchange_gramians(ObjectiveTile& tile, const StepObj
   if (has_shards) {
     add_partials(k, sum);
   }
-  if (adds_pieces) {
-    add_pieces_of(sections, k, sum);
-  }
+  add_pieces(sections, k, sum);
   return result;
 }
 

@@ -132,14 +132,9 @@ class MooCollective {
 
   /// The Gramian of a bucket's tile, over all shards, after the last pass: closes the tile. Weights are yet to be
   /// solved for. The same bits on every rank.
-  /// `adds_pieces`: else it is that of this rank's piece alone, see add_pieces().
-  TileGramian exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives, bool adds_pieces = true);
+  TileGramian exchange_gramian(ObjectiveTile& tile, const StepObjectives& objectives);
   /// The same for a tile's parts.
-  PartGramians exchange_gramians(ObjectiveTile& tile, const StepObjectives& objectives, const Sections& sections,
-                                 bool adds_pieces = true);
-
-  /// The Gramians of this group's piece, [parts, K, K], become those of all pieces, where there are others.
-  void add_pieces(int k, std::vector<double>& gramians);
+  PartGramians exchange_gramians(ObjectiveTile& tile, const StepObjectives& objectives, const Sections& sections);
 
   /// Weights and status of `result`, for its Gramian. `key`, `state`: as all_reduce().
   void solve(const RandomKey& key, double* state, BucketSolution& result);
@@ -200,7 +195,7 @@ class MooCollective {
   Rows exchange_partials(const ShardedBucket& bucket, const Sections& sections, std::vector<double>& gramians);
   void gather_partials(int k, std::size_t tail_bytes, const std::byte* tail, const std::vector<double>& gramian);
   void add_partials(int k, std::vector<double>& gramians) const;
-  void add_pieces_of(const Sections& sections, int k, std::vector<double>& gramians);
+  void add_pieces(const Sections& sections, int k, std::vector<double>& gramians);
   static BucketSolution empty_solution(int k);
   void set_coefficients(std::span<const double> weights);
   void combine_sections(const Rows& rows, std::span<const Section> sections, std::span<const double> weights,

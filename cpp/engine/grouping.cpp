@@ -9,11 +9,12 @@
 namespace bucket_moo {
 
 Grouping::Grouping(Scope scope, std::map<std::string, std::string> groups, bool by_support, bool keeps_mean_scale,
-                   std::set<std::string> replicated)
+                   bool has_pieces, std::set<std::string> replicated)
     : scope_(scope),
       groups_(std::move(groups)),
       by_support_(by_support),
       keeps_mean_scale_(keeps_mean_scale),
+      has_pieces_(has_pieces),
       replicated_(std::move(replicated)) {
   for (const auto& [parameter, group] : groups_) {
     ++sizes_[group];

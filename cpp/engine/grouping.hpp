@@ -25,18 +25,18 @@ class Grouping {
   /// `groups`: of Scope::groups, by the name of a parameter.
   /// `by_support`: whether parameters of a group that other objectives depend on get weights of their own.
   /// `keeps_mean_scale`: whether those of fewer objectives are scaled down to what the mean over all would be.
-  /// `replicated`: parameters of which all ranks that hold pieces of the model have copies, by name.
+  /// `has_pieces`: whether other ranks hold other pieces of the model. `replicated`: parameters of which they all have
+  /// copies, by name.
   Grouping(Scope scope, std::map<std::string, std::string> groups, bool by_support, bool keeps_mean_scale,
-           std::set<std::string> replicated = {});
+           bool has_pieces = false, std::set<std::string> replicated = {});
 
   Scope scope() const { return scope_; }
   bool by_support() const { return by_support_; }
+  bool has_pieces() const { return has_pieces_; }
   bool keeps_mean_scale() const { return keeps_mean_scale_; }
 
   /// Whether a bucket may have parts with weights of their own.
-  bool has_parts() const {
-    return by_support_ || scope_ == Scope::parameter || scope_ == Scope::groups || !replicated_.empty();
-  }
+  bool has_parts() const { return by_support_ || scope_ == Scope::parameter || scope_ == Scope::groups || has_pieces_; }
 
   bool is_replicated(const BucketParameter& parameter) const { return replicated_.contains(parameter.name); }
 
@@ -56,6 +56,7 @@ class Grouping {
   std::map<std::string, std::int64_t> sizes_;
   bool by_support_ = false;
   bool keeps_mean_scale_ = true;
+  bool has_pieces_ = false;
   std::set<std::string> replicated_;
 };
 

@@ -76,6 +76,9 @@ FuturePtr HostBackend::submit(PlacedReduction call) {
     const std::uint64_t line = job->call.line;
     const std::exception_ptr failure = self->failure_of(line);
     const bool is_deferred = !self->deferred_.empty() && self->deferred_.back().job == job;
+    if (is_deferred && failure) {  // it gets its error here
+      self->deferred_.pop_back();
+    }
     const std::vector<JobPtr> finished = std::exchange(self->finished_, {});
     const bool solves_late = !failure && job->sketched != nullptr;
     if (solves_late) {
@@ -181,28 +184,38 @@ void HostBackend::agree(const PlacedReduction& call) {
     agree_in_group(call);
     return;
   }
-  const bool is_whole_model = is_of_model(call.line) && !options_.grouping.has_parts();
-  if (is_whole_model && !call.starts_pass()) {  // pieces may have other buckets, for one sum at the end counts
-    agree_in_group(call);
-    return;
+  if (!pieces_checked_) {  // behind those of the own group, where they are the same
+    pieces_->agree([this] {
+      check_configuration();
+      return std::uint64_t{0};
+    });
+    Configuration of_model = options_.configuration;
+    std::erase_if(of_model, [](const auto& field) { return field.first == kPlaceOfPiece; });
+    check_same_configuration(
+        pieces_->rank(), links_.pieces->size(),
+        [this](const at::Tensor& blocks) {
+          links_.pieces->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
+                                    blocks.nbytes() / static_cast<std::size_t>(links_.pieces->size()));
+        },
+        of_model);
+    pieces_checked_ = true;
   }
-  const bool is_first = !configuration_checked_;
-  pieces_->agree(is_first ? "configuration, buckets, objectives and weights" : "buckets, objectives and weights", [&] {
+  pieces_->agree([&] {
     agree_in_group(call);
-    std::uint64_t hash = hash_of_call(call);
-    for (const auto& [field, value] : is_first ? options_.configuration : Configuration()) {
-      hash += hash_of(BucketId{{.name = field + "=" + value}});
-    }
-    return hash;
+    return hash_of_call(call);
   });
 }
 
-void HostBackend::agree_in_group(const PlacedReduction& call) {
+void HostBackend::check_configuration() {
   if (!configuration_checked_) {
     check_same_configuration(
         rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); }, options_.configuration);
     configuration_checked_ = true;
   }
+}
+
+void HostBackend::agree_in_group(const PlacedReduction& call) {
+  check_configuration();
   if (call.starts_pass()) {
     begin_pass(call);
   } else {
@@ -214,18 +227,10 @@ void HostBackend::agree_in_group(const PlacedReduction& call) {
 }
 
 /// What ranks with other pieces of the model must have alike.
-std::uint64_t HostBackend::hash_of_call(const PlacedReduction& call) const {
-  const Objectives& pass = collective_.objectives();
-  std::string text = c10::str(static_cast<int>(call.operation), " ", call.step, " ", call.pass, " ", call.index, " ",
-                              call.leaves_open);
-  for (std::size_t r = 0; r < pass.objective.size(); ++r) {
-    text += c10::str(" ", pass.names[static_cast<std::size_t>(pass.objective[r])], " ",
-                     std::bit_cast<std::uint64_t>(pass.share[r]));
-  }
-  BucketId said{{.name = std::move(text)}};
-  if (!is_of_model(call.line) || options_.grouping.has_parts()) {
-    said.insert(said.end(), call.bucket.begin(), call.bucket.end());
-  }
+std::uint64_t HostBackend::hash_of_call(const PlacedReduction& call) {
+  BucketId said = call.bucket;
+  said.push_back({.name = c10::str(static_cast<int>(call.operation), " ", call.step, " ", call.pass, " ", call.index,
+                                   " ", call.leaves_open, " ", steps_[call.line].said)});
   return hash_of(said);
 }
 
@@ -234,6 +239,10 @@ void HostBackend::begin_pass(const PlacedReduction& call) {
   StepObjectives& objectives = step.objectives;
   std::vector<StepRecord> records = gather_records(links_.all.get(), call.record);
   step.newest_pass = read_objectives(records);
+  step.said.clear();
+  for (const StepRecord& record : records) {
+    step.said += c10::str(record.objective.text(), " ", std::bit_cast<std::uint64_t>(record.weight), "; ");
+  }
   if (options_.layout == Layout::passes) {
     check_one_objective(records);
   }

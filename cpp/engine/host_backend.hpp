@@ -128,6 +128,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
     std::int64_t number = 0;
     StepObjectives objectives;
     Objectives newest_pass;
+    std::string said;                // in it, by all ranks
     ProblemSet problems;             // where buckets have parts
     std::vector<Objectives> inside;  // of each pass, where there is an inside group
     std::exception_ptr failure;      // alike on every rank
@@ -150,7 +151,8 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   void run(const JobPtr& job);
   void agree(const PlacedReduction& call);
   void agree_in_group(const PlacedReduction& call);
-  std::uint64_t hash_of_call(const PlacedReduction& call) const;
+  void check_configuration();
+  std::uint64_t hash_of_call(const PlacedReduction& call);
   void begin_pass(const PlacedReduction& call);
   bool reduces_at_once(const PlacedReduction& call) const;
   void reduce_dense(Job& job);
@@ -217,6 +219,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   std::optional<InsideGroup> inside_;
   std::optional<ModelPieces> pieces_;
   bool configuration_checked_ = false;
+  bool pieces_checked_ = false;
   std::exception_ptr failure_;           // for good
   std::map<std::uint64_t, Step> steps_;  // by line
   std::vector<Closed> deferred_;         // of the hook's step, in order

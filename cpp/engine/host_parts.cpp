@@ -24,11 +24,12 @@ bool HostBackend::spans_buckets(const PlacedReduction& call) const {
 Sections HostBackend::sections_of(const PlacedReduction& call, const ShardedBucket& bucket) const {
   const auto* const output = static_cast<const std::byte*>(call.output.const_data_ptr());
   const auto element = static_cast<std::int64_t>(element_size(call.dtype()));
-  const std::int64_t pieces = call.gradient().numel() / std::max<std::int64_t>(call.output.numel(), 1);
+  const std::int64_t shards = call.gradient().numel() / std::max<std::int64_t>(call.output.numel(), 1);
+  const bool is_alone = call.bucket.size() == 1;  // what a direct call reduces has no size of its own
   std::vector<Section> all;
   std::int64_t end = 0;
   for (const BucketParameter& parameter : call.bucket) {
-    const std::int64_t size = parameter.numel > 0 ? parameter.numel / pieces : call.output.numel();
+    const std::int64_t size = is_alone ? call.output.numel() : parameter.numel / shards;
     all.push_back({end, size, static_cast<int>(all.size())});
     end += size;
   }
@@ -140,10 +141,14 @@ void HostBackend::solve_ready(std::uint64_t line) {
   const std::vector<std::string>& objectives = step.objectives.names();
   for (const std::size_t number : step.problems.ready()) {
     PartProblem& problem = step.problems[number];
-    std::vector<double> memory = prepare_method(problem.parameters, objectives);
+    BucketId owner = problem.parameters;
+    for (BucketParameter& parameter : owner) {  // pieces may be of other sizes elsewhere: all ranks inherit alike
+      parameter.numel = pieces_ ? 1 : parameter.numel;
+    }
+    std::vector<double> memory = prepare_method(owner, objectives);
     const RandomKey key{options_.seed, static_cast<std::uint64_t>(step.number), hash_of(problem, objectives)};
     collective_.solve(key, memory.empty() ? nullptr : memory.data(), problem.result);
-    store_memory(problem.parameters, objectives, memory);
+    store_memory(owner, objectives, memory);
     if (options_.grouping.by_support() && options_.grouping.keeps_mean_scale()) {
       scale_to_mean(problem, objectives.size());
     }
@@ -200,7 +205,7 @@ void HostBackend::keep_records(const PlacedReduction& call, const BucketParts& p
         record.result.gramian[i] += parts.gramians[p * size + i];
       }
     }
-    record.numel = numel > 0 ? numel : record.numel;
+    record.numel = call.bucket.size() == 1 ? record.numel : numel;
     records.push_back(std::move(record));
   }
   keep_records(call, std::move(records));

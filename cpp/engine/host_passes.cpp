@@ -182,8 +182,7 @@ void HostBackend::close(Closed bucket) {
   const HostRows& rows = bucket.aside->tile;
   const StepObjectives& objectives = steps_[call.line].objectives;
   if (rows.takes_sketches) {
-    const bool is_summed_at_the_end = links_.pieces != nullptr && is_of_model(call.line);
-    bucket.gramian = collective_.exchange_gramian(bucket.aside->tile.tile, objectives, !is_summed_at_the_end);
+    bucket.gramian = collective_.exchange_gramian(bucket.aside->tile.tile, objectives);
   }
   const WeightSource source = source_of(call, rows.width, objectives.names());
   const bool is_of_model = this->is_of_model(call.line);
@@ -322,9 +321,6 @@ void HostBackend::solve_model() {
   for (std::size_t b = 1; b < model_.size(); ++b) {
     const std::vector<double>& gramian = model_[b].gramian;
     std::transform(gramian.begin(), gramian.end(), model.gramian.begin(), model.gramian.begin(), std::plus<>());
-  }
-  if (links_.pieces) {
-    collective_.add_pieces(static_cast<int>(model.weights.size()), model.gramian);
   }
   const KeptWeights solved = solve_step(kModel, model_.front().key, kHookLine, model_.front().step, std::move(model));
   if (options_.keeps_weights()) {

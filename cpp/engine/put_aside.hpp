@@ -33,7 +33,7 @@ struct PutAside {
 inline std::exception_ptr broken_off() {
   return std::make_exception_ptr(
       std::runtime_error("bucket_moo_ext: the backward pass broke off before its last bucket, whose gradients the "
-                         "weights of scope='model' need"));
+                         "weights of its group (scope) need"));
 }
 
 /// What was put aside for a bucket in this step; nothing yet where this is the first time. Raises AgreedError if other

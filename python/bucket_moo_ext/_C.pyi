@@ -95,6 +95,7 @@ class Grouping:
         groups: Mapping[str, str],
         by_support: bool,
         keeps_mean_scale: bool,
+        has_pieces: bool,
         replicated: Sequence[str],
     ) -> None: ...
 

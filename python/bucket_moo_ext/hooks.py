@@ -149,6 +149,7 @@ def _register_sharded(
     elif process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group of the mesh that the module is sharded over")
     state = new_state(process_group=group)
+    _refuse_parts(state, "fully_shard()")
     if state.scope == "model":
         raise NotImplementedError(
             "scope='model' is not supported with fully_shard(): FSDP2 wants the shard of a group before the next group "
@@ -171,6 +172,15 @@ def _register_sharded(
     return state
 
 
+def _refuse_parts(state: BucketMOO, wrapper: str) -> None:
+    """Raises NotImplementedError for what is for unsharded parameters so far."""
+    if state._scope.has_parts or state._pieces.is_given:
+        raise NotImplementedError(
+            f"scope='parameter', a function as scope, support=True and model_parallel_group are not supported with "
+            f"{wrapper} yet; use scope='bucket'"
+        )
+
+
 def _register_flat(
     root: nn.Module,
     new_state: Callable[..., BucketMOO],
@@ -186,6 +196,7 @@ def _register_flat(
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the FSDP module was made with")
     state = new_state(process_group=group)
+    _refuse_parts(state, "FullyShardedDataParallel")
     if state.scope == "model":
         raise NotImplementedError(
             "scope='model' is not supported with FullyShardedDataParallel: FSDP1 wants the shard of a flat parameter "

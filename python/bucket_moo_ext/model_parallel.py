@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from bucket_moo_ext import private_torch
 from bucket_moo_ext.process_group import parent_group, private_group
+from bucket_moo_ext.scope import digest
 
 
 class ModelParallel:
@@ -44,6 +45,24 @@ class ModelParallel:
         if self._is_replicated is not None:
             return {name for name in self._names if self._is_replicated(name)}
         return {name for name, is_piece in self._names.items() if not is_piece} if any(self._names.values()) else set()
+
+    def check_named(self) -> None:
+        """Raises ValueError where a module's parameters have no names, without which copies are not known."""
+        if self.is_given and not self._names:
+            raise ValueError(
+                "model_parallel_group: which parameters are copies goes by their names; call name_parameters() before "
+                "the first backward pass"
+            )
+
+    @property
+    def configuration(self) -> list[tuple[str, str]]:
+        """What ranks must have alike: those that hold the same piece, and but for the place those of one model."""
+        place = "none" if self._group is None else f"{dist.get_rank(self._group)} of {self._group.size()}"
+        copies = sorted(self.replicated)
+        return [
+            ("place in model_parallel_group", place),
+            ("replicated", f"{len(copies)} of {len(self._names)} parameters ({digest([copies, list(self._names)])})"),
+        ]
 
     def connect(self, data_parallel: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
         """A group of its own over these ranks, or None where there is one. Collective over them.

@@ -26,6 +26,7 @@ class Scope:
         self.support = support
         self.private_scale = choice("private_scale", private_scale, ("mean", "active"))
         self._groups: dict[str, str] = {}
+        self._names: list[str] = []  # of parameters, in order
 
     @property
     def name(self) -> str:
@@ -48,6 +49,7 @@ class Scope:
         Raises:
             TypeError, ValueError: The function gives no group for it.
         """
+        self._names.append(name)
         if isinstance(self.given, str):
             return
         try:
@@ -60,17 +62,32 @@ class Scope:
                 f"scope: the function must give a string or an int for a parameter's name; got "
                 f"{type(group).__name__} {group!r} for {name!r}"
             )
+        if plain == "":
+            raise ValueError(f"scope: the function must give a group that is not empty; got '' for {name!r}")
         self._groups[name] = str(plain)
 
-    def grouping(self, keeps_mean_scale: bool, replicated: Collection[str]) -> _C.Grouping:
-        """For the native engine. ``keeps_mean_scale``: where ``private_scale`` is "mean"."""
+    def grouping(self, keeps_mean_scale: bool, has_pieces: bool, replicated: Collection[str]) -> _C.Grouping:
+        """For the native engine.
+
+        Args:
+            keeps_mean_scale: Where ``private_scale`` is "mean".
+            has_pieces: Whether other ranks hold other pieces of the model.
+            replicated: Names of parameters of which they all have copies.
+        """
         keeps = keeps_mean_scale and self.private_scale == "mean"
-        return _C.Grouping(self.name, self._groups, self.support, keeps, sorted(replicated))
+        return _C.Grouping(self.name, self._groups, self.support, keeps, has_pieces, sorted(replicated))
 
     def __str__(self) -> str:
         """One line, the same on all ranks whose parameters are in the same groups."""
         split = f", by support with private_scale {self.private_scale!r}" if self.support else ""
+        if self.name == "parameter":  # whose names are keys
+            return f"parameter, of {len(self._names)} names ({digest(self._names)}){split}"
         if isinstance(self.given, str):
             return self.given + split
-        digest = hashlib.blake2b(repr(sorted(self._groups.items())).encode(), digest_size=8).hexdigest()
-        return f"{len(set(self._groups.values()))} groups of {len(self._groups)} parameters ({digest}){split}"
+        groups = digest(sorted(self._groups.items()))
+        return f"{len(set(self._groups.values()))} groups of {len(self._groups)} parameters ({groups}){split}"
+
+
+def digest(names: object) -> str:
+    """A few letters that are the same for the same names."""
+    return hashlib.blake2b(repr(names).encode(), digest_size=8).hexdigest()

@@ -166,12 +166,12 @@ class BucketMOO:
             not disturb that of the rest. At most 16 problems a group; parameters with yet another support join that of
             all objectives. A part that is split off has weights on the scale that ``private_scale`` says. The same on
             every rank.
-        private_scale: "mean": weights that a method finds for A of K objectives are multiplied by A/K (by their share
-            of the preference, where there is one), so that a parameter of one objective alone gets its gradient over K,
-            as under DDP, and one learning rate serves for all. "active": they are not, and it gets all of it. Nothing
-            is multiplied for methods whose update is a sum over objectives rather than a mean (NashMTL, FairGrad,
-            ConFIG, Adasum, PCGrad with ``reduction="sum"``) and for Mean, which counts all objectives anyway. The same
-            on every rank.
+        private_scale: With ``support``. "mean": weights that a method finds for A of K objectives are multiplied by A/K
+            (by their share of the preference, where there is one), so that a parameter of one objective alone gets its
+            gradient over K, as under DDP, and one learning rate serves for all. "active": they are not, and it gets all
+            of it. Nothing is multiplied for methods whose update is on the scale of a sum rather than of a mean
+            (NashMTL, FairGrad, ConFIG, Adasum, PCGrad with ``reduction="sum"``) and for Mean, which counts all
+            objectives anyway. The same on every rank.
         mesh: A DeviceMesh with named dimensions, of all ranks of ``process_group``, if ranks share objectives along
             some of them: reductions then have two levels. Ranks along the dimensions that ``objectives`` does not name
             must have the same objective in a pass, which is checked; their weights may differ. They first take the
@@ -182,13 +182,13 @@ class BucketMOO:
             dimensions, as those of ``init_device_mesh`` do. The same on every rank.
         objectives: The dimension of ``mesh`` along which objectives differ, or a tuple of several.
         process_group: The ranks to reduce over; None: the default group. With DDP over a sub-group, that sub-group.
-        model_parallel_group: The ranks that hold the other pieces of this rank's model, itself among them, under
-            tensor, pipeline, expert or context parallelism: a group that is at right angles to ``process_group``. The
-            Gramians of all pieces are added, so that all of them use the weights of the whole model. All of these ranks
-            reduce the same buckets of parameters with the same names, of whatever sizes, in the same order; with
-            ``scope="model"``, without support and replicated parameters, they may have other ones (stages of a
-            pipeline). They have the same objectives and weights, which is compared. For gradients on the CPU, with the
-            exact Gramian and without ``mesh``. A copy of a state has none, and says so when it is used.
+        model_parallel_group: The ranks that hold the other pieces of this rank's model, itself among them, under tensor
+            parallelism: a group that is at right angles to ``process_group``. The Gramians of all pieces are added, so
+            that all of them use the weights of the whole model. All of these ranks reduce the same buckets, of
+            parameters with the same names and whatever sizes, in the same order, and have the same objective and
+            weight; both are compared. Each holds a part of the elements of a parameter, or all of it (``replicated``).
+            For DDP and direct calls, gradients on the CPU, with the exact Gramian and without ``mesh``. A copy of a
+            state has none, and says so when it is used.
         replicated: A function of a parameter's name: whether all ranks of ``model_parallel_group`` have copies of it
             (norms, biases of row-parallel layers), with the same gradient. Then it counts once. None: where parameters
             are pieces of DTensors, those that are not; else none.
@@ -634,6 +634,7 @@ class BucketMOO:
 
     def _bound_to_ddp(self, device: torch.device) -> _C.DdpBuckets:
         """What reduces DDP's buckets on `device`. Raises as `_bound()`."""
+        self._pieces.check_named()
         engine = self._bound(device)
         if self._ddp_buckets is None:
             self._ddp_buckets = _C.DdpBuckets(engine, min(round(self._bucket_cap_mb * 2**20), 2**60))
@@ -696,7 +697,7 @@ class BucketMOO:
             ("layout", self._layout),
             ("scope", str(self._scope)),
             ("mesh", str(self._levels)),
-            ("replicated", ", ".join(sorted(self._pieces.replicated))),
+            *self._pieces.configuration,
             ("seed", str(self._seed)),
             ("bucket_cap_mb", repr(self._bucket_cap_mb)),
             ("version", str(_C.build_info()["version"])),
@@ -708,7 +709,7 @@ class BucketMOO:
             self._seed,
             sketch._native() if sketch else None,
             self._layout == "passes",
-            self._scope.grouping(not self._method._adds_up(), self._pieces.replicated),
+            self._scope.grouping(not self._method._adds_up(), self._pieces.is_given, self._pieces.replicated),
             grid,
             across,
             inside,

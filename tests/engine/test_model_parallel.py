@@ -84,8 +84,9 @@ def _whole(rank: int, world: int, options: dict[str, Any], steps: int = 2) -> An
         {"scope": "parameter"},
         {"scope": scopes.kind_of, "support": True},
         {"scope": "bucket", "support": True},
+        {"scope": "model", "support": True},
     ],
-    ids=["bucket", "model", "parameter", "groups and support", "bucket and support"],
+    ids=["bucket", "model", "parameter", "groups and support", "bucket and support", "model and support"],
 )
 def test_pieces_equal_the_whole_model(run_ranks: RunRanks, options: dict[str, Any]) -> None:
     """TP 2 x DP 2, a bucket, uneven pieces; copies count once."""
@@ -96,35 +97,6 @@ def test_pieces_equal_the_whole_model(run_ranks: RunRanks, options: dict[str, An
         np.testing.assert_allclose(summed, gramian, rtol=1e-11)
         for name, piece in _piece(expected, place, 2).items():
             np.testing.assert_allclose(got[name], piece, rtol=0, atol=1e-11 * np.abs(expected[name]).max())
-
-
-def _stages(rank: int, world: int) -> Any:
-    """A pipeline: other parameters, and other buckets, on each stage."""
-    data, pieces = _grid(2)
-    stage, objective = dist.get_rank(pieces), dist.get_rank(data)
-    names = (["embed", "block0.weight", "block0.norm"], ["block1.weight", "block1.norm", "head.0"])[stage]
-    sizes = {n: {**PIECED, **COPIES}[n] for n in names}
-    model = scopes.Given(sizes=sizes)
-    ddp = DDP(model, process_group=data, bucket_cap_mb=0.02)
-    state = moo.register(ddp, "mgda", scope="model", model_parallel_group=pieces)
-    for s in range(2):
-        model.zero_grad()
-        row = scopes.row(SEED + s, objective, 0, objective, torch.float64, {**PIECED, **COPIES})
-        ddp({n: row[n] for n in names}).backward()
-    assert len(state.report().buckets) == (2, 1)[stage]
-    return {n: float64(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-
-
-def test_stages_of_a_pipeline_are_one_model(run_ranks: RunRanks) -> None:
-    sizes = {**PIECED, **COPIES}
-    rows = [scopes.row(SEED + 1, r, 0, r, torch.float64, sizes) for r in range(2)]
-    expected = scopes.expected(scopes.means(rows, [0, 1]), "mgda", {}, lambda name: "")
-    got: dict[str, np.ndarray] = {}
-    for stage in run_ranks(4, _stages):
-        for name, gradient in stage.items():
-            np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=1e-10 * np.abs(expected[name]).max())
-            got[name] = gradient
-    assert got.keys() == sizes.keys()
 
 
 def _tensor_parallel(rank: int, world: int, method: str) -> Any:
@@ -175,42 +147,47 @@ def test_torchs_tensor_parallelism(run_ranks: RunRanks, method: str) -> None:
 
 
 def _other_objectives(rank: int, world: int) -> Any:
+    """A first step in which all is well, then one that is not on one rank."""
     data, pieces = _grid(2)
-    model = scopes.Given(sizes=PIECED)
-    ddp = DDP(model, process_group=data)
+    ddp = DDP(scopes.Given(sizes=PIECED), process_group=data)
     state = moo.register(ddp, "mgda", model_parallel_group=pieces)
     row = scopes.row(SEED, rank, 0, 0, torch.float64, PIECED)
     errors = []
-    for objective, weight in (("same", 1.0), ("other" if rank == 3 else "same", 1.0), ("same", 2.0 + (rank == 0))):
+    for objective, weight in ((0, 1.0), ("other" if rank == 3 else 0, 1.0), (rank // 2, 2.0 + (rank == 0)), (0, 1.0)):
         state.objective, state.weight = objective, weight
         errors.append(error_of(lambda: ddp(row).backward()))
     return errors
 
 
 def test_ranks_of_one_model_have_the_same_objectives_and_weights(run_ranks: RunRanks) -> None:
-    for fine, objectives, weights in run_ranks(4, _other_objectives):
-        assert fine[0] is type(None), fine
-        expect(
-            objectives, ValueError, "ranks of model_parallel_group must have the same buckets, objectives and weights"
-        )
-        expect(weights, ValueError, "model_parallel_group")
+    for first, objectives, weights, last in run_ranks(4, _other_objectives):
+        assert first[0] is type(None), first
+        expect(objectives, ValueError, "ranks of model_parallel_group must .* have the same objective and weight")
+        expect(weights, ValueError, "ranks of model_parallel_group must")
+        assert last[0] is type(None), last
 
 
-def _an_error_elsewhere(rank: int, world: int) -> Any:
-    """The ranks of one data-parallel group disagree; those of the other hear of it."""
+def _an_error_elsewhere(rank: int, world: int, seeds: list[int]) -> Any:
     data, pieces = _grid(2)
     state = moo.BucketMOO(
-        "mgda", process_group=data, model_parallel_group=pieces, seed=1 if rank == 2 else 0, objective=rank // 2
+        "mgda", process_group=data, model_parallel_group=pieces, seed=seeds[rank], objective=rank // 2
     )
-    return error_of(lambda: moo.all_reduce(torch.ones(9), state))
+    return [error_of(lambda: moo.all_reduce(torch.ones(9), state)) for _ in range(2)]
 
 
 def test_an_error_in_one_data_parallel_group_is_one_in_all(run_ranks: RunRanks) -> None:
-    errors = run_ranks(4, _an_error_elsewhere)
-    for rank in (0, 2):
-        expect(errors[rank], ValueError, "seed")
-    for rank in (1, 3):
-        expect(errors[rank], ValueError, "ranks that hold other pieces of the model .place 0 .* have raised an error")
+    """The ranks of one disagree; those of the other hear of it."""
+    for rank, errors in enumerate(run_ranks(4, _an_error_elsewhere, [0, 0, 1, 0])):
+        words = "ranks that hold other pieces of the model .place 0 .* have raised an error" if rank % 2 else "seed"
+        for error in errors:
+            expect(error, ValueError, words)
+
+
+def test_pieces_of_other_configurations(run_ranks: RunRanks) -> None:
+    """Every time, not only the first."""
+    for errors in run_ranks(4, _an_error_elsewhere, [0, 1, 0, 1]):
+        for error in errors:
+            expect(error, ValueError, "seed", "1")
 
 
 def _other_buckets(rank: int, world: int) -> Any:
@@ -223,7 +200,65 @@ def _other_buckets(rank: int, world: int) -> Any:
 
 def test_other_buckets_on_other_pieces(run_ranks: RunRanks) -> None:
     for error in run_ranks(4, _other_buckets):
-        expect(error, ValueError, "the same configuration, buckets, objectives and weights")
+        expect(error, ValueError, "replicated|must reduce the same buckets")
+
+
+def _without_names(rank: int, world: int) -> Any:
+    data, pieces = _grid(2)
+    ddp = DDP(scopes.Given(sizes=PIECED), process_group=data)
+    ddp.register_comm_hook(
+        moo.BucketMOO(process_group=data, model_parallel_group=pieces, replicated=_is_copy), moo.bucket_moo_hook
+    )
+    return error_of(lambda: ddp(scopes.row(SEED, rank, 0, 0, torch.float64, PIECED)).backward())
+
+
+def test_copies_go_by_names(run_ranks: RunRanks) -> None:
+    for error in run_ranks(4, _without_names):
+        expect(error, ValueError, "model_parallel_group.*call name_parameters")
+
+
+def _empty(rank: int, world: int) -> Any:
+    """A piece may have nothing of a parameter."""
+    data, pieces = _grid(2)
+    sizes = {"a": 5 * (rank % 2), "b": 3}
+    ddp = DDP(scopes.Given(sizes=sizes), process_group=data)
+    state = moo.register(ddp, "mgda", model_parallel_group=pieces)
+    ddp(scopes.row(SEED, rank, 0, 0, torch.float64, sizes)).backward()
+    return state.report().buckets[0].numel
+
+
+def test_a_piece_without_elements(run_ranks: RunRanks) -> None:
+    assert run_ranks(4, _empty) == [3, 8, 3, 8]
+
+
+def _several_passes(rank: int, world: int, weights: list[float]) -> Any:
+    data, pieces = _grid(2)
+    place = dist.get_rank(pieces)
+    sizes = {**PIECED, **COPIES}
+    rows = [scopes.row(SEED, rank // 2, n, n, torch.float64, sizes) for n in range(2)]
+    ddp = DDP(scopes.Given(sizes={n: len(v) for n, v in _piece(rows[0], place, 2).items()}), process_group=data)
+    state = moo.register(ddp, "mgda", model_parallel_group=pieces, replicated=_is_copy)
+    for _ in range(2):
+        ddp.zero_grad()
+        with state.accumulate():
+            state.objective, state.weight = 0, weights[rank]
+            ddp(_piece(rows[0], place, 2)).backward()
+        state.objective = 1
+        error = error_of(lambda: ddp(_piece(rows[1], place, 2)).backward())
+        if error[0] is not type(None):
+            return error
+    return place, {n: float64(p.grad) for n, p in ddp.module.named_parameters() if p.grad is not None}
+
+
+def test_steps_of_several_passes(run_ranks: RunRanks) -> None:
+    sizes = {**PIECED, **COPIES}
+    rows = [scopes.row(SEED, r, n, n, torch.float64, sizes) for n in range(2) for r in range(2)]
+    expected = scopes.expected(scopes.means(rows, [0, 0, 1, 1]), "mgda", {}, lambda name: "")
+    for place, got in run_ranks(4, _several_passes, [1.0] * 4):
+        for name, piece in _piece(expected, place, 2).items():
+            np.testing.assert_allclose(got[name], piece, rtol=0, atol=1e-10 * np.abs(expected[name]).max())
+    for error in run_ranks(4, _several_passes, [1.0, 2.0, 1.0, 2.0]):
+        expect(error, ValueError, "have the same objective and weight")
 
 
 def _arguments(rank: int, world: int) -> None:
