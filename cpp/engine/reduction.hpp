@@ -27,6 +27,9 @@ struct Reduction {
   std::int64_t tile_limit = 0;
   /// The pass of the step that the gradient is of, from 0; nothing: the newest.
   std::optional<int> of_pass = {};
+  /// Where one problem is solved for all buckets: whether the Future is done once the rows are taken, for a caller that
+  /// cannot wait for the last bucket. The result is in `output` behind Engine::end_compared_pass().
+  bool is_late = false;
 
   /// What holds this rank's gradient.
   const at::Tensor& gradient() const { return scatters() ? input : output; }

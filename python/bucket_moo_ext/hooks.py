@@ -79,7 +79,7 @@ def register(
             or FSDP1 that cannot be combined; a module that is sharded over several dimensions or over one rank, or not
             over a dimension of ``mesh``; replicas of it that differ.
         RuntimeError: The module has a hook already or has reduced a backward pass.
-        NotImplementedError: ``scope="model"`` for a sharded module, ``mesh`` for one of FSDP1.
+        NotImplementedError: ``mesh`` for a module of FSDP1.
 
     A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
     reduced, and where a copy of the module trains without a hook.
@@ -139,11 +139,6 @@ def _register_sharded(
     elif process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group of the mesh that the module is sharded over")
     state = new_state(process_group=group)
-    if state.scope == "model":
-        raise NotImplementedError(
-            "scope='model' is not supported with fully_shard(): FSDP2 wants the shard of a group before the next group "
-            "has its gradients; use scope='bucket'"
-        )
     scatter = Scatter()
     if mesh is None and (others := private_torch.other_dimensions(model.mesh)):
         warnings.warn(
@@ -176,11 +171,6 @@ def _register_flat(
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the FSDP module was made with")
     state = new_state(process_group=group)
-    if state.scope == "model":
-        raise NotImplementedError(
-            "scope='model' is not supported with FullyShardedDataParallel: FSDP1 wants the shard of a flat parameter "
-            "before the next one has its gradient; use scope='bucket'"
-        )
     FlatPasses(model, state)
     return state
 

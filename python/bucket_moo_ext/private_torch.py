@@ -235,6 +235,41 @@ def scale_of(op: Any, world: int) -> float:
     raise ValueError(f"bucket_moo_ext: fully_shard() asks for the reduction {op}; AVG, SUM and PREMUL_SUM are known")
 
 
+def divisors_of(group: Any, dtype: torch.dtype) -> tuple[float, float]:
+    """By what FSDP2 divides the gradients of a group before and behind a reduction in ``dtype``."""
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import _get_gradient_divide_factors
+
+    before, behind, *_ = _get_gradient_divide_factors(
+        group._reduce_scatter_process_group,
+        None,
+        dtype,
+        group.device.type,
+        group.gradient_divide_factor,
+        group.force_sum_reduction_for_comms,
+    )
+    return before or 1.0, behind or 1.0
+
+
+def has_gradient_hook(parameter: torch.Tensor) -> bool:
+    """Whether a function is called when a gradient was added to ``.grad``."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+def add_to_sharded_gradients(group: Any, shard: torch.Tensor) -> None:
+    """Adds what a reduce-scatter of a whole group gave to gradients that are there, in their dtype and on their device.
+
+    A parameter's part begins behind the padded ones of those before it.
+    """
+    start = 0
+    for parameter in group.fsdp_params:
+        if not parameter.sharded_param.requires_grad:
+            continue
+        piece = torch.as_strided(shard, parameter.sharded_size, parameter.contiguous_sharded_stride, start)
+        gradient = parameter.sharded_param.grad._local_tensor
+        gradient.add_(piece.to(gradient))
+        start += parameter.padded_sharded_param_size.numel()
+
+
 def sharding_states(modules: Iterable[Any]) -> list[Any]:
     """The states of sharded modules, for what follows."""
     return [module._get_fsdp_state() for module in modules]
@@ -362,6 +397,12 @@ def register_flat_hook(root: Any, hook: Callable[..., None], states: dict[Any, A
 def is_in_flat_backward(root: Any) -> bool:
     """Whether a backward pass of an FSDP1 model has begun and is not over."""
     return bool(root._post_backward_callback_queued)
+
+
+def add_to_flat_gradient(module: Any, result: torch.Tensor) -> None:
+    """Adds a reduced shard, or whole, to the gradient that a flat parameter has behind a backward pass."""
+    gradient = module._handle.flat_param.grad
+    gradient.add_(result.to(gradient))
 
 
 # --- replicate() ---

@@ -19,6 +19,9 @@ __all__ = ["run_gpu_ranks"]  # a fixture
 Runner = Callable[..., list[Any]]
 WRAPPERS = ("fsdp2", "fsdp1")
 METHODS = DEVICE.pick(("mean", "mgda", "cagrad"), dry=("mgda",))
+CASES = [(wrapper, method, "bucket") for wrapper in WRAPPERS for method in METHODS] + [
+    (wrapper, "mgda", "model") for wrapper in WRAPPERS
+]
 
 
 def _sharded(wrapper: str, world: int, device: str) -> Any:
@@ -38,23 +41,22 @@ def _sharded(wrapper: str, world: int, device: str) -> Any:
     return fully_shard(model, mesh=mesh)
 
 
-def rank_sharded(rank: int, world: int, seed: int, device: str) -> dict[tuple[str, str], tuple[Any, Any]]:
-    """Of every wrapper and method: this rank's shards of the model after some steps, and weights of the buckets."""
+def rank_sharded(rank: int, world: int, seed: int, device: str) -> dict[tuple[str, str, str], tuple[Any, Any]]:
+    """Of every case: this rank's shards of the model after some steps, and weights of the buckets."""
     results = {}
-    for wrapper in WRAPPERS:
-        for method in METHODS:
-            model = _sharded(wrapper, world, device)
-            state = moo.register(model, method, objective=f"o{rank}")
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            for step in range(3):
-                backward(model, seed, rank, step, device, torch.float32)
-                optimizer.step()
-            shards = [p.to_local() if wrapper == "fsdp2" else p for p in model.parameters()]
-            buckets = {min(bucket.parameters): bucket.weights.tolist() for bucket in state.report().buckets}
-            results[wrapper, method] = (
-                torch.cat([shard.detach().flatten() for shard in shards]).double().cpu().numpy(),
-                [buckets[name] for name in sorted(buckets)],
-            )
+    for wrapper, method, scope in CASES:
+        model = _sharded(wrapper, world, device)
+        state = moo.register(model, method, objective=f"o{rank}", scope=scope)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            backward(model, seed, rank, step, device, torch.float32)
+            optimizer.step()
+        shards = [p.to_local() if wrapper == "fsdp2" else p for p in model.parameters()]
+        buckets = {min(bucket.parameters): bucket.weights.tolist() for bucket in state.report().buckets}
+        results[wrapper, method, scope] = (
+            torch.cat([shard.detach().flatten() for shard in shards]).double().cpu().numpy(),
+            [buckets[name] for name in sorted(buckets)],
+        )
     return results
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bucket_moo_ext import private_torch
+from bucket_moo_ext import _C, private_torch
 from bucket_moo_ext.adapters.parameters import check_device, check_dtype
 from bucket_moo_ext.adapters.passes import Parameters, Passes
 from bucket_moo_ext.state import BucketMOO
@@ -134,10 +134,31 @@ class FlatPasses(Passes):
         parameters = unit.trained()
         unit.clear_frozen(gradient)
         with self._reduction(parameters) as engine:
-            if shard is None:
-                engine.reduce_compared_bucket(gradient, parameters)
+            if self._is_late:
+                self._reduce_late(engine, unit, gradient, shard, parameters)
+            elif shard is None:
+                engine.reduce_compared_bucket(gradient, parameters, False)
             else:
-                engine.reduce_bucket_to_shard(shard, gradient, parameters, False)
+                engine.reduce_bucket_to_shard(shard, gradient, parameters, False, False)
+
+    def _reduce_late(
+        self,
+        engine: _C.Engine,
+        unit: FlatUnit,
+        gradient: torch.Tensor,
+        shard: torch.Tensor | None,
+        parameters: Parameters,
+    ) -> None:
+        """Hands zeros to FSDP1; the result is added at the end of the pass."""
+        if shard is None:
+            late = gradient.clone()
+            engine.reduce_compared_bucket(late, parameters, True)
+            gradient.zero_()
+        else:
+            late = torch.empty_like(shard)
+            engine.reduce_bucket_to_shard(late, gradient, parameters, False, True)
+            shard.zero_()
+        self._add_at_end(late, lambda result: private_torch.add_to_flat_gradient(unit.unit, result))
 
     def _is_in_backward(self) -> bool:
         return private_torch.is_in_flat_backward(self._root)
