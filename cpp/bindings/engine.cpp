@@ -137,22 +137,33 @@ std::shared_ptr<PythonFutureWrapper> reduce(Engine& engine, const at::Tensor& bu
   return wrap(std::move(future));
 }
 
+/// Beginning and size of each parameter, and where the result begins among them: see ParameterPlaces.
+using Places = std::pair<std::vector<std::pair<std::int64_t, std::int64_t>>, std::int64_t>;
+
 /// The same, complete on return. On the host all ranks make sure first that they reduce the same bucket.
-void reduce_compared_bucket(Engine& engine, const at::Tensor& bucket, const Parameters& parameters) {
+/// `is_late`: with one problem for all buckets. The result is there behind end_compared_pass().
+void reduce_compared_bucket(Engine& engine, const at::Tensor& bucket, const Parameters& parameters,
+                            const Places& places, bool is_late) {
   engine.check_may_wait();
-  wait(
-      engine.reduce({.operation = Operation::all_reduce, .output = bucket, .bucket = bucket_of(parameters)}, kNothing));
+  wait(engine.reduce({.operation = Operation::all_reduce,
+                      .output = bucket,
+                      .bucket = bucket_of(parameters),
+                      .places = {places.first, places.second},
+                      .is_late = is_late},
+                     kNothing));
 }
 
 /// One bucket of the pass that begin_pass() began: its shard, complete on return. `is_inside`: one of the ranks that
-/// share an objective.
+/// share an objective. `is_late`: as above.
 void reduce_bucket_to_shard(Engine& engine, const at::Tensor& output, const at::Tensor& input,
-                            const Parameters& parameters, bool is_inside) {
+                            const Parameters& parameters, const Places& places, bool is_inside, bool is_late) {
   engine.check_may_wait();
   wait(engine.reduce({.operation = is_inside ? Operation::reduce_scatter_inside : Operation::reduce_scatter,
                       .output = output,
                       .input = input,
-                      .bucket = bucket_of(parameters)},
+                      .bucket = bucket_of(parameters),
+                      .places = {places.first, places.second},
+                      .is_late = is_late},
                      kNothing));
 }
 
@@ -257,9 +268,9 @@ void bind_engine(py::module_& module) {
       .def("reduce", torch::wrap_pybind_function(reduce), py::arg("bucket"), py::arg("parameters"))
       .def("refuse_reduction", torch::wrap_pybind_function_no_gil(&Engine::refuse_reduction))
       .def("reduce_compared_bucket", torch::wrap_pybind_function_no_gil(reduce_compared_bucket), py::arg("bucket"),
-           py::arg("parameters"))
+           py::arg("parameters"), py::arg("places"), py::arg("is_late"))
       .def("reduce_bucket_to_shard", torch::wrap_pybind_function_no_gil(reduce_bucket_to_shard), py::arg("output"),
-           py::arg("input"), py::arg("parameters"), py::arg("is_inside"))
+           py::arg("input"), py::arg("parameters"), py::arg("places"), py::arg("is_inside"), py::arg("is_late"))
       .def("end_compared_pass", torch::wrap_pybind_function_no_gil(end_compared_pass))
       .def("all_reduce",
            torch::wrap_pybind_function_no_gil(

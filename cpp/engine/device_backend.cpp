@@ -141,12 +141,12 @@ bool DeviceBackend::is_of_passes(const PlacedReduction& call) const {
   return !call.is_alone_in_step() || options_.layout == Layout::passes || is_of_model(call.line);
 }
 
-void DeviceBackend::end_step(std::uint64_t line) {
+FuturePtr DeviceBackend::end_step(std::uint64_t line) {
   std::vector<Deferred> done;  // completed and dropped without the lock: callbacks and Python's tensors take the GIL
   std::unique_lock in_order(enqueue_);
   const bool solves_model = is_of_model(line) && !deferred_.empty();
   if (late_.empty() && !solves_model) {
-    return;
+    return {};
   }
   const at::NoGradGuard no_grad;
   const OnSideStream guard(device_, side_);
@@ -163,9 +163,12 @@ void DeviceBackend::end_step(std::uint64_t line) {
     throw;
   }
   in_order.unlock();
+  FuturePtr last;
   for (Deferred& bucket : done) {
     complete(bucket.call, bucket.future);
+    last = bucket.future;
   }
+  return last;
 }
 
 /// Refuses to capture what has not been reduced before: its memory would be the graph's.
@@ -275,7 +278,11 @@ void DeviceBackend::put_aside(const PlacedReduction& call, const DeviceBucket& b
     collective_.begin_model();
   }
   collective_.add_to_model(bucket, aside->tile, record.on_device);
-  deferred_.push_back({call, bucket, aside, nullptr});
+  Deferred& deferred = deferred_.emplace_back(Deferred{call, bucket, aside, nullptr});
+  deferred.call.input.reset();  // its row is in the tile
+  if (call.is_late) {
+    deferred.future = make_future(call);
+  }
 }
 
 /// One problem for all buckets: their Gramians add up.

@@ -46,7 +46,7 @@ class DeviceBackend final : public Backend {
   int world_size() const override { return collective_.exchange().size(); }
   void check(const Reduction& reduction, bool starts_step, bool is_alone) override;
   FuturePtr submit(PlacedReduction call) override;
-  void end_step(std::uint64_t line) override;
+  FuturePtr end_step(std::uint64_t line) override;
   bool tells_refusals() const override { return false; }
   void continue_from(std::int64_t step) override;
   /// Counted by the device once a graph was captured, which waits for it.

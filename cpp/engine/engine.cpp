@@ -150,10 +150,8 @@ void Engine::end_pass() {
 FuturePtr Engine::end_compared_pass() {
   check_at_home();
   const std::lock_guard in_order(order_);
-  if (!step_of_hook_.is_left_open()) {
-    backend_->end_step(kHookLine);
-  }
-  return backend_->tells_refusals() ? place(step_of_hook_, {.operation = Operation::end_of_pass}, true) : FuturePtr();
+  FuturePtr late = step_of_hook_.is_left_open() ? FuturePtr() : backend_->end_step(kHookLine);
+  return backend_->tells_refusals() ? place(step_of_hook_, {.operation = Operation::end_of_pass}, true) : late;
 }
 
 FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {

@@ -51,7 +51,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   int world_size() const override { return links_.all ? links_.all->size() : 1; }
   void check(const Reduction&, bool, bool) override {}
   FuturePtr submit(PlacedReduction call) override;
-  void end_step(std::uint64_t line) override;
+  FuturePtr end_step(std::uint64_t line) override;
   bool tells_refusals() const override { return true; }
   void continue_from(std::int64_t step) override;
   std::optional<std::int64_t> counted_steps() const override { return std::nullopt; }
@@ -176,6 +176,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   void scale_to_mean(PartProblem& problem, std::size_t k) const;
   void keep_records(const PlacedReduction& call, const BucketParts& parts);
   void put_aside(const JobPtr& job);
+  static JobPtr late_part(const PlacedReduction& call, const HostRows& rows);
   std::shared_ptr<PutAside> aside_of(const PlacedReduction& call);
   void begin_rows(const PlacedReduction& call, HostRows& rows);
   void add_rows(const PlacedReduction& call, HostRows& rows);

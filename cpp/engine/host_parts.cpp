@@ -3,11 +3,30 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <utility>
 
 #include "engine/host_backend.hpp"
 
 namespace bucket_moo {
+namespace {
+
+/// What of a shard is in no section.
+void zero_padding(const ShardedBucket& bucket, const Sections& sections) {
+  std::int64_t end = 0;
+  const auto zero_up_to = [&](std::int64_t begin) {
+    if (begin > end) {
+      std::memset(bucket.element_out(end), 0, static_cast<std::size_t>(begin - end) * element_size(bucket.dtype));
+    }
+  };
+  for (const Section& section : sections.shard) {
+    zero_up_to(section.begin);
+    end = section.begin + section.size;
+  }
+  zero_up_to(bucket.shard_size);
+}
+
+}  // namespace
 
 /// Direct calls have no parameters, and are groups of their own.
 const Grouping& HostBackend::grouping_of(std::uint64_t line) const {
@@ -19,22 +38,21 @@ bool HostBackend::spans_buckets(const PlacedReduction& call) const {
   return call.line == kHookLine && options_.grouping.spans_buckets(call.bucket);
 }
 
-/// A part for each parameter. They lie in the bucket one after another, or, where a bucket is scattered, a piece of each
-/// in every shard.
+/// A part for each parameter.
 Sections HostBackend::sections_of(const PlacedReduction& call, const ShardedBucket& bucket) const {
   const auto* const output = static_cast<const std::byte*>(call.output.const_data_ptr());
   const auto element = static_cast<std::int64_t>(element_size(call.dtype()));
-  const std::int64_t shards = call.gradient().numel() / std::max<std::int64_t>(call.output.numel(), 1);
-  const bool is_alone = call.bucket.size() == 1;  // what a direct call reduces has no size of its own
   std::vector<Section> all;
   std::int64_t end = 0;
   for (const BucketParameter& parameter : call.bucket) {
-    const std::int64_t size = is_alone ? call.output.numel() : parameter.numel / shards;
-    all.push_back({end, size, static_cast<int>(all.size())});
-    end += size;
+    const std::size_t place = all.size();
+    const auto [begin, size] = place < call.places.ranges.size() ? call.places.ranges[place]
+                               : call.bucket.size() == 1
+                                   ? std::pair(std::int64_t{0}, call.output.numel())  // a direct call's
+                                   : std::pair(end, parameter.numel);
+    all.push_back({begin, size, static_cast<int>(place)});
+    end = begin + size;
   }
-  TORCH_INTERNAL_ASSERT(end == call.output.numel(), "the parameters of bucket '", call.bucket[0].name, "' have ", end,
-                        " elements, the bucket ", call.output.numel());
   std::vector<int> counted_elsewhere;
   for (std::size_t p = 0; pieces_ && pieces_->rank() > 0 && p < call.bucket.size(); ++p) {
     if (options_.grouping.is_replicated(call.bucket[p])) {
@@ -42,8 +60,8 @@ Sections HostBackend::sections_of(const PlacedReduction& call, const ShardedBuck
     }
   }
   const bool is_apart = call.operation == Operation::reduce_scatter;
-  const std::int64_t shard = is_apart ? 0 : (bucket.shard_out - output) / element;
-  const std::int64_t tail = is_apart ? 0 : (bucket.tail_out - output) / element;
+  const std::int64_t shard = call.places.begin + (is_apart ? 0 : (bucket.shard_out - output) / element);
+  const std::int64_t tail = call.places.begin + (is_apart ? 0 : (bucket.tail_out - output) / element);
   return {clip(all, shard, bucket.shard_size), clip(all, tail, bucket.tail_size), static_cast<int>(all.size()),
           std::move(counted_elsewhere)};
 }
@@ -58,6 +76,7 @@ void HostBackend::reduce_parts(const PlacedReduction& call) {
   add_to_problems(call, parts);
   solve_ready(call.line);
   collective_.combine_parts(bucket, sections, weights_of(call.line, parts));
+  zero_padding(bucket, sections);
   gather(call, bucket);
   keep_records(call, parts);
 }
@@ -107,8 +126,10 @@ void HostBackend::combine_solved() {
 void HostBackend::combine_parts(const Closed& bucket) {
   const PlacedReduction& call = bucket.job->call;
   const ShardedBucket where = sharded(call);
+  const Sections sections = sections_of(call, where);
   collective_.combine_tile(bucket.aside->tile.tile, bucket.gramian.shares, weights_of(call.line, bucket.parts),
-                           sections_of(call, where), where);
+                           sections, where);
+  zero_padding(where, sections);
   gather(call, where);
   note_memory(*bucket.aside);
   keep_records(call, bucket.parts);

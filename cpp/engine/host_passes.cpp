@@ -1,5 +1,7 @@
 // HostBackend's part for buckets that are put aside: steps of several passes, and weights of the whole model.
+#include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/jit_type.h>
 
 #include <algorithm>
 #include <cmath>
@@ -53,11 +55,25 @@ void HostBackend::put_aside(const JobPtr& job) {
     return;
   }
   bucket.aside->is_open = false;
+  if (call.is_late) {
+    bucket.job = late_part(call, bucket.aside->tile);
+  }
   if (options_.grouping.has_parts()) {
     close_parts(std::move(bucket));
   } else {
     close(std::move(bucket));
   }
+}
+
+/// What is still to be done of a call whose Future does not wait for it.
+HostBackend::JobPtr HostBackend::late_part(const PlacedReduction& call, const HostRows& rows) {
+  const auto late = std::make_shared<Job>();
+  late->call = call;
+  late->future = c10::make_intrusive<c10::ivalue::Future>(c10::AnyType::get());
+  if (call.scatters() && !(rows.width > 0 && call.is_alone_in_step())) {  // its row is put aside, in shards
+    late->call.input = at::empty_like(call.input, call.input.options().device(at::kMeta));
+  }
+  return late;
 }
 
 std::shared_ptr<HostBackend::PutAside> HostBackend::aside_of(const PlacedReduction& call) {
@@ -282,9 +298,9 @@ BucketSolution HostBackend::result_of(const Closed& bucket, const KeptWeights& u
   return result;
 }
 
-void HostBackend::end_step(std::uint64_t line) {
+FuturePtr HostBackend::end_step(std::uint64_t line) {
   if (line != kHookLine || (options_.grouping.scope() != Scope::model && options_.grouping.scope() != Scope::groups)) {
-    return;
+    return {};
   }
   set_solving_late(true);
   const bool accepted = worker_.submit([self = shared_from_this()]() mutable {
@@ -311,6 +327,7 @@ void HostBackend::end_step(std::uint64_t line) {
   if (!accepted) {
     set_solving_late(false);
   }
+  return {};
 }
 
 /// One problem for all buckets: their Gramians add up.

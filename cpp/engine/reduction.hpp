@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "bucket_moo/objective_table.hpp"
@@ -18,15 +19,27 @@ namespace bucket_moo {
 
 using FuturePtr = c10::intrusive_ptr<c10::ivalue::Future>;
 
+/// Where the parameters of a bucket lie. In coordinates of the caller's, in which the result of this rank, `output`,
+/// begins at `begin`: elements of a flat bucket, or of a shard that has a piece of every parameter. What lies in no
+/// parameter is padding, and zero.
+struct ParameterPlaces {
+  std::vector<std::pair<std::int64_t, std::int64_t>> ranges;  ///< beginning and size of each; empty: one after another
+  std::int64_t begin = 0;
+};
+
 struct Reduction {
   Operation operation = Operation::invalid;
   at::Tensor output = {};  ///< where the result goes; all but reduce_scatter read it too
   at::Tensor input = {};   ///< of operations that scatter
   BucketId bucket = {};
+  ParameterPlaces places = {};
   /// Bytes of other ranks' gradients to hold at a time, for what is larger is exchanged in pieces. 0: all of them.
   std::int64_t tile_limit = 0;
   /// The pass of the step that the gradient is of, from 0; nothing: the newest.
   std::optional<int> of_pass = {};
+  /// Where one problem is solved for all buckets: whether the Future is done once the rows are taken, for a caller that
+  /// cannot wait for the last bucket. The result is in `output` behind Engine::end_compared_pass().
+  bool is_late = false;
 
   /// What holds this rank's gradient.
   const at::Tensor& gradient() const { return scatters() ? input : output; }

@@ -1,9 +1,13 @@
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from torch.distributed import GradBucket, ProcessGroup
 from torch.futures import Future
+
+_Places: TypeAlias = tuple[
+    Sequence[tuple[int, int]], int
+]  # beginning and size of each parameter; where the result begins
 
 class BucketRecord(TypedDict):
     step: int
@@ -69,9 +73,17 @@ class Engine:
     def end_compared_pass(self) -> None: ...
     def reduce(self, bucket: torch.Tensor, parameters: Sequence[tuple[str, int]]) -> Future[torch.Tensor]: ...
     def refuse_reduction(self) -> None: ...
-    def reduce_compared_bucket(self, bucket: torch.Tensor, parameters: Sequence[tuple[str, int]]) -> None: ...
+    def reduce_compared_bucket(
+        self, bucket: torch.Tensor, parameters: Sequence[tuple[str, int]], places: _Places, is_late: bool
+    ) -> None: ...
     def reduce_bucket_to_shard(
-        self, output: torch.Tensor, input: torch.Tensor, parameters: Sequence[tuple[str, int]], is_inside: bool
+        self,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        parameters: Sequence[tuple[str, int]],
+        places: _Places,
+        is_inside: bool,
+        is_late: bool,
     ) -> None: ...
     def all_reduce(self, tensor: torch.Tensor, bucket: str | None) -> None: ...
     def all_reduce_async(self, tensor: torch.Tensor, bucket: str | None) -> Future[torch.Tensor]: ...

@@ -85,7 +85,7 @@ def register(
             or FSDP1 that cannot be combined; a module that is sharded over several dimensions or over one rank, or not
             over a dimension of ``mesh``; replicas of it that differ.
         RuntimeError: The module has a hook already or has reduced a backward pass.
-        NotImplementedError: ``scope="model"`` for a sharded module, ``mesh`` for one of FSDP1.
+        NotImplementedError: ``mesh`` for a module of FSDP1.
 
     A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
     reduced, and where a copy of the module trains without a hook.
@@ -149,12 +149,7 @@ def _register_sharded(
     elif process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group of the mesh that the module is sharded over")
     state = new_state(process_group=group)
-    _refuse_parts(state, "fully_shard()")
-    if state.scope == "model":
-        raise NotImplementedError(
-            "scope='model' is not supported with fully_shard(): FSDP2 wants the shard of a group before the next group "
-            "has its gradients; use scope='bucket'"
-        )
+    _refuse_pieces(state, "fully_shard()")
     scatter = Scatter()
     if mesh is None and (others := private_torch.other_dimensions(model.mesh)):
         warnings.warn(
@@ -172,12 +167,11 @@ def _register_sharded(
     return state
 
 
-def _refuse_parts(state: BucketMOO, wrapper: str) -> None:
-    """Raises NotImplementedError for what is for unsharded parameters so far."""
-    if state._scope.has_parts or state._pieces.is_given:
+def _refuse_pieces(state: BucketMOO, wrapper: str) -> None:
+    """Raises NotImplementedError for models of which other ranks hold other pieces."""
+    if state._pieces.is_given:
         raise NotImplementedError(
-            f"scope='parameter', a function as scope, support=True and model_parallel_group are not supported with "
-            f"{wrapper} yet; use scope='bucket'"
+            f"model_parallel_group is not supported with {wrapper}; it is for DDP and direct calls"
         )
 
 
@@ -196,12 +190,7 @@ def _register_flat(
     if process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group that the FSDP module was made with")
     state = new_state(process_group=group)
-    _refuse_parts(state, "FullyShardedDataParallel")
-    if state.scope == "model":
-        raise NotImplementedError(
-            "scope='model' is not supported with FullyShardedDataParallel: FSDP1 wants the shard of a flat parameter "
-            "before the next one has its gradient; use scope='bucket'"
-        )
+    _refuse_pieces(state, "FullyShardedDataParallel")
     FlatPasses(model, state)
     return state
 

@@ -181,6 +181,18 @@ def whole_numel(group: Any, world: int) -> int:
     return world * sum(int(parameter.padded_sharded_param_size.numel()) for parameter in trained)
 
 
+def places_in_shard(group: Any) -> list[tuple[int, int]]:
+    """Beginning and size of every trained parameter's piece, padding included, in what a group scatters to a rank."""
+    places: list[tuple[int, int]] = []
+    end = 0
+    for parameter in group.fsdp_params:
+        if parameter.sharded_param.requires_grad:
+            size = int(parameter.padded_sharded_param_size.numel())
+            places.append((end, size))
+            end += size
+    return places
+
+
 def registered(group: Any) -> list[nn.Parameter]:
     """A group's parameters as their modules have them now: whole while they are gathered."""
     return [getattr(p, "_unsharded_param", None) if group.is_unsharded else p.sharded_param for p in group.fsdp_params]  # type: ignore[misc]
@@ -239,6 +251,41 @@ def scale_of(op: Any, world: int) -> float:
     if op == dist.ReduceOp.PREMUL_SUM:
         return world * float(op.__getstate__()[1])
     raise ValueError(f"bucket_moo_ext: fully_shard() asks for the reduction {op}; AVG, SUM and PREMUL_SUM are known")
+
+
+def divisors_of(group: Any, dtype: torch.dtype) -> tuple[float, float]:
+    """By what FSDP2 divides the gradients of a group before and behind a reduction in ``dtype``."""
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import _get_gradient_divide_factors
+
+    before, behind, *_ = _get_gradient_divide_factors(
+        group._reduce_scatter_process_group,
+        None,
+        dtype,
+        group.device.type,
+        group.gradient_divide_factor,
+        group.force_sum_reduction_for_comms,
+    )
+    return before or 1.0, behind or 1.0
+
+
+def has_gradient_hook(parameter: torch.Tensor) -> bool:
+    """Whether a function is called when a gradient was added to ``.grad``."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+def add_to_sharded_gradients(group: Any, shard: torch.Tensor) -> None:
+    """Adds what a reduce-scatter of a whole group gave to gradients that are there, in their dtype and on their device.
+
+    A parameter's part begins behind the padded ones of those before it.
+    """
+    start = 0
+    for parameter in group.fsdp_params:
+        if not parameter.sharded_param.requires_grad:
+            continue
+        piece = torch.as_strided(shard, parameter.sharded_size, parameter.contiguous_sharded_stride, start)
+        gradient = parameter.sharded_param.grad._local_tensor
+        gradient.add_(piece.to(gradient))
+        start += parameter.padded_sharded_param_size.numel()
 
 
 def sharding_states(modules: Iterable[Any]) -> list[Any]:
@@ -368,6 +415,12 @@ def register_flat_hook(root: Any, hook: Callable[..., None], states: dict[Any, A
 def is_in_flat_backward(root: Any) -> bool:
     """Whether a backward pass of an FSDP1 model has begun and is not over."""
     return bool(root._post_backward_callback_queued)
+
+
+def add_to_flat_gradient(module: Any, result: torch.Tensor) -> None:
+    """Adds a reduced shard, or whole, to the gradient that a flat parameter has behind a backward pass."""
+    gradient = module._handle.flat_param.grad
+    gradient.add_(result.to(gradient))
 
 
 # --- replicate() ---

@@ -48,7 +48,6 @@ def _refusals(rank: int, world: int, seed: int) -> None:
     refused(stepping, ValueError, "optimizer in backward")
 
     model = wrap(Transformer(seed))
-    refused(model, NotImplementedError, "scope='model'", "scope='bucket'", scope="model")
     refused(model, ValueError, "process_group", process_group=dist.new_group())
     mesh = init_device_mesh("cpu", (1, world), mesh_dim_names=("replicate", "shard"))
     refused(model, NotImplementedError, "mesh= is not supported", "FSDP2", mesh=mesh, objectives="replicate")

@@ -316,7 +316,6 @@ def _refusals(rank: int, world: int, seed: int) -> None:
     fully_shard(model[0], mesh=mesh)
     refused(model, TypeError, "'0' is sharded", "whole")
     fully_shard(model, mesh=mesh)
-    refused(model, NotImplementedError, "scope='model'", scope="model")
     refused(model, ValueError, "process_group", process_group=dist.new_group())
     moo.register(model)
     refused(model, RuntimeError, "ConflictAwareReduceScatter", "once")

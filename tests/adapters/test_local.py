@@ -105,7 +105,7 @@ def test_passes_one_by_one_with_weights_and_several_rows_an_objective() -> None:
             if number < 3:
                 with state.accumulate():
                     loss_of(model, row).backward()
-                assert all(p.grad is None for p in model.parameters()) or step == 0
+                assert all(p.grad is None for p in model.parameters())
             else:
                 loss_of(model, row).backward()
         means = [
@@ -213,7 +213,42 @@ def test_a_single_pass_is_the_gradient_itself() -> None:
         assert_close(flat(parameter.grad, parameter), expected[name], 1e-15)
 
 
-def test_a_backward_pass_that_fails_is_given_up() -> None:
+def test_there_is_one_copy_of_each_gradient() -> None:
+    """It moves into its bucket as it becomes ready, also in the very first pass, and the result stays there."""
+    model = mlp(1)
+    moo.register(model, "mgda", bucket_cap_mb=TWO_BUCKETS)
+    left = []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: left.append(p.grad))
+    for step in range(2):
+        model.zero_grad()
+        loss_of(model, batch_of(5, 0, step)).backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert len(gradients) == len(list(model.parameters()))
+        assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == 2
+    assert len(left) == 2 * len(gradients)
+    # Of the last of a bucket the result is there.
+    assert sum(gradient is not None for gradient in left) == 2 * 2
+
+
+def test_gradients_have_the_layout_of_their_parameters() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Conv2d(4, 2, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    twin = copy.deepcopy(model)
+    state = moo.register(model, "mean")
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        model.zero_grad()
+        state.backward({str(row): model(x[row : row + 1]).square().sum() for row in range(2)})
+    twin(x).square().sum().backward()
+    for got, total in zip(model.parameters(), twin.parameters(), strict=True):
+        assert got.grad is not None
+        assert total.grad is not None
+        assert got.grad.stride() == got.stride()
+        torch.testing.assert_close(got.grad, total.grad / 2)
+
+
+@pytest.mark.parametrize("has_run", [True, False])
+def test_a_backward_pass_that_fails_is_given_up(has_run: bool) -> None:
     model = mlp(1)
     state = moo.register(model, "mean", bucket_cap_mb=TWO_BUCKETS)
     rows = [batch_of(5, number, 0) for number in range(2)]
@@ -221,14 +256,16 @@ def test_a_backward_pass_that_fails_is_given_up() -> None:
     def losses() -> dict[str, torch.Tensor]:
         return {name: loss_of(model, row) for name, row in zip("ab", rows, strict=True)}
 
-    state.backward(losses())
-    model.zero_grad()
+    if has_run:
+        state.backward(losses())
+        model.zero_grad()
 
     def fail(gradient: torch.Tensor) -> torch.Tensor:
         raise ArithmeticError("planted")
 
     with state.accumulate():
-        loss_of(model, rows[0]).backward()
+        if has_run:
+            loss_of(model, rows[0]).backward()
         handle = next(model.parameters()).register_hook(fail)
         expect(error_of(loss_of(model, rows[1]).backward), ArithmeticError, "planted")
         handle.remove()
@@ -236,6 +273,7 @@ def test_a_backward_pass_that_fails_is_given_up() -> None:
     model.zero_grad()
     local = [gradients(model, _loss_on(row)) for row in rows]
     state.backward(losses())
+    assert len(state.report().buckets) == 2
     for name, parameter in model.named_parameters():
         expected = np.mean([of_row[name] for of_row in local], axis=0)
         assert_close(flat(parameter.grad, parameter), expected, 1e-12, name)

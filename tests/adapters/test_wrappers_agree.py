@@ -55,7 +55,7 @@ def _trained(rank: int, world: int, seed: int, wrapper: str) -> list[torch.Tenso
     state = moo.register(model, "mgda")
     backward(0)
     optimizer.zero_grad()
-    for step in range(3):
+    for step in range(20):
         optimizer.zero_grad()
         backward(step)
         optimizer.step()

@@ -19,9 +19,12 @@ __all__ = ["run_gpu_ranks"]  # a fixture
 Runner = Callable[..., list[Any]]
 WRAPPERS = ("fsdp2", "hsdp", "fsdp1")
 METHODS = DEVICE.pick(("mean", "mgda", "cagrad"), dry=("mgda",))
+CASES = [(wrapper, method, "bucket") for wrapper in WRAPPERS for method in METHODS] + [
+    (wrapper, "mgda", "model") for wrapper in WRAPPERS
+]
 
 
-def _registered(wrapper: str, method: str, rank: int, world: int, device: str) -> tuple[Any, moo.BucketMOO]:
+def _registered(wrapper: str, method: str, scope: str, rank: int, world: int, device: str) -> tuple[Any, moo.BucketMOO]:
     """A bucket for each layer that has parameters."""
     model: Any = network(device, torch.float32)
     layers = [layer for layer in model if isinstance(layer, nn.Linear)]
@@ -32,7 +35,7 @@ def _registered(wrapper: str, method: str, rank: int, world: int, device: str) -
             device_id=torch.device(device, 0) if device != "cpu" else torch.device("cpu"),
             use_orig_params=True,
         )
-        return model, moo.register(model, method, objective=f"o{rank}")
+        return model, moo.register(model, method, objective=f"o{rank}", scope=scope)
     given: dict[str, Any] = {"objective": f"o{rank}"}
     if wrapper == "hsdp":  # one replica, whose ranks share an objective
         mesh = init_device_mesh(device, (1, world), mesh_dim_names=("replicate", "shard"))
@@ -40,25 +43,24 @@ def _registered(wrapper: str, method: str, rank: int, world: int, device: str) -
     shards = mesh["shard"] if wrapper == "hsdp" else init_device_mesh(device, (world,))
     for part in (*layers, model):
         fully_shard(part, mesh=shards)
-    return model, moo.register(model, method, **given)
+    return model, moo.register(model, method, scope=scope, **given)
 
 
-def rank_sharded(rank: int, world: int, seed: int, device: str) -> dict[tuple[str, str], tuple[Any, Any]]:
-    """Of every wrapper and method: this rank's shards of the model after some steps, and weights of the buckets."""
+def rank_sharded(rank: int, world: int, seed: int, device: str) -> dict[tuple[str, str, str], tuple[Any, Any]]:
+    """Of every case: this rank's shards of the model after some steps, and weights of the buckets."""
     results = {}
-    for wrapper in WRAPPERS:
-        for method in METHODS:
-            model, state = _registered(wrapper, method, rank, world, device)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            for step in range(3):
-                backward(model, seed, rank, step, device, torch.float32)
-                optimizer.step()
-            shards = [p.to_local() if wrapper != "fsdp1" else p for p in model.parameters()]
-            buckets = {min(bucket.parameters): bucket.weights.tolist() for bucket in state.report().buckets}
-            results[wrapper, method] = (
-                torch.cat([shard.detach().flatten() for shard in shards]).double().cpu().numpy(),
-                [buckets[name] for name in sorted(buckets)],
-            )
+    for wrapper, method, scope in CASES:
+        model, state = _registered(wrapper, method, scope, rank, world, device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            backward(model, seed, rank, step, device, torch.float32)
+            optimizer.step()
+        shards = [p.to_local() if wrapper != "fsdp1" else p for p in model.parameters()]
+        buckets = {min(bucket.parameters): bucket.weights.tolist() for bucket in state.report().buckets}
+        results[wrapper, method, scope] = (
+            torch.cat([shard.detach().flatten() for shard in shards]).double().cpu().numpy(),
+            [buckets[name] for name in sorted(buckets)],
+        )
     return results
 
 

@@ -102,10 +102,13 @@ def combined(rows: np.ndarray, method: str) -> np.ndarray:
 
 
 class Reference:
-    """Training in one process: the gradient of every row, combined group by group."""
+    """Training in one process: the gradient of every row, combined group by group.
 
-    def __init__(self, model: Transformer, method: str) -> None:
-        self.model, self.method = model, method
+    With ``rounds_to`` gradients, their means and the update are rounded to that dtype, as a reduction in it does.
+    """
+
+    def __init__(self, model: Transformer, method: str, rounds_to: torch.dtype = torch.float64) -> None:
+        self.model, self.method, self.rounds_to = model, method, rounds_to
         self.groups = groups_of(model)
         self.update: dict[str, torch.Tensor] = {}
 
@@ -117,12 +120,28 @@ class Reference:
             for name, p in self.model.named_parameters()
         }
 
-    def step(self, losses: Sequence[Callable[[nn.Module], torch.Tensor]], rate: float) -> None:
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(values).to(self.rounds_to).double().numpy()
+
+    def _means(self, rows: list[np.ndarray], objective: Sequence[int]) -> np.ndarray:
+        """By objective, [K, n]."""
+        means = [np.mean([row for row, k in zip(rows, objective, strict=True) if k == of], 0) for of in {*objective}]
+        return self._rounded(np.stack(means))
+
+    def step(
+        self,
+        losses: Sequence[Callable[[nn.Module], torch.Tensor]],
+        rate: float,
+        objective: Sequence[int] | None = None,
+    ) -> None:
+        """``objective``: of each loss; None: all different."""
         rows = [self.gradients(loss) for loss in losses]
+        objective = range(len(rows)) if objective is None else objective
         of_name = dict(self.model.named_parameters())
         for group in self.groups:
-            flat = np.stack([np.concatenate([row[name].ravel() for name in group]) for row in rows])
-            pieces = np.split(combined(flat, self.method), np.cumsum([of_name[name].numel() for name in group])[:-1])
+            flat = [self._rounded(np.concatenate([row[name].ravel() for name in group])) for row in rows]
+            update = self._rounded(combined(self._means(flat, objective), self.method))
+            pieces = np.split(update, np.cumsum([of_name[name].numel() for name in group])[:-1])
             for name, piece in zip(group, pieces, strict=True):
                 self.update[name] = torch.from_numpy(piece.reshape(of_name[name].shape))
                 with torch.no_grad():

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bucket_moo_ext import private_torch
+from bucket_moo_ext import _C, private_torch
 from bucket_moo_ext.adapters.parameters import check_device, check_dtype
-from bucket_moo_ext.adapters.passes import Parameters, Passes
+from bucket_moo_ext.adapters.passes import Parameters, Passes, Places
 from bucket_moo_ext.state import BucketMOO
 
 
@@ -98,6 +98,10 @@ class FlatUnit:
         """Names and elements of the parameters that are trained."""
         return [(piece.name, piece.numel) for piece in self.pieces if piece.parameter.requires_grad]
 
+    def places(self) -> Places:
+        """Where these lie in the flat gradient."""
+        return [(piece.start, piece.numel) for piece in self.pieces if piece.parameter.requires_grad]
+
     def clear_frozen(self, gradient: torch.Tensor) -> None:
         """Zeros where parameters are frozen: beside trained ones FSDP1 computes their gradients, and drops them."""
         for piece in self.pieces:
@@ -121,9 +125,10 @@ class FlatPasses(Passes):
 
     def __init__(self, model: FlatModel, state: BucketMOO) -> None:
         """Becomes FSDP1's communication hook. Collective over the model's group."""
+        state.name_parameters(model.named_parameters())
         super().__init__(state, model.root, model.device)
         self._root = model.root
-        state.name_parameters(model.named_parameters())
+        self._rank = dist.get_rank(model.process_group)
         private_torch.register_flat_hook(model.root, self.reduce, {unit.unit: unit for unit in model.units})
 
     def reduce(self, unit: FlatUnit, gradient: torch.Tensor, shard: torch.Tensor | None = None) -> None:
@@ -134,10 +139,35 @@ class FlatPasses(Passes):
         parameters = unit.trained()
         unit.clear_frozen(gradient)
         with self._reduction(parameters) as engine:
-            if shard is None:
-                engine.reduce_compared_bucket(gradient, parameters)
+            if self._is_late:
+                self._reduce_late(engine, unit, gradient, shard, parameters)
+            elif shard is None:
+                engine.reduce_compared_bucket(gradient, parameters, (unit.places(), 0), False)
             else:
-                engine.reduce_bucket_to_shard(shard, gradient, parameters, False)
+                engine.reduce_bucket_to_shard(shard, gradient, parameters, self._places(unit, shard), False, False)
+
+    def _reduce_late(
+        self,
+        engine: _C.Engine,
+        unit: FlatUnit,
+        gradient: torch.Tensor,
+        shard: torch.Tensor | None,
+        parameters: Parameters,
+    ) -> None:
+        """Hands zeros to FSDP1; the result is added at the end of the pass."""
+        if shard is None:
+            late = gradient.clone()
+            engine.reduce_compared_bucket(late, parameters, (unit.places(), 0), True)
+            gradient.zero_()
+        else:
+            late = torch.empty_like(shard)
+            engine.reduce_bucket_to_shard(late, gradient, parameters, self._places(unit, shard), False, True)
+            shard.zero_()
+        self._add_at_end(late, lambda result: private_torch.add_to_flat_gradient(unit.unit, result))
+
+    def _places(self, unit: FlatUnit, shard: torch.Tensor) -> tuple[Places, int]:
+        """A shard is a range of the flat gradient."""
+        return unit.places(), self._rank * shard.numel()
 
     def _is_in_backward(self) -> bool:
         return private_torch.is_in_flat_backward(self._root)

@@ -140,12 +140,13 @@ class GroupPasses(Passes):
 
     def __init__(self, model: ShardedModel, state: BucketMOO, scatter: Scatter) -> None:
         """Takes the place of FSDP2's reduce-scatters. Collective over the state's group."""
+        state.name_parameters(model.named_parameters())
         super().__init__(state, model.root, model.device)
         self._scatter = scatter
         self._groups = [group for _, group in model.groups]
         self._states = private_torch.sharding_states(module for module, _ in model.groups)
         self._ranks = dist.get_process_group_ranks(model.shard_group)
-        state.name_parameters(model.named_parameters())
+        self._divided_before: float | None = None  # gradients of this pass, by FSDP2
         for (module, group), names in zip(model.groups, model.names, strict=True):
             module.set_custom_reduce_scatter(_comm(self, group, names))  # type: ignore[operator]
 
@@ -169,9 +170,43 @@ class GroupPasses(Passes):
             raise RuntimeError("bucket_moo_ext: fully_shard() reduces over other ranks than at registration")
         with self._reduction(parameters) as engine:
             self._check_whole(engine, input.numel(), parameters, sharded)
-            self._scatter(engine, output, input, parameters, self._leaves_open)
+            if self._is_late:
+                self._reduce_late(engine, output, input, parameters, sharded, scale)
+                return
+            self._scatter(engine, output, input, parameters, private_torch.places_in_shard(sharded), self._leaves_open)
         if scale != 1.0:
             output.mul_(scale)
+
+    def _reduce_late(
+        self,
+        engine: _C.Engine,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        parameters: Parameters,
+        sharded: Any,
+        scale: float,
+    ) -> None:
+        """Hands zeros to FSDP2; the shard of the group's update is added at the end of the pass."""
+        before, behind = private_torch.divisors_of(sharded, input.dtype)
+        if before != (self._divided_before or before):
+            engine.refuse_reduction()
+            raise ValueError(
+                f"bucket_moo_ext: FSDP2 divides the gradients of the group of {parameters[0][0]!r} by {before} before "
+                f"they are reduced, and those of other groups by {self._divided_before}: this scope cannot add "
+                "up their Gramians. Use one reduce_dtype and one gradient divide factor for all groups"
+            )
+        self._divided_before = before
+        numel = output.numel()
+        late = self._scatter.begin(engine, output, input, parameters, private_torch.places_in_shard(sharded))
+        output.zero_()
+
+        def add(result: torch.Tensor) -> None:
+            shard = self._scatter.finish(result, numel)
+            if scale != behind:
+                shard.mul_(scale / behind)
+            private_torch.add_to_sharded_gradients(sharded, shard)
+
+        self._add_at_end(late, add)
 
     def _check_whole(self, engine: _C.Engine, numel: int, parameters: Parameters, sharded: Any) -> None:
         """Refuses a part of a group: FSDP2 does not say which, and other ranks or passes may have another one."""
@@ -188,6 +223,25 @@ class GroupPasses(Passes):
 
     def _check_begin(self) -> None:
         private_torch.check_backward_ends_itself(self._states)
+        self._divided_before = None
+        if self._state._scope.spans_buckets:
+            self._check_may_be_late()
+
+    def _check_may_be_late(self) -> None:
+        """Refuses functions that FSDP2 would call with zeros, before a group's gradients are there."""
+        for group in self._groups:
+            if private_torch.has_all_reduce_hook(group):
+                raise RuntimeError(
+                    "bucket_moo_ext: this scope cannot be combined with set_all_reduce_hook(): gradients are there "
+                    "at the end of the backward pass; use scope='bucket'"
+                )
+            for parameter in private_torch.sharded_parameters(group):
+                if private_torch.has_gradient_hook(parameter):
+                    raise RuntimeError(
+                        "bucket_moo_ext: this scope cannot be combined with register_post_accumulate_grad_hook() on "
+                        "sharded parameters (an optimizer in backward): gradients are there at the end of the backward "
+                        "pass; use scope='bucket'"
+                    )
 
     def _is_in_backward(self) -> bool:
         return private_torch.is_in_sharded_backward(self._states)

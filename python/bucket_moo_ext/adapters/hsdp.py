@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.adapters.passes import Parameters
+from bucket_moo_ext.adapters.passes import Parameters, Places
 from bucket_moo_ext.levels import Levels
 
 if TYPE_CHECKING:
@@ -20,53 +20,109 @@ class Scatter:
     """From a bucket, a shard for every rank of the shard group, to this rank's shard of the result. No replicas."""
 
     replicas = 1
+    _is_inside = False
 
     def __call__(
-        self, engine: _C.Engine, output: torch.Tensor, input: torch.Tensor, bucket: Parameters, leaves_open: bool
+        self,
+        engine: _C.Engine,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        bucket: Parameters,
+        places: Places,
+        leaves_open: bool,
     ) -> None:
         """Reduces over all ranks of the engine, which are those of the shard group."""
-        engine.reduce_bucket_to_shard(output, input, bucket, False)
+        engine.reduce_bucket_to_shard(output, input, bucket, (places, 0), self._is_inside, False)
+
+    def begin(
+        self, engine: _C.Engine, output: torch.Tensor, input: torch.Tensor, bucket: Parameters, places: Places
+    ) -> torch.Tensor:
+        """The same where the result comes at the end of the pass: returns memory for it, to be given to ``finish()``.
+
+        ``output`` says how large a shard is.
+        """
+        late = torch.empty_like(output)
+        engine.reduce_bucket_to_shard(late, input, bucket, (places, 0), self._is_inside, True)
+        return late
+
+    def finish(self, late: torch.Tensor, numel: int) -> torch.Tensor:
+        """The shard, of ``numel`` elements, at the end of the pass."""
+        return late
 
 
 class ScatterAndReduce(Scatter):
-    """The ranks of a shard group share an objective: the mean over them, then the reduction across replicas."""
+    """The ranks of a shard group share an objective: the mean over them, then the reduction across replicas.
+
+    Sends between replicas what an all-reduce of the shard does.
+    """
+
+    _is_inside = True
 
     def __init__(self, replicas: int) -> None:
         """``replicas``: how many ranks have each shard."""
         self.replicas = replicas
 
-    def __call__(
-        self, engine: _C.Engine, output: torch.Tensor, input: torch.Tensor, bucket: Parameters, leaves_open: bool
-    ) -> None:
-        """Sends between replicas what an all-reduce of the shard does."""
-        engine.reduce_bucket_to_shard(output, input, bucket, True)
-
 
 class ScatterPieces(Scatter):
-    """Reduces over all ranks, of which each gets a piece of its shard, and gathers the pieces over the replicas."""
+    """Reduces over all ranks, of which each gets a piece of its shard, and gathers the pieces over the replicas.
 
-    def __init__(self, order: torch.Tensor, shards: int, replica_group: dist.ProcessGroup) -> None:
-        """``order``: by rank of the engine, its shard's number times the number of replicas, plus its replica's."""
+    Pieces are padded with zeros to equal sizes, which change no Gramian.
+    """
+
+    def __init__(self, order: torch.Tensor, shards: int, replica: int, replica_group: dist.ProcessGroup) -> None:
+        """Of this rank's shard and replica.
+
+        ``order``: by rank of the engine, its shard's number times the number of replicas, plus its replica's.
+        """
         self.replicas = replica_group.size()
         self._shards = shards
+        self._replica = replica
         self._order = order
         self._group = replica_group
 
     def __call__(
-        self, engine: _C.Engine, output: torch.Tensor, input: torch.Tensor, bucket: Parameters, leaves_open: bool
+        self,
+        engine: _C.Engine,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        bucket: Parameters,
+        places: Places,
+        leaves_open: bool,
     ) -> None:
-        """Pieces are padded with zeros to equal sizes, which change no Gramian."""
+        """Where the step is left open nothing is gathered: the result is zero."""
+        piece = self._reduce(engine, output, input, bucket, places, False)
+        if leaves_open:
+            output.zero_()
+        else:
+            output.copy_(self.finish(piece, output.numel()))
+
+    def begin(
+        self, engine: _C.Engine, output: torch.Tensor, input: torch.Tensor, bucket: Parameters, places: Places
+    ) -> torch.Tensor:
+        """Returns memory of a piece."""
+        return self._reduce(engine, output, input, bucket, places, True)
+
+    def finish(self, late: torch.Tensor, numel: int) -> torch.Tensor:
+        """Gathers the pieces. Collective over the ranks that have this shard."""
+        shard = torch.empty(late.numel() * self.replicas, dtype=late.dtype, device=late.device)
+        dist.all_gather_into_tensor(shard, late, group=self._group)
+        return shard[:numel]
+
+    def _reduce(
+        self,
+        engine: _C.Engine,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        bucket: Parameters,
+        places: Places,
+        is_late: bool,
+    ) -> torch.Tensor:
         size = -(-output.numel() // self.replicas)
         padded = functional.pad(input.view(self._shards, -1), (0, size * self.replicas - output.numel()))
         pieces = padded.view(-1, size).index_select(0, self._order).flatten()
         piece = torch.empty(size, dtype=output.dtype, device=output.device)
-        engine.reduce_bucket_to_shard(piece, pieces, bucket, False)
-        if leaves_open:
-            output.zero_()
-            return
-        shard = torch.empty(size * self.replicas, dtype=output.dtype, device=output.device)
-        dist.all_gather_into_tensor(shard, piece, group=self._group)
-        output.copy_(shard[: output.numel()])
+        engine.reduce_bucket_to_shard(piece, pieces, bucket, (places, self._replica * size), False, is_late)
+        return piece
 
 
 def find_scatter(
@@ -103,7 +159,8 @@ def find_scatter(
         rank: s * replicas + r for s, row in enumerate(ranks.movedim(sharded, 0).tolist()) for r, rank in enumerate(row)
     }
     order = [place[rank] for rank in dist.get_process_group_ranks(group)]
-    return ScatterPieces(torch.tensor(order, device=device), ranks.shape[sharded], mesh.get_group(1 - sharded))
+    replica = place[dist.get_rank()] % replicas
+    return ScatterPieces(torch.tensor(order, device=device), ranks.shape[sharded], replica, mesh.get_group(1 - sharded))
 
 
 def _line(mesh: "DeviceMesh", dimension: int) -> list[int]:

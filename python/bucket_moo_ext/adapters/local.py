@@ -1,7 +1,8 @@
 """A plain module in one process: its gradients are put aside as they appear, in buckets."""
 
+import mmap
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
@@ -13,53 +14,97 @@ from bucket_moo_ext.state import BucketMOO
 
 
 class _Bucket:
-    """Parameters of one dtype whose gradients are reduced together."""
+    """Parameters of one dtype whose gradients are reduced together.
 
-    def __init__(self) -> None:
+    Gradients go into the bucket as they become ready and are let go of, so that there is one of each at a time. In the
+    last pass the result becomes the gradients where it lies.
+    """
+
+    def __init__(self, room: int) -> None:
+        """``room``: at least how many elements it will have. Memory that is not written to takes none."""
+        self._room = room
         self.parameters: list[nn.Parameter] = []  # in the order in which they lie in the bucket
         self.nbytes = 0
         self.waiting: set[nn.Parameter] = set()  # for their gradients, in this pass
+        self._start: dict[nn.Parameter, int] = {}
+        self._numel = 0
+        self._flat: torch.Tensor | None = None  # of this pass
+        self._taken: set[nn.Parameter] = set()  # whose gradients are in it
 
     def add(self, parameter: nn.Parameter) -> None:
         self.parameters.append(parameter)
         self.nbytes += parameter.nbytes
+        self._start[parameter] = self._numel
+        self._numel += _real(parameter).numel()
 
-    def flat(self, take: bool) -> torch.Tensor:
-        """The gradients, one after the other; zeros where there is none, or a sparse one.
+    def close(self) -> None:
+        """It takes no more parameters."""
+        self._room = self._numel
 
-        ``take``: each is freed as it is copied, but for sparse ones.
-        """
-        first = self.parameters[0].grad
-        if len(self.parameters) == 1 and _is_dense(first) and first.is_contiguous():
-            if take:
-                self.parameters[0].grad = None
-            return _real(first).view(-1)
-        like = _real(self.parameters[0])
-        flat = torch.empty(sum(self._sizes()), dtype=like.dtype, device=like.device)
-        for parameter, piece in zip(self.parameters, torch.split(flat, self._sizes()), strict=True):
-            gradient = parameter.grad
-            if not _is_dense(gradient):
-                piece.zero_()
-                continue
-            plain = _real(gradient)
-            piece.view_as(plain).copy_(plain)  # one by one: on the CPU faster than torch.cat
-            if take:
-                parameter.grad = None
-        return flat
+    def begin_pass(self) -> None:
+        self.waiting = set(self.parameters)
+        self._flat = None
+        self._taken.clear()
 
-    def _sizes(self) -> list[int]:
-        return [_real(parameter).numel() for parameter in self.parameters]
+    def take(self, parameter: nn.Parameter) -> None:
+        """Moves the parameter's gradient into the bucket, if there is one and it is not sparse."""
+        gradient = parameter.grad
+        if not _is_dense(gradient):
+            return
+        plain = _real(gradient)
+        if self._room == plain.numel() and plain.is_contiguous():  # all there is
+            self._flat = plain.view(-1)
+        else:
+            self._piece(parameter).view_as(plain).copy_(plain)
+        self._taken.add(parameter)
+        parameter.grad = None
+
+    def flat(self) -> torch.Tensor:
+        """The gradients, one after the other; zeros where there is none, or a sparse one. Once a pass."""
+        for parameter in self.parameters:
+            if parameter not in self._taken:
+                self.take(parameter)
+            if parameter not in self._taken:
+                self._piece(parameter).zero_()
+        assert self._flat is not None
+        flat, self._flat = self._flat, None
+        return flat[: self._numel]
+
+    def _piece(self, parameter: nn.Parameter, flat: torch.Tensor | None = None) -> torch.Tensor:
+        if flat is None and self._flat is None:
+            like = _real(parameter)
+            self._flat = _own_pages(self._room, like)
+        whole = self._flat if flat is None else flat
+        assert whole is not None
+        return whole.narrow(0, self._start[parameter], _real(parameter).numel())
 
     def put_back(self, flat: torch.Tensor) -> None:
-        """Makes the pieces of ``flat`` the gradients, but for sparse ones."""
-        pieces = torch.split(flat, self._sizes())
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            if parameter.grad is None and bool(piece.any()):  # of earlier passes alone
-                parameter.grad = torch.zeros_like(parameter)
-            if _is_dense(parameter.grad):
-                gradient = _real(parameter.grad)
-                if gradient.data_ptr() != piece.data_ptr():
-                    gradient.copy_(piece.view_as(gradient))
+        """Makes the pieces of ``flat`` the gradients, but for sparse ones, and of those that no pass has reached."""
+        for parameter in self.parameters:
+            piece = self._piece(parameter, flat)
+            if parameter in self._taken or (parameter.grad is None and bool(piece.any())):  # of earlier passes alone
+                parameter.grad = _as_gradient(piece, parameter)
+
+
+def _as_gradient(piece: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """In the layout in which autograd keeps gradients: where it lies if that is its layout already."""
+    if parameter.is_contiguous() and not parameter.is_complex():
+        return piece.view_as(parameter)
+    gradient = torch.empty_like(parameter)
+    plain = _real(gradient)
+    plain.copy_(piece.view_as(plain))
+    return gradient
+
+
+def _own_pages(numel: int, like: torch.Tensor) -> torch.Tensor:
+    """New memory of `like`'s dtype and device, on the CPU in pages of its own.
+
+    They go back to the system when they are let go, as in every pass most of them are. malloc would keep what is in
+    the middle of its heap.
+    """
+    if like.device.type != "cpu" or not numel:
+        return torch.empty(numel, dtype=like.dtype, device=like.device)
+    return torch.frombuffer(mmap.mmap(-1, numel * like.element_size()), dtype=like.dtype)
 
 
 def _is_dense(gradient: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
@@ -75,9 +120,9 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 class LocalBuckets:
     """Reduces the gradients of a module that no wrapper reduces.
 
-    A backward pass is a pass. In the first one the order is noted in which gradients become ready, and at its end the
-    buckets are made: parameters in that order, up to a number of bytes, each of one dtype. From then on a bucket is
-    reduced as soon as its last gradient is there, and what a pass does not reach at its end.
+    A backward pass is a pass. The first one makes the buckets: parameters in the order in which their gradients become
+    ready, up to a number of bytes, each of one dtype. A bucket is reduced as soon as its last gradient is there, and
+    what a pass does not reach at its end.
 
     Sparse gradients are averaged over the passes.
     """
@@ -90,8 +135,8 @@ class LocalBuckets:
         self._device = check_parameters(named, "module")
         self._names = {parameter: name for name, parameter in named}
         state.name_parameters(named)
-        self._order: dict[nn.Parameter, None] = {}  # in which gradients became ready, of those in no bucket yet
         self._buckets: list[_Bucket] = []
+        self._filling: dict[torch.dtype, _Bucket] = {}  # those that take more parameters, in the first pass
         self._bucket_of: dict[nn.Parameter, _Bucket] = {}
         self._pending: list[_Bucket] = []  # of this pass
         self._deferred: list[tuple[_Bucket, torch.Tensor, torch.futures.Future[torch.Tensor]]] = []
@@ -112,9 +157,10 @@ class LocalBuckets:
             self._begin()
         bucket = self._bucket_of.get(parameter)
         if bucket is None:
-            self._order[parameter] = None
+            self._place(parameter)
             return
         bucket.waiting.discard(parameter)
+        bucket.take(parameter)
         if not bucket.waiting and bucket in self._pending:
             self._reduce(bucket)
 
@@ -122,10 +168,14 @@ class LocalBuckets:
         engine = self._state._bound(self._device)
         self._passes = engine.open_passes() + 1
         self._leaves_open = self._state._accumulating
+        if self._filling:  # the first pass has failed
+            self._filling.clear()
+            self._buckets.clear()
+            self._bucket_of.clear()
         self._pending = list(self._buckets)
         self._deferred.clear()
         for bucket in self._buckets:
-            bucket.waiting = set(bucket.parameters)
+            bucket.begin_pass()
         engine.begin_pass()
         self._in_pass = True
         private_torch.at_end_of_backward(self._end)
@@ -133,9 +183,12 @@ class LocalBuckets:
     def _end(self) -> None:
         """The backward pass is over."""
         self._in_pass = False
-        if len(self._bucket_of) < len(self._names):
-            self._make_buckets([*self._order, *(p for p in self._names if p not in self._order)])
-            self._order.clear()
+        for parameter in self._names:
+            if parameter not in self._bucket_of:
+                self._place(parameter)
+        for bucket in self._filling.values():
+            bucket.close()
+        self._filling.clear()
         for bucket in list(self._pending):
             self._reduce(bucket)
         self._state._bound(self._device).end_pass()
@@ -146,21 +199,32 @@ class LocalBuckets:
         if not self._leaves_open:
             self._average_sparse()
 
-    def _make_buckets(self, parameters: Iterable[nn.Parameter]) -> None:
-        filling: dict[torch.dtype, _Bucket] = {}
-        for parameter in parameters:
-            dtype = _real(parameter).dtype
-            bucket = filling.get(dtype)
-            if bucket is None or bucket.nbytes >= self._cap:
-                bucket = filling[dtype] = _Bucket()
-                self._buckets.append(bucket)
-            bucket.add(parameter)
-            self._bucket_of[parameter] = bucket
-        self._pending = list(self._buckets)
+    def _place(self, parameter: nn.Parameter) -> None:
+        """Puts a parameter that is in no bucket yet into one. A bucket that is full is reduced."""
+        dtype = _real(parameter).dtype
+        bucket = self._filling.get(dtype)
+        if bucket is None:
+            bucket = self._filling[dtype] = _Bucket(self._room_of(dtype))
+            self._buckets.append(bucket)
+            self._pending.append(bucket)
+        bucket.add(parameter)
+        self._bucket_of[parameter] = bucket
+        is_full = bucket.nbytes >= self._cap
+        if is_full:
+            del self._filling[dtype]
+            bucket.close()
+        bucket.take(parameter)
+        if is_full:
+            self._reduce(bucket)
+
+    def _room_of(self, dtype: torch.dtype) -> int:
+        """Elements of the largest bucket that parameters in none can make."""
+        left = [p.nbytes for p in self._names if p not in self._bucket_of and _real(p).dtype == dtype]
+        return min(sum(left), self._cap + max(left)) // dtype.itemsize
 
     def _reduce(self, bucket: _Bucket) -> None:
         self._pending.remove(bucket)
-        flat = bucket.flat(take=self._leaves_open)
+        flat = bucket.flat()
         parameters = [(self._names[parameter], _real(parameter).numel()) for parameter in bucket.parameters]
         done = self._state._bound(self._device).reduce(flat, parameters)
         if self._leaves_open:

@@ -1,7 +1,7 @@
 """The backward passes of a module whose wrapper hands over one bucket after the other, each to be reduced at once."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -13,12 +13,18 @@ from bucket_moo_ext.state import BucketMOO
 Parameters = list[tuple[str, int]]
 """Of a bucket: names and elements of those that are trained."""
 
+Places = list[tuple[int, int]]
+"""Where these lie, in what is scattered to each rank or in the whole: beginning and size of each."""
+
 
 class Passes:
     """Finds where backward passes begin and end: all buckets that one of them reduces are one pass of the engine.
 
     A pass begins with the first bucket, and ends behind the wrapper's own end of the backward pass. On the host all
     reductions and the end are compared across ranks. A subclass knows the wrapper.
+
+    Where one problem is solved for the model, weights come with the last bucket, and no wrapper waits that long for
+    one: in the pass that closes a step it gets zeros, as in those before, and its gradients the results at the end.
     """
 
     BUCKET: ClassVar[str]  # what the wrapper's is
@@ -34,6 +40,7 @@ class Passes:
         self._leaves_open = False
         self._reduced: set[tuple[str, ...]] = set()  # buckets of this pass
         self._put_aside: set[tuple[str, ...]] = set()  # of the passes of this step before
+        self._late: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = []  # results, and what adds them
         state._bound(device)
         root.register_forward_pre_hook(self._forget_broken_pass)
 
@@ -68,10 +75,20 @@ class Passes:
         if engine.open_passes() == 0:  # also after discard()
             self._put_aside.clear()
         self._reduced.clear()
+        self._late.clear()
         self._leaves_open = self._state._accumulating
         engine.begin_pass()
         self._in_pass = True
         private_torch.at_end_of_backward(self._end)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether results come at the end of this pass."""
+        return self._state._scope.spans_buckets and not self._leaves_open
+
+    def _add_at_end(self, result: torch.Tensor, add: Callable[[torch.Tensor], None]) -> None:
+        """``result``: memory that will have it when the pass is over; ``add``: adds it to gradients then."""
+        self._late.append((result, add))
 
     def _end(self) -> None:
         """The backward pass is over; where it failed on some rank, no rank goes on without ``_recover()``."""
@@ -83,6 +100,7 @@ class Passes:
         with self._explaining():
             self._state._bound(self._device).end_compared_pass()
         self._in_pass = False
+        self._add_late()
         if self._leaves_open:
             self._put_aside |= self._reduced
             return
@@ -94,6 +112,15 @@ class Passes:
                 f"{min(missing)[0]!r}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, whose gradients "
                 f"earlier passes put aside: they are lost. {self.IF_UNREACHED}"
             )
+
+    @torch.no_grad()
+    def _add_late(self) -> None:
+        """On a GPU it is enqueued on the current stream, which waits for the results."""
+        for result, add in self._late:
+            if result.is_cuda:
+                result.record_stream(torch.cuda.current_stream(result.device))
+            add(result)
+        self._late.clear()
 
     @private_torch.not_compiled
     def _forget_broken_pass(self, *_: object) -> None:
