@@ -596,14 +596,6 @@ class BucketMOO:
                 "same answer in one level, for more bytes between ranks of different objectives"
             )
         objective = self._objective_name(self._objective)
-        if _C.reduces_on_device(device) and self._scope == "model" and isinstance(self._gramian, Sketch):
-            raise NotImplementedError(
-                f"scope='model' with a Sketch is not supported on {device} yet; use gramian='exact'"
-            )
-        if _C.reduces_on_device(device) and self._layout == "passes" and self._gramian != "exact":
-            raise NotImplementedError(
-                f"layout='passes' with gramian={self._gramian!s} is not supported on {device} yet; use gramian='exact'"
-            )
         if _C.reduces_on_device(device) and (names := self._method._objectives()):
             raise NotImplementedError(
                 f"{describe(self._method)} names objectives ({', '.join(names)}), which is not supported on {device} "
@@ -613,8 +605,7 @@ class BucketMOO:
         if parent is not None:
             group = device_group(parent, device) if _C.reduces_on_device(device) else private_group(parent)
         # Nothing else is supported there yet.
-        is_exact = self._levels is not None or (self._scope == "model" and _C.reduces_on_device(device))
-        sketch, estimator = choose("exact" if is_exact else self._gramian, parent)
+        sketch, estimator = choose("exact" if self._levels is not None else self._gramian, parent)
         configuration = [
             ("method", describe(self._method)),
             ("gramian", str(self._gramian)),

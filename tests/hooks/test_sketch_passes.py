@@ -12,7 +12,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.support import reference as ref
+from tests.support.checks import ON_DEVICE
 from tests.support.sketches import Given, row_of
+
+pytestmark = pytest.mark.device
 
 Runner = Callable[..., list[Any]]
 SIZES = (5003, 120, 3001, 20_011)  # sketched, exact, sketched
@@ -158,4 +161,4 @@ def test_backward_knows_the_totals() -> None:
             module.layers[0].grad, sum(w * c for w, c in zip(weights.float(), rows, strict=True))
         )
         held = max(peaks)
-    assert 120_000 <= held < 130_000
+    assert 120_000 <= held < (200_000 if ON_DEVICE else 130_000)
