@@ -323,8 +323,8 @@ class BucketMOO:
         Raises:
             TypeError, ValueError: ``totals`` is no mapping from objectives to finite numbers >= 0.
             ValueError: From ``backward()``, on every rank: ranks that disagree on whether the step is open or on
-                ``totals``, rows that do not add up to ``totals``, or more than 64 objectives.
-            NotImplementedError: From ``backward()``: with a ``Sketch`` on a GPU.
+                ``totals``, rows that do not add up to ``totals``, or more than 64 objectives. On a GPU the results of
+                such a step are NaN, and a later step raises.
             RuntimeError: From ``optimizer.step()`` while the step is open, for parameters that ``register`` or
                 ``name_parameters`` has seen.
         """

@@ -282,6 +282,36 @@ def test_a_step_of_other_objectives_uses_weights_of_its_own(run_ranks: Runner, r
         assert (kept.weights.tolist(), kept.solved_step) == ([0.0, 1.0], 2)
 
 
+def rank_passes_that_change(rank: int, world: int, seed: int, scope: Any) -> list[Outcome]:
+    """Each rank has one objective; every other step has one pass, as at the end of an epoch."""
+    state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1), objective="ab"[rank], scope=scope)
+    results = []
+    for step in range(5):
+        passes = 1 + step % 2
+        for p in range(passes):
+            row = draw(seed, (step, p, rank), 5000, torch.float32, 1.0 + rank)
+            told = state.accumulate({"a": 2, "b": 2}) if p < passes - 1 else contextlib.nullcontext()
+            with told:
+                moo.all_reduce(row, state, bucket="b")
+        results.append(outcome(row, state))
+    return results
+
+
+@pytest.mark.parametrize("scope", ["bucket", "model"])
+def test_kept_weights_serve_steps_of_one_pass_and_of_several(run_ranks: Runner, random_seed: int, scope: str) -> None:
+    for results in run_ranks(2, rank_passes_that_change, random_seed, scope):
+        for step, got in enumerate(results):
+            rows = [
+                draw(random_seed, (step, p, r), 5000, torch.float32, 1.0 + r)
+                for p in range(1 + step % 2)
+                for r in (0, 1)
+            ]
+            now = replace(checks.gradients(rows, [*"ab"] * (1 + step % 2)), is_summed=True)
+            checks.verify_combination(f"step {step + 1}", now, got)
+            assert got.solved_step == max(1, step)
+            np.testing.assert_allclose(got.weights, moo.weights(torch.from_numpy(got.gramian)).numpy(), rtol=1e-9)
+
+
 def rank_given_up(rank: int, world: int, seed: int) -> list[Outcome]:
     state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1))
     results = []
