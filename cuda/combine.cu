@@ -36,9 +36,7 @@ struct CombinePass {
   void* out;
   bool aligned;  ///< the rows can be accessed 16 bytes at a time, and `out` the elements of these
   CombineTail tail;
-  const double* share;
-
-  __device__ bool reads(int r, double c) const { return c != 0.0 || (share != nullptr && share[r] != 0.0); }
+  const double* share;  ///< a row is read unless this and its coefficient are 0
 };
 
 struct CombineShared {
@@ -112,7 +110,7 @@ class Combination {
       for (int begin = first; begin < end; begin += kWarp) {
         const int r = begin + thread_;
         const double c = r < end ? pass_.coefficient[r] : 0.0;
-        const bool reads = r < end && pass_.reads(r, c);
+        const bool reads = c != 0.0 || (r < end && pass_.share[r] != 0.0);
         const unsigned listed = __ballot_sync(kAllLanes, reads);
         const int place = count + __popc(listed & ((1u << thread_) - 1u));
         if (reads) {
@@ -198,7 +196,7 @@ __global__ void __launch_bounds__(kThreads) combine_float64(const __grid_constan
     bool any = false;
     for (int r = 0; r < pass.rows.count; ++r) {
       const double coefficient = pass.coefficient[r];
-      if (!pass.reads(r, coefficient)) continue;
+      if (coefficient == 0.0 && pass.share[r] == 0.0) continue;
       any = true;
       const double* const row = in_tail ? pass.tail.row<double>(r) : static_cast<const double*>(pass.rows.row(r));
       sum = sum + coefficient * row[at];
@@ -247,7 +245,12 @@ cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& 
   const std::int64_t stored = kVectorBytes / element_bytes(rows.dtype) * element_bytes(out_dtype);
   const bool aligned =
       vector_aligned(rows) && reinterpret_cast<std::uintptr_t>(out) % static_cast<std::uintptr_t>(stored) == 0;
-  const CombinePass pass{rows, coefficient, out, aligned, {tail.base, tail.pitch, tail.size, tail_out}, share};
+  const CombinePass pass{rows,
+                         coefficient,
+                         out,
+                         aligned,
+                         {tail.base, tail.pitch, tail.size, tail_out},
+                         share == nullptr ? coefficient : share};
   const Kernel kernel = kernel_of(rows.dtype, out_dtype);
 
   const std::int64_t tile = kThreads * kVectorBytes / element_bytes(rows.dtype);

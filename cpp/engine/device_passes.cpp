@@ -1,5 +1,6 @@
 // DeviceBackend's part for buckets that are put aside: steps of several passes, and weights of the whole model.
 #include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <optional>
@@ -115,6 +116,7 @@ void DeviceBackend::add_rows(const PlacedReduction& call, Rows& rows) {
     collective_.add_own_row(row, call.record.objective, call.pass, rows.own);
   } else {
     const DeviceKept* const kept = rows.source.of == WeightSource::Of::kept ? kept_of(call) : nullptr;
+    TORCH_INTERNAL_ASSERT((kept != nullptr) == (rows.source.of == WeightSource::Of::kept));
     collective_.add_known_row(row, call.pass, kept == nullptr ? nullptr : &kept->result,
                               1.0 / static_cast<double>(call.totals->size()), std::max(call.record.total, 0.0),
                               rows.own);

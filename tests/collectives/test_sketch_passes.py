@@ -355,7 +355,7 @@ def rank_kept_objectives(rank: int, world: int) -> None:
     for others in ("ac", "abc", "a"):
         state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1))
         states.append(state)  # nothing has waited for what its kernels tell
-        for names in ("ab", "ba", "ab"):
+        for names in ("ab", "ab"[::-1], "ab"):
             assert step_of_totals(state, {"a": world, "b": world}, names).isfinite().all()
             assert state.report().objectives == ("a", "b")
         assert step_of_totals(state, dict.fromkeys(others, world), others).isnan().all()
@@ -370,7 +370,7 @@ def test_kept_weights_are_for_the_objectives_of_the_first_step_in_any_order(run_
 def rank_wrong_totals(rank: int, world: int) -> list[Any]:
     errors = []
     states = []
-    for gramian, totals in [
+    cases: list[tuple[Any, list[Any]]] = [
         ("exact", [{"a": 2, "b": 2}] * 2),
         (moo.Sketch(64, lag=1), [{"b": 2, "a": 2}, {"a": 2, "b": 2}]),
         (moo.Sketch(64, lag=1), [{"a": 2, "b": 3}] * 2),
@@ -378,7 +378,8 @@ def rank_wrong_totals(rank: int, world: int) -> list[Any]:
         (moo.Sketch(64, lag=1), [{"a": 2}] * 2),
         (moo.Sketch(64, lag=1), [{"a": 2, "b": 2, "c": 1}] * 2),
         ("exact", [{"a": 2, "b": 2}, None]),
-    ]:
+    ]
+    for gramian, totals in cases:
         state = moo.BucketMOO(gramian=gramian)
         states.append(state)  # on a device, nothing has waited for what its kernels tell
 

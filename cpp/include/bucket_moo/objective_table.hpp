@@ -54,7 +54,7 @@ struct StepRecord {
   std::uint64_t bucket = 0;      ///< of what a direct call's bucket is called; 0 for DDP's
   std::int32_t pass = 0;         ///< of its step, from 0
   std::int32_t leaves_open = 0;  ///< whether the step goes on with another pass
-  double total = 0.0;            ///< what the weights of this rank's objective are to add up to; below 0: not told
+  double total = 0.0;            ///< what its objective's weights were told to add up to; below 0: it has none
   std::int32_t told = 0;         ///< objectives whose totals were told; 0: none were
 };
 static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 128);
