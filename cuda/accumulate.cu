@@ -132,7 +132,8 @@ class Accumulation {
     const int rows = left < kWindow ? left : kWindow;
     for (int i = thread_; i < rows; i += kThreads) {
       const int k = pass_.objective[first + i];
-      const bool read = pass_.coefficient[first + i] != 0.0 && k >= 0 && k < k_;
+      const bool counts = static_cast<int>(pass_.coefficient[first + i] != 0.0) + pass_.reads_zeros > 0;
+      const bool read = counts && k >= 0 && k < k_;
       shared_.objective[i] = static_cast<signed char>(read ? k : -1);
     }
     __syncthreads();  // and the last list has been read

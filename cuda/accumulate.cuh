@@ -12,14 +12,16 @@ namespace bucket_moo::cuda {
 
 struct AccumulateArguments {
   DeviceRows rows;  ///< [W, n], on the device
-  /// [W], device, each 0, and the row is not read, or of a magnitude that is a normal float32.
+  /// [W], device, each 0, and the row is not read unless `reads_zeros`, or of a magnitude that is a normal float32; else
+  /// what it is rounded to in the sum's type.
   const double* coefficient = nullptr;
   const int* objective = nullptr;  ///< [W], device: the sum that a row belongs to; outside [0, *k) it is not read
   /// [count], device: what a sum is multiplied by first, as a coefficient. 0: it is not read and may be uninitialised;
   /// 1: exact, nothing is multiplied.
   const double* decay = nullptr;
-  const int* k = nullptr;  ///< device: sums from *k on are not touched
-  int count = 0;           ///< sums, in [0, kMaxObjectives]
+  const int* k = nullptr;    ///< device: sums from *k on are not touched
+  int count = 0;             ///< sums, in [0, kMaxObjectives]
+  bool reads_zeros = false;  ///< as ZeroRows::read: so that NaN and Inf of a row reach a sum that it adds nothing to
   /// Each [n] of accumulation_dtype(rows.dtype), device, in and out, aligned to its element size; apart from one
   /// another and from the rows.
   void* sums[kMaxObjectives] = {};

@@ -36,6 +36,7 @@ struct CombinePass {
   void* out;
   bool aligned;  ///< the rows can be accessed 16 bytes at a time, and `out` the elements of these
   CombineTail tail;
+  const double* share;  ///< a row is read unless this and its coefficient are 0
 };
 
 struct CombineShared {
@@ -100,7 +101,7 @@ class Combination {
     }
   }
 
-  /// Puts the rows from `first` on whose coefficients are not 0 into shared memory, in their order.
+  /// Puts the rows from `first` on that are read into shared memory, in their order.
   __device__ void list_rows(int first) {
     __syncthreads();  // the last list has been read
     if (thread_ < kWarp) {
@@ -109,9 +110,10 @@ class Combination {
       for (int begin = first; begin < end; begin += kWarp) {
         const int r = begin + thread_;
         const double c = r < end ? pass_.coefficient[r] : 0.0;
-        const unsigned listed = __ballot_sync(kAllLanes, c != 0.0);
+        const bool reads = c != 0.0 || (r < end && pass_.share[r] != 0.0);
+        const unsigned listed = __ballot_sync(kAllLanes, reads);
         const int place = count + __popc(listed & ((1u << thread_) - 1u));
-        if (c != 0.0) {
+        if (reads) {
           shared_.coefficient[place] = c;
           shared_.row[place] = r;
         }
@@ -194,7 +196,7 @@ __global__ void __launch_bounds__(kThreads) combine_float64(const __grid_constan
     bool any = false;
     for (int r = 0; r < pass.rows.count; ++r) {
       const double coefficient = pass.coefficient[r];
-      if (coefficient == 0.0) continue;
+      if (coefficient == 0.0 && pass.share[r] == 0.0) continue;
       any = true;
       const double* const row = in_tail ? pass.tail.row<double>(r) : static_cast<const double*>(pass.rows.row(r));
       sum = sum + coefficient * row[at];
@@ -233,7 +235,7 @@ cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& 
 }
 
 cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& tail, void* tail_out, DType out_dtype,
-                           const double* coefficient, cudaStream_t stream) {
+                           const double* coefficient, cudaStream_t stream, const double* share) {
   if (!combines_to(rows.dtype, out_dtype)) return cudaErrorInvalidValue;
   if (!valid(rows) || !valid(tail) || (rows.count > 0 && coefficient == nullptr)) return cudaErrorInvalidValue;
   if (rows.size > 0 && out == nullptr) return cudaErrorInvalidValue;
@@ -243,7 +245,12 @@ cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& 
   const std::int64_t stored = kVectorBytes / element_bytes(rows.dtype) * element_bytes(out_dtype);
   const bool aligned =
       vector_aligned(rows) && reinterpret_cast<std::uintptr_t>(out) % static_cast<std::uintptr_t>(stored) == 0;
-  const CombinePass pass{rows, coefficient, out, aligned, {tail.base, tail.pitch, tail.size, tail_out}};
+  const CombinePass pass{rows,
+                         coefficient,
+                         out,
+                         aligned,
+                         {tail.base, tail.pitch, tail.size, tail_out},
+                         share == nullptr ? coefficient : share};
   const Kernel kernel = kernel_of(rows.dtype, out_dtype);
 
   const std::int64_t tile = kThreads * kVectorBytes / element_bytes(rows.dtype);

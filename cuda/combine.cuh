@@ -25,9 +25,11 @@ cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& 
 /// Enqueues the same, rounded to another dtype.
 /// \param out_dtype  of `out` and `tail_out`: combines_to(rows.dtype, out_dtype). If it is not the rows' dtype, neither
 ///                   of them may overlap a row at all.
+/// \param share      [W], device: with it a row of coefficient 0 is read, as by ZeroRows::read, unless its share is 0,
+///                   too; nullptr: it is not
 /// \return as above
 cudaError_t launch_combine(const DeviceRows& rows, void* out, const DeviceRows& tail, void* tail_out, DType out_dtype,
-                           const double* coefficient, cudaStream_t stream);
+                           const double* coefficient, cudaStream_t stream, const double* share = nullptr);
 
 }  // namespace bucket_moo::cuda
 

@@ -55,6 +55,7 @@ DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group,
       outgoing_(device),
       messages_(device),
       scaled_(device),
+      columns_(device),
       workspace_(device) {
   if (grid.has_levels()) {
     TORCH_CHECK_VALUE(world_size() == grid.across() && rank() == grid.across_of(all_.rank()),
@@ -66,6 +67,7 @@ DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group,
   lay_out(needed, world_size());
   MemoryLayout layout(scratch_buffer_.reserve(needed.used()));
   scratch_ = lay_out(layout, world_size());
+  scratch_buffer_.tensor_at(scratch_.one, sizeof(double)).view(at::kDouble).fill_(1.0);
 }
 
 DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int world) {
@@ -74,6 +76,10 @@ DeviceCollective::Scratch DeviceCollective::lay_out(MemoryLayout& layout, int wo
   scratch.coefficients = layout.take<double>(static_cast<std::size_t>(std::max(world, kMaxObjectives)));
   scratch.packed_gramian = layout.take<double>(packed_size(kMaxObjectives));
   scratch.model = layout.take<double>(packed_size(kMaxObjectives));
+  scratch.own_coefficients = layout.take<double>(kMaxObjectives);
+  scratch.own_shares = layout.take<double>(kMaxObjectives);
+  scratch.one = layout.take<double>(1);
+  scratch.none = layout.take<int>(1);
   return scratch;
 }
 
@@ -95,7 +101,7 @@ void DeviceCollective::reserve_for(int first_k) {
 }
 
 void DeviceCollective::keep_memory() {
-  for (DeviceBuffer* const buffer : {&tile_, &outgoing_, &messages_, &scaled_, &workspace_}) {
+  for (DeviceBuffer* const buffer : {&tile_, &outgoing_, &messages_, &scaled_, &columns_, &workspace_}) {
     buffer->keep_all();
   }
   if (inside_) {
@@ -104,23 +110,31 @@ void DeviceCollective::keep_memory() {
   step_.keep_memory();
 }
 
-DeviceBucket DeviceCollective::begin(Operation operation, const at::Tensor& output, const at::Tensor& input, int pass,
-                                     std::int64_t index, std::int64_t tile_limit) {
+void DeviceCollective::sum_inside(Operation operation, const at::Tensor& output, const at::Tensor& input, int pass) {
   if (!inside_) {
-    return operation == Operation::reduce_scatter ? apart(output, input, index, tile_limit)
-                                                  : in_place(output, index, tile_limit);
+    return;
   }
   const double* const shares = step_.inside_shares(pass);
   if (operation == Operation::reduce_scatter) {
-    return apart(output, inside_->mean_across(input, output.numel(), shares), index, tile_limit);
-  }
-  if (operation == Operation::reduce_scatter_inside) {
+    inside_->mean_across(input, output.numel(), shares);
+  } else if (operation == Operation::reduce_scatter_inside) {
     inside_->mean_to_shard(output, input, shares);
+  } else {
+    inside_->mean_in_place(output, shares);
+  }
+}
+
+DeviceBucket DeviceCollective::bucket(Operation operation, const at::Tensor& output, const at::Tensor& input,
+                                      std::int64_t index, std::int64_t tile_limit) const {
+  if (operation == Operation::reduce_scatter) {
+    return apart(output, inside_ ? inside_->summed_across(output) : input, index, tile_limit);
+  }
+  if (!inside_ || operation == Operation::reduce_scatter_inside) {
     return in_place(output, index, tile_limit);
   }
-  DeviceBucket bucket = in_place(inside_->mean_in_place(output, shares), index, tile_limit);
-  bucket.whole = output;
-  return bucket;
+  DeviceBucket part = in_place(inside_->part(output), index, tile_limit);
+  part.whole = output;
+  return part;
 }
 
 DeviceBucket DeviceCollective::in_place(const at::Tensor& bucket, std::int64_t index, std::int64_t tile_limit) const {
@@ -143,7 +157,7 @@ DeviceBucket DeviceCollective::in_place(const at::Tensor& bucket, std::int64_t i
 DeviceBucket DeviceCollective::apart(const at::Tensor& output, const at::Tensor& input, std::int64_t index,
                                      std::int64_t tile_limit) const {
   const DType dtype = dtype_of(output.scalar_type(), "output");
-  return {.shards = as_bytes(input),
+  return {.shards = input.defined() ? as_bytes(input) : at::Tensor(),  // the rows may be put aside already
           .tail = as_bytes(output).narrow(0, 0, 0),
           .shard_out = bytes_of(output),
           .shard_size = output.numel(),
@@ -162,8 +176,7 @@ void DeviceCollective::reduce(const Bucket& bucket, const DeviceResult& result, 
   step.world = world_size();
   step.k_bound = step_.k_bound();
   step.gramian = gramian_parts(bucket, tails);
-  step.counters = step_.counters();
-  solve(step, bucket.index, result, step_.registry(), state);
+  launch_solve(step, method_, bucket.index, {.result = result, .state = state}, step_.registry());
   {
     const NvtxRange range("bucket_moo combine");
     combine(bucket, tails);
@@ -308,23 +321,20 @@ cuda::GramianParts DeviceCollective::gramian_parts(const Bucket& bucket, const c
 }
 
 /// `step`: what the problem is, as far as it is known.
-void DeviceCollective::solve(cuda::SolveStep step, std::int64_t index, const DeviceResult& result,
-                             const ObjectiveRegistry& registry, const DeviceSolverState* state) {
-  if (state != nullptr) {
+void DeviceCollective::launch_solve(cuda::SolveStep step, const Method& method, std::int64_t index,
+                                    const DeviceSolve& solve, const ObjectiveRegistry& registry) {
+  const NvtxRange range("bucket_moo solve");
+  if (solve.state != nullptr) {
     step.slot = registry.slot;
     step.capacity = registry.capacity;
-    step.state = state->data();
+    step.state = solve.state->data();
   }
-  launch_solve(step, method_, index, result);
-}
-
-void DeviceCollective::launch_solve(cuda::SolveStep step, const Method& method, std::int64_t index,
-                                    const DeviceResult& result) {
-  const NvtxRange range("bucket_moo solve");
   step.method = method;
   step.seed = seed_;
   step.bucket = static_cast<std::uint64_t>(index);
-  step.result = result.pointers();
+  step.result = solve.result.pointers();
+  step.kept = solve.kept == nullptr ? cuda::BucketResult{} : solve.kept->pointers();
+  step.counters = solve.counted ? step_.counters() : nullptr;
   step.coefficients = scratch_.coefficients;
   check_cuda(cuda::launch_solve(step, stream()), "enqueueing the solve");
 }
@@ -473,39 +483,40 @@ cuda::GramianParts DeviceCollective::of_all_parts(const cuda::GramianParts& part
 
 void DeviceCollective::reduce_tile(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result,
                                    const DeviceSolverState* state) {
-  cuda::SolveStep step = begin_sums(tile);
-  step.gramian = gramian_of_sums(bucket, tile);
-  step.counters = step_.counters();
-  solve(step, bucket.index, result, step_.registry_of_sums(), state);
+  solve_tile(bucket, tile, method_, {.result = result, .state = state});
   combine_tile(bucket, tile);
 }
 
-/// The bucket's own weights are of no use: its solve, the cheapest there is, adds up its Gramian and looks for a NaN.
-void DeviceCollective::add_to_model(const Bucket& bucket, const DeviceTile& tile, const DeviceResult& result) {
+void DeviceCollective::solve_tile(const Bucket& bucket, const DeviceTile& tile, const Method& method,
+                                  const DeviceSolve& solve) {
   cuda::SolveStep step = begin_sums(tile);
   step.gramian = gramian_of_sums(bucket, tile);
-  step.counters = step_.counters();
-  launch_solve(step, {.id = MethodId::mean}, bucket.index, result);
-  const cuda::BucketResult of_bucket = result.pointers();
+  launch_solve(step, method, bucket.index, solve, step_.registry_of_sums());
+}
+
+/// The bucket's own weights are of no use: its solve, the cheapest there is, adds up its Gramian and looks for a NaN.
+void DeviceCollective::add_to_model(const Bucket& bucket, const DeviceTile& tile, const DeviceSolve& of_bucket) {
+  solve_tile(bucket, tile, {.id = MethodId::mean}, of_bucket);
+  const cuda::BucketResult result = of_bucket.result.pointers();
   const bool add = !std::exchange(model_is_empty_, false);
-  check_cuda(cuda::launch_add_gramian(of_bucket.header, of_bucket.gramian, add, scratch_.model, stream()),
+  check_cuda(cuda::launch_add_gramian(result.header, result.gramian, add, scratch_.model, stream()),
              "enqueueing the addition of a Gramian");
 }
 
 /// Any tile of the step will do: sums of buckets that were in every pass are in the same units.
-void DeviceCollective::solve_model(const DeviceTile& tile, std::int64_t index, const DeviceResult& result,
-                                   const DeviceSolverState* state) {
+void DeviceCollective::solve_model(const DeviceTile& tile, std::int64_t index, const DeviceSolve& solve) {
   cuda::SolveStep step = begin_sums(tile);
   step.gramian.packed = scratch_.model;
-  solve(step, index, result, step_.registry_of_sums(), state);
+  launch_solve(step, method_, index, solve, step_.registry_of_sums());
 }
 
-/// By the weights of the last solve.
-void DeviceCollective::combine_tile(const Bucket& bucket, const DeviceTile& tile) {
+/// `shares`: nullptr where the weights were solved for with these sums, see cuda::launch_combine().
+void DeviceCollective::combine_tile(const Bucket& bucket, const DeviceTile& tile, const double* coefficients,
+                                    const double* shares) {
   {
     const NvtxRange range("bucket_moo combine");
     const auto combine_sums = [&](const cuda::DeviceRows& sums, std::byte* out) {
-      check_cuda(cuda::launch_combine(sums, out, {}, nullptr, bucket.dtype, scratch_.coefficients, stream()),
+      check_cuda(cuda::launch_combine(sums, out, {}, nullptr, bucket.dtype, coefficients, stream(), shares),
                  "enqueueing a combination");
     };
     combine_sums(tile.shard(0, bucket.shard_size), bucket.shard_out);
@@ -546,8 +557,7 @@ void DeviceCollective::start_sketch(const at::Tensor& bucket, std::int64_t index
   check_cuda(cuda::launch_sketch(arguments, stream()), "enqueueing a sketch");
 }
 
-void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceResult& result,
-                                      const DeviceSolverState* state, bool counted, const DeviceResult* kept) {
+void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceSolve& solve) {
   {
     const NvtxRange range("bucket_moo exchange");
     exchange_.all_reduce(sketches.tensor());
@@ -565,15 +575,12 @@ void DeviceCollective::solve_sketched(const DeviceSketches& sketches, std::int64
   step.world = world_size();
   step.k_bound = step_.k_bound();
   step.gramian.packed = scratch_.packed_gramian;
-  step.kept = kept == nullptr ? cuda::BucketResult{} : kept->pointers();
-  step.counters = counted ? step_.counters() : nullptr;
-  solve(step, index, result, step_.registry(), state);
+  launch_solve(step, method_, index, solve, step_.registry());
 }
 
-/// A bucket times this rank's coefficient, in place.
+/// A bucket times this rank's coefficient; where it goes is still to be said.
 cuda::ScaleArguments DeviceCollective::scaling(const at::Tensor& bucket, const KeptWeights* kept) const {
   cuda::ScaleArguments arguments;
-  arguments.values = bucket.mutable_data_ptr();
   arguments.size = bucket.numel();
   arguments.dtype = dtype_of(bucket.scalar_type(), "a bucket");
   arguments.coefficient = scratch_.coefficients + rank();
@@ -589,8 +596,13 @@ cuda::ScaleArguments DeviceCollective::scaling(const at::Tensor& bucket, const K
 }
 
 void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket, const KeptWeights* kept) {
+  all_reduce_scaled(bucket, scaling(bucket, kept));
+}
+
+/// In place.
+void DeviceCollective::all_reduce_scaled(const at::Tensor& bucket, cuda::ScaleArguments arguments) {
   const NvtxRange range("bucket_moo all_reduce");
-  const cuda::ScaleArguments arguments = scaling(bucket, kept);
+  arguments.values = bucket.mutable_data_ptr();
   if (exchange_.multiplies(bucket.scalar_type())) {
     check_cuda(cuda::launch_prepare_premultiplied(arguments, scratch_.factor, stream()), "enqueueing a factor");
     const auto bytes = static_cast<std::size_t>(bucket.element_size());
@@ -604,10 +616,16 @@ void DeviceCollective::weighted_all_reduce(const at::Tensor& bucket, const KeptW
 
 void DeviceCollective::weighted_reduce_scatter(const at::Tensor& output, const at::Tensor& input,
                                                const KeptWeights* kept) {
+  reduce_scatter_scaled(output, input, scaling(input, kept));
+}
+
+/// Of a copy of the input.
+void DeviceCollective::reduce_scatter_scaled(const at::Tensor& output, const at::Tensor& input,
+                                             cuda::ScaleArguments arguments) {
   const NvtxRange range("bucket_moo reduce_scatter");
   scaled_.reserve(input.nbytes());
   const at::Tensor scaled = scaled_.tensor(input.nbytes()).view(input.scalar_type());
-  cuda::ScaleArguments arguments = scaling(scaled, kept);
+  arguments.values = scaled.mutable_data_ptr();
   arguments.from = input.const_data_ptr();
   check_cuda(cuda::launch_scale(arguments, stream()), "enqueueing the scaling of a bucket");
   exchange_.reduce_scatter(output.as_strided({output.numel()}, {1}), scaled);
@@ -615,7 +633,7 @@ void DeviceCollective::weighted_reduce_scatter(const at::Tensor& output, const a
 
 std::size_t DeviceCollective::scratch_bytes() const {
   return step_.bytes() + scratch_buffer_.capacity() + tile_.capacity() + outgoing_.capacity() + messages_.capacity() +
-         scaled_.capacity() + workspace_.capacity() + (inside_ ? inside_->scratch_bytes() : 0);
+         scaled_.capacity() + columns_.capacity() + workspace_.capacity() + (inside_ ? inside_->scratch_bytes() : 0);
 }
 
 }  // namespace bucket_moo

@@ -14,6 +14,7 @@
 #include "collective/device_exchange.hpp"
 #include "collective/device_inside.hpp"
 #include "collective/device_memory.hpp"
+#include "collective/device_own_rows.hpp"
 #include "collective/device_results.hpp"
 #include "collective/device_step.hpp"
 #include "collective/device_tile.hpp"
@@ -57,6 +58,14 @@ struct DeviceBucket {
   at::Tensor whole = {};
 };
 
+/// Where a solve goes.
+struct DeviceSolve {
+  const DeviceResult& result;
+  const DeviceSolverState* state = nullptr;  // of methods with a memory
+  const DeviceResult* kept = nullptr;        // becomes the result if that is usable, see cuda::SolveStep
+  bool counted = true;                       // whether these weights serve in this step
+};
+
 /// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes (less where a bucket is all
 /// tail, which has no partial Gramian to send), and a tile that holds the own block too. Everything is enqueued on the
 /// current stream of the calling thread; nothing waits for the device, and nothing is allocated once the buffers have
@@ -89,10 +98,13 @@ class DeviceCollective {
   void reserve_for(int first_k);
   bool is_reserved() const { return step_.k_bound() > 0; }
 
-  /// The bucket of a call of the pass that the step is in. Its tensors are contiguous; `index`: of the bucket in the
-  /// step. On a grid this enqueues the mean over the inside group, and the bucket is what of it is reduced across.
-  DeviceBucket begin(Operation operation, const at::Tensor& output, const at::Tensor& input, int pass,
-                     std::int64_t index, std::int64_t tile_limit);
+  /// Enqueues the mean over the inside group of what a call of a pass brings; without a grid nothing.
+  void sum_inside(Operation operation, const at::Tensor& output, const at::Tensor& input, int pass);
+
+  /// The bucket of a call, behind its sum_inside(): on a grid what of it is reduced across. Its tensors are contiguous;
+  /// `index`: of the bucket in the step. `input` may be undefined once its rows are added to a tile.
+  DeviceBucket bucket(Operation operation, const at::Tensor& output, const at::Tensor& input, std::int64_t index,
+                      std::int64_t tile_limit) const;
 
   /// Enqueues the reductions of MooCollective in a step of one pass. `state`: nullptr for methods without a memory.
   void reduce(const DeviceBucket& bucket, const DeviceResult& result, const DeviceSolverState* state);
@@ -106,12 +118,46 @@ class DeviceCollective {
 
   /// The same where one problem is solved for all buckets of the step, each of which was in every pass: instead of
   /// reduce_tile() a begin_model(), an add_to_model() for each bucket, one solve_model(), and a combine_tile() for each
-  /// bucket. `result`: whose Gramian is the bucket's.
+  /// bucket. `of_bucket`: whose Gramian is the bucket's, with the weights of the mean.
   void begin_model() { model_is_empty_ = true; }
-  void add_to_model(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& result);
-  void solve_model(const DeviceTile& tile, std::int64_t index, const DeviceResult& result,
-                   const DeviceSolverState* state);
-  void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile);
+  void add_to_model(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceSolve& of_bucket);
+  void solve_model(const DeviceTile& tile, std::int64_t index, const DeviceSolve& solve);
+  void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile) {
+    combine_tile(bucket, tile, scratch_.coefficients, nullptr);
+  }
+
+  // The same with sketches, see device_sketch_passes.cpp: what is exchanged and added up in a tile are the columns of
+  // the sketches, as if they were a bucket, and each rank keeps its rows.
+
+  /// The columns of a bucket's sketch.
+  DeviceBucket sketch_columns(DType dtype, std::int64_t width, std::int64_t index);
+  /// Adds the sketches of the rows of a pass to `tile`, which is one of sketch_columns().
+  void accumulate_sketch(const at::Tensor& row, std::int64_t index, std::int64_t width, int pass, DeviceTile& tile);
+
+  /// Adds this rank's row of a pass to the sum of its objective.
+  void add_own_row(const at::Tensor& row, const ObjectiveName& objective, int pass, DeviceOwnRows& own);
+  /// Adds weight * share times the row to one sum. `known`: has the weight; nullptr: it is `weight`. `total`: of the
+  /// weights of the objective's rows, which the share is of.
+  void add_known_row(const at::Tensor& row, int pass, const DeviceResult* known, double weight, double total,
+                     DeviceOwnRows& own);
+  /// Makes the row of a step of one pass, which stays in the bucket, its own sum.
+  void take_own_row(int pass, DeviceOwnRows& own);
+
+  /// Enqueues the Gramian of a bucket's sums and its solve by `method`.
+  void solve_tile(const DeviceBucket& bucket, const DeviceTile& tile, const Method& method, const DeviceSolve& solve);
+  const Method& method() const { return method_; }
+  /// Makes `used` a copy of `kept`, as long as that is of the objectives of the step.
+  void use_kept(const DeviceResult& kept, const DeviceResult& used, bool counted);
+
+  /// Combines the rows of a bucket by these weights, and adds up the ranks. `input`: of a reduce-scatter; else
+  /// undefined. `is_fresh`: whether the weights were solved for with these rows.
+  void combine_own_rows(const at::Tensor& output, const at::Tensor& input, const DeviceOwnRows& own,
+                        const DeviceResult& used, bool is_fresh);
+  /// The same for rows that take_own_row() was told of.
+  void combine_buckets(const at::Tensor& output, const at::Tensor& input, const DeviceOwnRows& own,
+                       const DeviceResult& used);
+  /// combine_tile() by weights of an earlier solve.
+  void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& used);
 
   /// The same with sketches: start_sketch(), and solve_sketched() before the next one, then a weighted sum; or that
   /// with the weights of an earlier solve.
@@ -120,10 +166,8 @@ class DeviceCollective {
   void start_sketch(const at::Tensor& bucket, std::int64_t index, std::int64_t width, DeviceSketches& sketches);
 
   /// Enqueues the exchange of the sketches and the solve, whose weights are those of the next weighted sum. Before the
-  /// next step. `counted`: whether these weights serve in this step. `kept`: becomes the result if that is usable, see
-  /// cuda::SolveStep; nullptr: nothing is kept.
-  void solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceResult& result,
-                      const DeviceSolverState* state, bool counted, const DeviceResult* kept);
+  /// next step.
+  void solve_sketched(const DeviceSketches& sketches, std::int64_t index, const DeviceSolve& solve);
 
   /// Enqueues bucket = the weighted sum of the ranks' buckets, in place, by one all-reduce, which multiplies by itself
   /// where it can. `kept`: with these weights; nullptr: with those of the last solve.
@@ -151,6 +195,11 @@ class DeviceCollective {
     double* coefficients;    // of the combination: [W], or [kMaxObjectives] in a step of several passes
     double* packed_gramian;  // of the tails, or of sketches
     double* model;           // the packed sum of the Gramians of a step's buckets
+    // Of a step of several passes:
+    double* own_coefficients;  // [kMaxObjectives] of what a rank keeps to itself
+    double* own_shares;        // [kMaxObjectives]
+    double* one;               // 1.0
+    int* none;                 // 0
   };
 
   static Scratch lay_out(MemoryLayout& layout, int world);
@@ -171,9 +220,8 @@ class DeviceCollective {
   cuda::DeviceRows exchange_messages(const Bucket& bucket);
   cuda::GramianParts gramian_parts(const Bucket& bucket, const cuda::DeviceRows& tails);
   void all_gather_shards(const Bucket& bucket);
-  void solve(cuda::SolveStep step, std::int64_t index, const DeviceResult& result, const ObjectiveRegistry& registry,
-             const DeviceSolverState* state);
-  void launch_solve(cuda::SolveStep step, const Method& method, std::int64_t index, const DeviceResult& result);
+  void launch_solve(cuda::SolveStep step, const Method& method, std::int64_t index, const DeviceSolve& solve,
+                    const ObjectiveRegistry& registry);
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
   cuda::SolveStep begin_sums(const DeviceTile& tile);
   cuda::GramianParts gramian_of_sums(const Bucket& bucket, const DeviceTile& tile);
@@ -181,6 +229,13 @@ class DeviceCollective {
   void gramian(const cuda::DeviceRows& rows, const ObjectiveTable& table, int likely_k, bool fixed_grid, bool add,
                double* packed);
   cuda::ScaleArguments scaling(const at::Tensor& bucket, const KeptWeights* kept) const;
+  void combine_tile(const Bucket& bucket, const DeviceTile& tile, const double* coefficients, const double* shares);
+  void all_reduce_scaled(const at::Tensor& bucket, cuda::ScaleArguments scaling);
+  void reduce_scatter_scaled(const at::Tensor& output, const at::Tensor& input, cuda::ScaleArguments scaling);
+  ObjectiveTable table_of_one() const;
+  void begin_own_row(cuda::OwnRow& row, int pass);
+  void add_row(const at::Tensor& row, const DeviceOwnRows::Place& place);
+  void weigh(const int* number, const double* unit, int count, const DeviceResult& used);
   static std::size_t packed_bytes(int k_bound);
   std::int64_t limit_of_others(std::int64_t limit) const;
 
@@ -201,6 +256,7 @@ class DeviceCollective {
   DeviceBuffer outgoing_;  // blocks of the shards of others that are not side by side
   DeviceBuffer messages_;  // [W] of partial Gramian and tail, see message_bytes()
   DeviceBuffer scaled_;    // of a reduce-scatter's input
+  DeviceBuffer columns_;   // of the sketch of a row of a step of several passes
   DeviceBuffer workspace_;
 };
 

@@ -56,7 +56,7 @@ void DeviceInside::scale(void* values, const void* from, std::int64_t size, cons
   check_cuda(cuda::launch_scale(arguments, stream()), "enqueueing the scaling of a bucket");
 }
 
-at::Tensor DeviceInside::mean_in_place(const at::Tensor& bucket, const double* shares) {
+void DeviceInside::mean_in_place(const at::Tensor& bucket, const double* shares) {
   const NvtxRange range("bucket_moo inside");
   const Cut cut = this->cut(bucket);
   if (cut.shards.numel() > 0) {
@@ -77,7 +77,6 @@ at::Tensor DeviceInside::mean_in_place(const at::Tensor& bucket, const double* s
                  "enqueueing the mean of tails");
     }
   }
-  return cut.part;
 }
 
 void DeviceInside::gather_parts(const at::Tensor& bucket) {
@@ -95,7 +94,7 @@ void DeviceInside::mean_to_shard(const at::Tensor& output, const at::Tensor& inp
   exchange_.reduce_scatter(flat(output), scaled);
 }
 
-at::Tensor DeviceInside::mean_across(const at::Tensor& input, std::int64_t shard, const double* shares) {
+void DeviceInside::mean_across(const at::Tensor& input, std::int64_t shard, const double* shares) {
   const NvtxRange range("bucket_moo inside");
   const std::size_t shard_bytes = static_cast<std::size_t>(shard * input.element_size());
   std::byte* next = scaled_.reserve(input.nbytes());
@@ -115,7 +114,11 @@ at::Tensor DeviceInside::mean_across(const at::Tensor& input, std::int64_t shard
   summed_.reserve(bytes);
   const at::Tensor summed = summed_.tensor(bytes).view(input.scalar_type());
   exchange_.reduce_scatter(summed, scaled_.tensor(input.nbytes()).view(input.scalar_type()));
-  return summed;
+}
+
+at::Tensor DeviceInside::summed_across(const at::Tensor& shard) const {
+  const std::size_t bytes = static_cast<std::size_t>(grid_.across()) * shard.nbytes();
+  return summed_.capacity() < bytes ? at::Tensor() : summed_.tensor(bytes).view(shard.scalar_type());
 }
 
 cuda::GramianParts DeviceInside::sum_over_parts(const cuda::GramianParts& parts, const StepHeader* header, int k_bound,

@@ -30,9 +30,10 @@ class DeviceInside {
 
   int size() const { return exchange_.size(); }
 
-  /// Replaces this rank's part of a contiguous bucket by that of the group's mean, and returns it. The rest of the
-  /// bucket is lost.
-  at::Tensor mean_in_place(const at::Tensor& bucket, const double* shares);
+  /// This rank's part of a contiguous bucket.
+  at::Tensor part(const at::Tensor& bucket) const { return cut(bucket).part; }
+  /// Replaces it by that of the group's mean. The rest of the bucket is lost.
+  void mean_in_place(const at::Tensor& bucket, const double* shares);
   /// Replaces the whole bucket by the ranks' parts.
   void gather_parts(const at::Tensor& bucket);
 
@@ -40,8 +41,10 @@ class DeviceInside {
   void mean_to_shard(const at::Tensor& output, const at::Tensor& input, const double* shares);
 
   /// `input` holds a shard of `shard` elements for every rank of the grid, in the order of the ranks, and is only read.
-  /// Returns those of this rank's across group, of the inside group's mean, in its order: until the next such call.
-  at::Tensor mean_across(const at::Tensor& input, std::int64_t shard, const double* shares);
+  /// Takes those of this rank's across group, of the inside group's mean, in its order.
+  void mean_across(const at::Tensor& input, std::int64_t shard, const double* shares);
+  /// Where they are until the next such call; undefined if there was none. `shard`: one of them, for its size and type.
+  at::Tensor summed_across(const at::Tensor& shard) const;
 
   /// The Gramian of a part becomes that of all parts: the same bits on all ranks. `parts`: without a tail, and alike in
   /// an across group; `header`, `k_bound`: see cuda::launch_sum_gramians(). `bytes`: of a packed Gramian, the same on

@@ -119,6 +119,7 @@ DeviceStep::Passes DeviceStep::lay_out_passes(MemoryLayout& layout) const {
   passes.sums.unit = layout.take<double>(kMaxObjectives);
   passes.sums.total = layout.take<double>(kMaxObjectives);
   passes.sums.rows = layout.take<std::int32_t>(kMaxObjectives);
+  passes.sums.told = layout.take<double>(kMaxObjectives);
   for (PassTable& pass : passes.pass) {
     pass.objective = layout.take<int>(count);
     pass.coefficient = layout.take<double>(count);
@@ -225,8 +226,8 @@ void DeviceStep::begin(std::uint64_t line, const StepRecord& own) {
   exchange_records(begun, 0);
   check_cuda(cuda::launch_make_table(one.of_rows(grid_), rows_,
                                      {.objectives = k_bound_, .expected = rules_.expected_objectives}, one.table,
-                                     rules_.keeps_objectives ? memory_.first : FirstObjectives{}, registry_of(one.slot),
-                                     memory_.gramian_tickets, failure_report(), stream(), found(begun)),
+                                     first_objectives(), registry_of(one.slot), memory_.gramian_tickets,
+                                     failure_report(), stream(), found(begun)),
              "enqueueing the step's table");
 }
 
@@ -257,14 +258,15 @@ void DeviceStep::begin_pass(std::uint64_t line, const StepRecord& own) {
   begun.has_sums = true;
   exchange_records(begun, own.pass);
   const PassRules rules{.limits = {.objectives = begun.limit, .expected = rules_.expected_objectives},
-                        .one_objective = rules_.one_objective};
+                        .one_objective = rules_.one_objective,
+                        .first = first_objectives()};
   check_cuda(cuda::launch_add_pass(begun.one_pass.of_rows(grid_), rows_, rules, begun.passes.sums, pass(own.pass),
                                    memory_.gramian_tickets, failure_report(), stream(), found(begun)),
              "enqueueing the pass's table");
 }
 
 /// For the objectives of a pass that is about to begin.
-void DeviceStep::make_room(Line& line, const StepRecord& own) const {
+void DeviceStep::make_room(Line& line, const StepRecord& own) {
   if (own.pass == 0) {
     line.names.clear();
   }
@@ -286,6 +288,12 @@ void DeviceStep::make_room(Line& line, const StepRecord& own) const {
   line.capacity = std::max(line.capacity, known);
   // Ranks that break the rule of one objective know different names, but have had as many passes.
   line.limit = knows_names ? std::max(line.limit, std::min(own.pass + 1, solve_limit_)) : line.capacity;
+  if (rules_.keeps_objectives) {  // a step is numbered as the first one was, and has all of its objectives at once
+    most_capacity_ = std::max({most_capacity_, line.capacity, first_k_});
+    most_limit_ = std::max({most_limit_, line.limit, first_k_});
+    line.capacity = most_capacity_;
+    line.limit = most_limit_;
+  }
 }
 
 void DeviceStep::continue_from(std::int64_t step) { write(&memory_.counters->step, &step, 1, stream()); }

@@ -208,10 +208,11 @@ class DeviceStep {
   Line& open(std::uint64_t line);
   void forget_idle_lines();
   std::vector<StepRecord> gather_on_hosts(const StepRecord& own) const;
-  void make_room(Line& line, const StepRecord& own) const;
+  void make_room(Line& line, const StepRecord& own);
   void exchange_records(Line& line, int pass);
   const StepHeader* found(const Line& line) const { return line.one_pass.grouped.found; }
   ObjectiveRegistry registry_of(int* slot) const;
+  FirstObjectives first_objectives() const { return rules_.keeps_objectives ? memory_.first : FirstObjectives{}; }
   cudaStream_t stream() const { return current_stream(device_); }
 
   const DeviceExchange& exchange_;
@@ -223,6 +224,8 @@ class DeviceStep {
   int first_k_ = 0;
   int k_bound_ = 0;
   int solve_limit_ = 0;
+  int most_capacity_ = 0;  // of all lines, where steps keep the objectives
+  int most_limit_ = 0;
   std::int64_t begun_ = 0;  // steps; ranks count alike, whatever numbers their steps have
   std::map<std::uint64_t, Line> lines_;
   bool keeps_lines_ = false;

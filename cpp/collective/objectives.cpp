@@ -106,6 +106,16 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
       throw AgreedError(c10::str("bucket_moo_ext: ranks along the dimensions of the mesh that `objectives` does not ",
                                  "name must have the same objective in a pass; in step ", header.step, " rank ",
                                  header.culprit, " had another than the first of them"));
+    case StepError::untold_objective:
+      throw AgreedError(c10::str("bucket_moo_ext: accumulate(totals=...) of step ", header.step,
+                                 " lacks the objective ", "of rank ", header.culprit));
+    case StepError::other_total:
+      throw AgreedError(c10::str("bucket_moo_ext: accumulate(totals=...) of step ", header.step, " says of objective ",
+                                 "number ", header.culprit, ", counted as they came, what its weights add up to over ",
+                                 "all ranks and passes; they add up to something else"));
+    case StepError::no_rows:
+      throw AgreedError(c10::str("bucket_moo_ext: accumulate(totals=...) of step ", header.step, " has ",
+                                 header.culprit, " more objectives than the step has had rows of"));
     case StepError::other_objectives:
       throw AgreedError(
           c10::str("bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives of the ",

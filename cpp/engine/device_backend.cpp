@@ -3,7 +3,6 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/jit_type.h>
-#include <c10/core/StreamGuard.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include "bucket_moo/state_layout.hpp"
 #include "collective/agreed_error.hpp"
 #include "collective/sparse_mean.hpp"
+#include "engine/on_side_stream.hpp"
 #include "engine/solver_memory.hpp"
 #include "engine/weight_schedule.hpp"
 #include "nvtx_range.cuh"
@@ -23,16 +23,6 @@ namespace bucket_moo {
 namespace {
 
 constexpr const char* kWarmUp = "bucket_moo_ext: run at least one backward pass before capturing a graph";
-
-/// Makes device and side stream current, for its scope.
-class OnSideStream {
- public:
-  OnSideStream(c10::Device device, const SideStream& side) : device_(device), stream_(side.stream()) {}
-
- private:
-  KernelDeviceGuard device_;
-  c10::StreamGuard stream_;
-};
 
 /// What a backend holds from its start must not be a graph's. Asked for before anything is allocated, which would
 /// spoil the capture.
@@ -79,9 +69,6 @@ void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_
   if (failure_) {
     std::rethrow_exception(failure_);
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(is_alone || !options_.sketch.enabled(),
-                              "bucket_moo_ext: a step of several passes with a Sketch is not supported on ", device_,
-                              " yet; use gramian='exact'");
   if (starts_step) {  // in its midst some ranks would, and others would wait for them
     collective_.step().check_past_steps();
   }
@@ -134,41 +121,6 @@ FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
     complete(call, future);
   }
   return future;
-}
-
-/// A pass of one objective is taken for one of several, and so is one whose weights come with the last bucket.
-bool DeviceBackend::is_of_passes(const PlacedReduction& call) const {
-  return !call.is_alone_in_step() || options_.layout == Layout::passes || is_of_model(call.line);
-}
-
-FuturePtr DeviceBackend::end_step(std::uint64_t line) {
-  std::vector<Deferred> done;  // completed and dropped without the lock: callbacks and Python's tensors take the GIL
-  std::unique_lock in_order(enqueue_);
-  const bool solves_model = is_of_model(line) && !deferred_.empty();
-  if (late_.empty() && !solves_model) {
-    return {};
-  }
-  const at::NoGradGuard no_grad;
-  const OnSideStream guard(device_, side_);
-  try {
-    solve_late(line);
-    if (solves_model) {
-      done = solve_model();
-    }
-  } catch (...) {
-    failure_ = std::current_exception();
-    done = solves_model ? std::exchange(deferred_, {}) : std::vector<Deferred>();
-    in_order.unlock();
-    give_up(std::move(done), std::current_exception());
-    throw;
-  }
-  in_order.unlock();
-  FuturePtr last;
-  for (Deferred& bucket : done) {
-    complete(bucket.call, bucket.future);
-    last = bucket.future;
-  }
-  return last;
 }
 
 /// Refuses to capture what has not been reduced before: its memory would be the graph's.
@@ -234,93 +186,31 @@ DeviceBackend::DeviceRecord& DeviceBackend::open_record(const PlacedReduction& c
   }
   static_cast<BucketRecord&>(*record) = record_of(call, options_.sketch);
   record->is_of_model = false;
+  record->is_kept = false;
+  record->has_gramian = true;
   record->line = call.line;
   record->passes = call.pass + 1;
   return *record;
 }
 
 void DeviceBackend::reduce_dense(const PlacedReduction& call) {
-  if (options_.sketch.width_for(call.gradient().numel()) > 0) {
-    open_record(call, collective_.step().k_bound());
-    reduce_sketched(call, book_.open(call.bucket));
-    return;
-  }
-  const DeviceBucket bucket =
-      collective_.begin(call.operation, call.output, call.input, call.pass, call.index, call.tile_limit);
   if (is_of_passes(call)) {
-    put_aside(call, bucket);
+    put_aside(call);
     return;
   }
   const DeviceRecord& record = open_record(call, collective_.step().k_bound());
-  collective_.reduce(bucket, record.on_device, memory_of(book_.open(call.bucket)));
-}
-
-/// Adds the bucket's rows to those of the passes before. In the last pass the result comes back; else zeros do.
-void DeviceBackend::put_aside(const PlacedReduction& call, const DeviceBucket& bucket) {
-  const std::shared_ptr<PutAside> aside = open_aside(
-      book_, call, [this] { return DeviceTile(device_); },
-      [&](DeviceTile& tile) { tile.begin(bucket.shard_size, bucket.tail_size, bucket.dtype); },
-      [&](const DeviceTile& tile) { return tile.fits(bucket.shard_size, bucket.tail_size, bucket.dtype); });
-  collective_.accumulate(bucket, call.pass, aside->tile);
-  aside->bytes = aside->tile.capacity();
-  if (call.leaves_open) {
-    call.output.zero_();
+  if (record.width > 0) {
+    reduce_sketched(call, book_.open(call.bucket));
     return;
   }
-  aside->is_open = false;
-  DeviceRecord& record = open_record(call, aside->tile.objectives());
-  if (!is_of_model(call.line)) {
-    collective_.reduce_tile(bucket, aside->tile, record.on_device, memory_of(book_.open(call.bucket)));
-    return;
-  }
-  record.is_of_model = true;
-  if (deferred_.empty()) {
-    collective_.begin_model();
-  }
-  collective_.add_to_model(bucket, aside->tile, record.on_device);
-  Deferred& deferred = deferred_.emplace_back(Deferred{call, bucket, aside, nullptr});
-  deferred.call.input.reset();  // its row is in the tile
-  if (call.is_late) {
-    deferred.future = make_future(call);
-  }
-}
-
-/// One problem for all buckets: their Gramians add up.
-std::vector<DeviceBackend::Deferred> DeviceBackend::solve_model() {
-  const Deferred& first = deferred_.front();
-  collective_.step().select(kHookLine);
-  const int k_bound = first.aside->tile.objectives();
-  if (model_k_bound_ < k_bound) {
-    model_result_ = collective_.make_result(k_bound);
-    model_k_bound_ = k_bound;
-  }
-  collective_.solve_model(first.aside->tile, first.call.index, *model_result_,
-                          memory_of(book_.open({{.name = "model:"}})));
-  for (const Deferred& bucket : deferred_) {
-    collective_.combine_tile(bucket.bucket, bucket.aside->tile);
-  }
-  return std::exchange(deferred_, {});
-}
-
-/// What waits for weights of a step that did not come to its end, if `call` is of the next one.
-std::vector<DeviceBackend::Deferred> DeviceBackend::take_broken_off(const PlacedReduction& call) {
-  const std::lock_guard in_order(enqueue_);
-  const bool is_next = call.starts_step() && call.line == kHookLine;
-  return is_next ? std::exchange(deferred_, {}) : std::vector<Deferred>();
-}
-
-/// To be called, and to drop the buckets, without the lock.
-void DeviceBackend::give_up(std::vector<Deferred> buckets, const std::exception_ptr& error) {
-  for (const Deferred& bucket : buckets) {
-    if (bucket.future) {
-      bucket.future->setError(error);
-    }
-  }
+  collective_.sum_inside(call.operation, call.output, call.input, call.pass);
+  collective_.reduce(exact_bucket(call), record.on_device, memory_of(book_.open(call.bucket)));
 }
 
 void DeviceBackend::shutdown() {
   shut_down_ = true;
   std::unique_lock in_order(enqueue_);
+  model_.reset();
   std::vector<Deferred> broken = std::exchange(deferred_, {});
   in_order.unlock();
   give_up(std::move(broken), broken_off());
@@ -339,11 +229,11 @@ void DeviceBackend::reduce_sketched(const PlacedReduction& call, Book::Page& pag
   if (plan.uses_kept) {
     weights.emplace(KeptWeights{page.kept->result, result});
     if (plan.solves) {
-      late_.push_back({call.bucket, call.line, call.index, call.step});
+      late_.push_back({call.bucket, call.line, call.index, call.step, nullptr});
     }
   } else {
     const DeviceResult* const kept = options_.keeps_weights() ? &keep(page, call.step) : nullptr;
-    collective_.solve_sketched(sketches_, call.index, result, memory_of(page), /*counted=*/true, kept);
+    collective_.solve_sketched(sketches_, call.index, {.result = result, .state = memory_of(page), .kept = kept});
   }
   const KeptWeights* const kept = weights ? &*weights : nullptr;
   if (call.operation == Operation::reduce_scatter) {
@@ -360,24 +250,36 @@ void DeviceBackend::solve_late(std::uint64_t line) {
   if (of_others == late_.begin()) {
     return;
   }
-  if (!late_result_) {
-    late_result_ = collective_.make_result();
-  }
   collective_.step().select(line);
-  for (auto solve = late_.begin(); solve != of_others; ++solve) {
-    const LateSolve& late = *solve;
+  for (auto next = late_.begin(); next != of_others; ++next) {
+    const LateSolve& late = *next;
     Book::Page& page = book_.open(late.bucket);
-    const DeviceResult& kept = keep(page, late.step);
-    collective_.solve_sketched(page.kept->sketches, late.index, *late_result_, memory_of(page), /*counted=*/false,
-                               &kept);
+    const DeviceSolve solve{
+        .result = late_result(), .state = memory_of(page), .kept = &keep(page, late.step), .counted = false};
+    if (late.aside) {
+      const Rows& rows = late.aside->tile;
+      collective_.solve_tile(collective_.sketch_columns(rows.dtype, rows.width, late.index), rows.tile,
+                             collective_.method(), solve);
+    } else {
+      collective_.solve_sketched(page.kept->sketches, late.index, solve);
+    }
   }
   late_.erase(late_.begin(), of_others);
 }
 
-/// Where the weights that the solve of `step` gives are kept.
+/// Where the result of a solve goes whose step has used other weights.
+const DeviceResult& DeviceBackend::late_result() {
+  if (!late_result_) {
+    late_result_ = collective_.make_result(kMaxObjectives);
+  }
+  return *late_result_;
+}
+
+/// Where the weights that the solve of `step` gives are kept: with room for any number, as steps of one pass and of
+/// several make room for different ones.
 const DeviceResult& DeviceBackend::keep(Book::Page& page, std::int64_t step) {
   if (!page.kept) {
-    page.kept.emplace(DeviceKept{collective_.make_result(), {DeviceBuffer(device_)}});
+    page.kept.emplace(DeviceKept{collective_.make_result(kMaxObjectives), {DeviceBuffer(device_)}});
   }
   page.kept->step = step;
   return page.kept->result;
@@ -457,25 +359,37 @@ std::vector<BucketRecord> DeviceBackend::records() const {
   const OnSideStream guard(device_, side_);
   std::vector<BucketRecord> last;
   for (const DeviceRecord* const record : book_.newest_records()) {
-    BucketRecord read = *record;
-    StepHeader header;
-    std::tie(header, read.result) = record->on_device.read();
-    collective_.step().check(header);
-    if (record->is_of_model && model_result_) {
-      const auto [of_step, model] = model_result_->read();
-      if (of_step.step == header.step) {  // else the pass that closed this one broke off before the solve
-        read.result.weights = model.weights;
-        read.result.solution = model.solution;
-      }
-    }
-    read.step =
-        captured_ ? collective_.step().read_counters().step : record->step;  // replays count on the device alone
-    read.solved_step = header.step;
-    read.objectives = collective_.step().objective_names(record->line, header.k);
-    read.rows = collective_.step().objective_rows(record->line, header.k);
-    last.push_back(std::move(read));
+    last.push_back(read(*record));
   }
   return last;
+}
+
+BucketRecord DeviceBackend::read(const DeviceRecord& record) const {
+  BucketRecord read = record;
+  StepHeader header;
+  std::tie(header, read.result) = record.on_device.read();
+  if (!record.is_kept) {
+    collective_.step().check(header);
+  }
+  if (record.is_of_model && model_result_) {
+    const auto [of_step, model] = model_result_->read();
+    if (record.is_kept) {
+      collective_.step().check(of_step);
+      if (!record.has_gramian || header.step != of_step.step) {
+        read.result.gramian.assign(static_cast<std::size_t>(of_step.k) * static_cast<std::size_t>(of_step.k), 0.0);
+      }
+      header = of_step;
+    }
+    if (of_step.step == header.step) {  // else the pass that closed this one broke off before the solve
+      read.result.weights = model.weights;
+      read.result.solution = model.solution;
+    }
+  }
+  read.step = captured_ ? collective_.step().read_counters().step : record.step;  // replays count on the device alone
+  read.solved_step = header.step;
+  read.objectives = collective_.step().objective_names(record.line, header.k);
+  read.rows = collective_.step().objective_rows(record.line, header.k);
+  return read;
 }
 
 Counters DeviceBackend::counters() const {

@@ -33,6 +33,8 @@ namespace bucket_moo {
 /// AgreedError as it starts, or one behind it, as does every later one: see DeviceStep::check_past_steps(). After any
 /// other failure every later reduction fails at once with the same error.
 ///
+/// What is put aside between the passes of a step, and weights of the whole model: device_passes.cpp.
+///
 /// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight
 /// of its capture, the device counts the steps, and the engine must outlive the graph. The host decides which steps
 /// solve, hence not with a sketch whose weights serve for several. Nor can a step of several passes.
@@ -65,15 +67,38 @@ class DeviceBackend final : public Backend {
     DeviceResult on_device;
     int k_bound = 0;  // of the result
     std::uint64_t line = kHookLine;
-    bool is_of_model = false;  // whether the weights are those of the newest problem of the model
+    bool is_of_model = false;  // whether the weights are those that the model's buckets used
+    bool is_kept = false;      // of the model: from an earlier step, as is the Gramian, if there was one
+    bool has_gramian = true;
   };
 
-  using PutAside = bucket_moo::PutAside<DeviceTile>;
+  /// Which weights a bucket of a step of several passes, or of the model, is combined by.
+  struct WeightSource {
+    enum class Of {
+      step,   // those of its own solve
+      kept,   // those that are kept for it
+      totals  // alike for all objectives that totals were told of: of a first step whose weights lag
+    };
+    Of of = Of::step;
+    bool solves = true;
+  };
+
+  /// What is put aside of a bucket: the rows of its shard, or sketches and this rank's own rows.
+  struct Rows {
+    explicit Rows(c10::Device device) : tile(device), own(device) {}
+
+    DeviceTile tile;
+    DeviceOwnRows own;
+    DType dtype = DType::float32;  // of the bucket
+    std::int64_t width = 0;        // columns of the sketches; 0: there are none
+    std::int64_t index = 0;        // of the bucket in the pass that reached it first
+    WeightSource source;           // the same in all passes of a step
+  };
+  using PutAside = bucket_moo::PutAside<Rows>;
 
   /// A bucket that waits for the weights of its whole step.
   struct Deferred {
     PlacedReduction call;
-    DeviceBucket bucket;
     std::shared_ptr<PutAside> aside;
     FuturePtr future;
   };
@@ -93,6 +118,15 @@ class DeviceBackend final : public Backend {
     std::uint64_t line;
     std::int64_t index;
     std::int64_t step;
+    std::shared_ptr<PutAside> aside;  // of a step of several passes
+  };
+
+  /// The problem of the model, while the step's buckets come.
+  struct ModelProblem {
+    std::int64_t index;  // of the first bucket
+    std::int64_t step;
+    std::shared_ptr<PutAside> aside;
+    WeightSource::Of of;
   };
 
   /// The method's options in device memory, and the method that points to them.
@@ -106,13 +140,26 @@ class DeviceBackend final : public Backend {
   void check_capture(const Reduction& reduction, bool is_alone);
   bool is_of_model(std::uint64_t line) const { return options_.grouping.scope() == Scope::model && line == kHookLine; }
   bool is_of_passes(const PlacedReduction& call) const;
+  BucketRecord read(const DeviceRecord& record) const;
   FuturePtr enqueue(PlacedReduction& call);
   void record_streams(const PlacedReduction& call) const;
   void agree_on_first_step(const PlacedReduction& call);
   void reduce_dense(const PlacedReduction& call);
   void reduce_sketched(const PlacedReduction& call, Book::Page& page);
-  void put_aside(const PlacedReduction& call, const DeviceBucket& bucket);
+  DeviceBucket exact_bucket(const PlacedReduction& call) const;
+  DeviceBucket bucket_of(const PlacedReduction& call, const Rows& rows);
+  void put_aside(const PlacedReduction& call);
+  void begin_rows(const PlacedReduction& call, Rows& rows);
+  bool fits(const PlacedReduction& call, const Rows& rows);
+  void add_rows(const PlacedReduction& call, Rows& rows);
+  WeightSource source_of(const PlacedReduction& call, std::int64_t width) const;
+  DeviceKept* kept_of(const PlacedReduction& call) const;
+  void close(const PlacedReduction& call, const std::shared_ptr<PutAside>& aside);
+  void close_in_model(const PlacedReduction& call, const std::shared_ptr<PutAside>& aside);
+  void combine(const PlacedReduction& call, const Rows& rows, const DeviceResult& used, bool is_fresh);
   std::vector<Deferred> solve_model();
+  const DeviceResult& late_result();
+  const DeviceResult& model_result();
   std::vector<Deferred> take_broken_off(const PlacedReduction& call);
   static void give_up(std::vector<Deferred> buckets, const std::exception_ptr& error);
   DeviceRecord& open_record(const PlacedReduction& call, int k_bound);
@@ -134,11 +181,11 @@ class DeviceBackend final : public Backend {
   std::exception_ptr failure_;  // for good
   bool captured_ = false;       // a graph uses what is held here: nothing is let go any more
   Book book_;
-  DeviceSketches sketches_;      // of a bucket that is solved for at once
-  std::vector<LateSolve> late_;  // of this step, in order
-  std::optional<DeviceResult> model_result_;
-  int model_k_bound_ = 0;
-  std::vector<Deferred> deferred_;  // of the hook's step, in order
+  DeviceSketches sketches_;                   // of a bucket that is solved for at once
+  std::vector<LateSolve> late_;               // of this step, in order
+  std::optional<ModelProblem> model_;         // of the hook's step, if it solves
+  std::optional<DeviceResult> model_result_;  // with the weights that the buckets of the newest one used
+  std::vector<Deferred> deferred_;            // of the hook's step, in order
   std::optional<DeviceResult> late_result_;
   std::vector<DeviceResult> outgrown_results_;  // that a graph writes to
   std::int64_t sparse_ = 0;

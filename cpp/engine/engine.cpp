@@ -41,6 +41,16 @@ std::uint64_t hash_of(const ObjectiveTotals* totals) {
   return hash;
 }
 
+/// As StepRecord::total.
+double told_total(const ObjectiveTotals& totals, const ObjectiveName& objective) {
+  for (const ObjectiveTotal& total : totals) {
+    if (same_name(total.objective, objective)) {
+      return total.total;
+    }
+  }
+  return -1.0;
+}
+
 ObjectiveTotals checked_totals(const std::vector<std::pair<std::string, double>>& totals) {
   ObjectiveTotals checked;
   for (const auto& [name, total] : totals) {
@@ -265,6 +275,10 @@ FuturePtr Engine::place(Step& step, Reduction reduction, c10::IValue result) {
   // DDP's parameters may have names on one rank alone: names are for reports there, and DDP compares its modules.
   placed.record.bucket = placed.operation == Operation::ddp_bucket ? 0 : hash_of(placed.bucket);
   placed.record.bucket ^= hash_of(placed.totals.get());
+  if (placed.totals) {
+    placed.record.told = static_cast<std::int32_t>(placed.totals->size());
+    placed.record.total = told_total(*placed.totals, placed.record.objective);
+  }
   return backend_->submit(std::move(placed));
 }
 

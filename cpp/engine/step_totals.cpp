@@ -3,8 +3,8 @@
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
-#include <cmath>
 
+#include "bucket_moo/pass_table.hpp"
 #include "collective/agreed_error.hpp"
 
 namespace bucket_moo {
@@ -41,7 +41,7 @@ void check_totals(const ObjectiveTotals& totals, const StepObjectives& objective
       throw AgreedError(c10::str(where, " has objective '", name, "', of which the step has no row"));
     }
     const double weight = ranks * objectives.weight(static_cast<std::size_t>(found - names.begin()));
-    if (!(std::fabs(weight - total) <= kTotalTolerance * total)) {
+    if (!adds_up(weight, total)) {
       throw AgreedError(c10::str(where, " says that the weights of objective '", name, "' add up to ", total,
                                  " over all ranks and passes; they add up to ", weight));
     }

@@ -9,9 +9,6 @@
 
 namespace bucket_moo {
 
-/// How far weights may add up to something else, relative: the rounding of who adds them up.
-inline constexpr double kTotalTolerance = 1e-9;
-
 /// Raises AgreedError for an objective that has no total, and, where `call` closes the step, for one whose rows do not
 /// add up to its total. `ranks`: whose mean a row of `objectives` is.
 void check_totals(const ObjectiveTotals& totals, const StepObjectives& objectives, const PlacedReduction& call,

@@ -375,8 +375,8 @@ class BucketMOO:
         Raises:
             TypeError, ValueError: ``totals`` is no mapping from objectives to finite numbers >= 0.
             ValueError: From ``backward()``, on every rank: ranks that disagree on whether the step is open or on
-                ``totals``, rows that do not add up to ``totals``, or more than 64 objectives.
-            NotImplementedError: From ``backward()``: with a ``Sketch`` on a GPU.
+                ``totals``, rows that do not add up to ``totals``, or more than 64 objectives. On a GPU the results of
+                such a step are NaN, and a later step raises.
             RuntimeError: From ``optimizer.step()`` while the step is open, for parameters that ``register`` or
                 ``name_parameters`` has seen.
         """
@@ -663,14 +663,6 @@ class BucketMOO:
                 "scope='parameter', a function as scope and support=True are not supported on "
                 f"{device} yet; use scope='bucket' or 'model' with support=False"
             )
-        if _C.reduces_on_device(device) and self._scope.name == "model" and isinstance(self._gramian, Sketch):
-            raise NotImplementedError(
-                f"scope='model' with a Sketch is not supported on {device} yet; use gramian='exact'"
-            )
-        if _C.reduces_on_device(device) and self._layout == "passes" and self._gramian != "exact":
-            raise NotImplementedError(
-                f"layout='passes' with gramian={self._gramian!s} is not supported on {device} yet; use gramian='exact'"
-            )
         if _C.reduces_on_device(device) and (names := self._method._objectives()):
             raise NotImplementedError(
                 f"{describe(self._method)} names objectives ({', '.join(names)}), which is not supported on {device} "
@@ -684,12 +676,7 @@ class BucketMOO:
         elif parent is not None:
             group = private_group(parent)
         # Nothing else is supported there yet.
-        is_exact = (
-            self._levels is not None
-            or self._pieces.is_given
-            or self._scope.has_parts
-            or (self._scope.name == "model" and _C.reduces_on_device(device))
-        )
+        is_exact = self._levels is not None or self._pieces.is_given or self._scope.has_parts
         sketch, estimator = choose("exact" if is_exact else self._gramian, parent)
         configuration = [
             ("method", describe(self._method)),

@@ -3,6 +3,7 @@
 A launch costs some two microseconds, as much as a small kernel takes. `make test-emulated` runs these tests.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -102,19 +103,22 @@ def test_all_reduce(run_ranks: Runner, random_seed: int, world: int, dtype: torc
             check(counted, call(f"all-reduce, {layout}"), f"{n} elements over {world}")
 
 
-def rank_passes(rank: int, world: int, seed: int, layout: Any, n: int) -> list[list[Counts]]:
+def rank_passes(
+    rank: int, world: int, seed: int, layout: Any, n: int, gramian: Any = "exact", is_told: bool = False
+) -> list[list[Counts]]:
     """What the passes of a step ask for, by step, once memory has been allocated."""
-    state = moo.BucketMOO("mgda", layout=layout)
+    state = moo.BucketMOO("mgda", layout=layout, gramian=gramian)
+    totals = {str(number): float(world) for number in range(3)} if is_told else None
     counts = []
     with emulated_cuda.stream():
-        for step in range(4):
+        for step in range(6):
             of_step: list[Counts] = []
             for number in range(3):
                 state.objective = str(number)
                 row = draw(seed, (step, number, rank), n, torch.bfloat16).to("cuda")
                 with emulated_cuda.counting() as counted:
                     if number < 2:
-                        with state.accumulate():
+                        with state.accumulate(totals):
                             moo.all_reduce(row, state)
                     else:
                         moo.all_reduce(row, state)
@@ -122,6 +126,7 @@ def rank_passes(rank: int, world: int, seed: int, layout: Any, n: int) -> list[l
                 if step >= 2:
                     of_step.append(by_kind(counted))
             counts.append(of_step)
+        assert bool(row.cpu().isfinite().all())
     return counts[2:]
 
 
@@ -199,13 +204,45 @@ def test_reduce_scatter_in_two_levels(run_ranks: Runner, random_seed: int, along
             check(alone, plus(call("reduce-scatter", *levels), more), along)
 
 
-def rank_model(rank: int, world: int, seed: int) -> list[Counts]:
+ADDED = {"kernels": 4, "collectives": 1, "memory": 0, "events": 0}
+"""What a sketch asks for in a pass beside the row."""
+
+
+@counts_on_device
+@pytest.mark.parametrize("layout", ["ranks", "passes"])
+def test_passes_with_a_sketch(run_ranks: Runner, random_seed: int, layout: str) -> None:
+    averaged = {"kernels": int(layout == "passes"), "collectives": 0, "memory": 0, "events": 0}
+    wide = moo.Sketch(8192)  # whose columns are exchanged as shards
+    of_ranks = run_ranks(2, rank_passes, random_seed, layout, 40_000, wide, backend=emulated_cuda.nccl)
+    for *before, last in itertools.chain.from_iterable(of_ranks):
+        a_pass = plus(together("a pass", "sketch, in a pass", "a wait for a result"), averaged)
+        for counted in before:
+            check(counted, plus(a_pass, together("zeros handed back")), "open")
+        check(last, plus(a_pass, together("sketch, behind the passes")), "closing")
+
+
+@counts_on_device
+def test_passes_whose_weights_are_known(run_ranks: Runner, random_seed: int) -> None:
+    for sketch in (moo.Sketch(8192, lag=1), moo.Sketch(8192, lag=1, refresh_every=10)):
+        of_ranks = run_ranks(2, rank_passes, random_seed, "ranks", 40_000, sketch, True, backend=emulated_cuda.nccl)
+        for *before, last in itertools.chain.from_iterable(of_ranks):
+            a_pass = together("a pass", "one sum, in a pass", "a wait for a result")
+            behind = together("one sum, behind the passes")
+            if sketch.refresh_every == 1:
+                a_pass = plus(a_pass, ADDED)
+                behind = plus(behind, together("sketch of passes, behind the step"))
+            for counted in before:
+                check(counted, plus(a_pass, together("zeros handed back")), "open")
+            check(last, plus(a_pass, behind), "closing")
+
+
+def rank_model(rank: int, world: int, seed: int, gramian: Any = "exact") -> list[Counts]:
     """What the backward passes of a module of two buckets ask for with one problem for both; each has a tail."""
     sizes = (41, 121, 61)
     counts = []
     with emulated_cuda.stream():
         ddp = DistributedDataParallel(mlp(seed, torch.float32, sizes).to("cuda"), bucket_cap_mb=CAP_MB)
-        state = moo.BucketMOO("mgda", scope="model", bucket_cap_mb=CAP_MB)
+        state = moo.BucketMOO("mgda", scope="model", gramian=gramian, bucket_cap_mb=CAP_MB)
         counted_in: list[Counts] = []
 
         def hook(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -233,6 +270,16 @@ def test_one_problem_for_the_model(run_ranks: Runner, random_seed: int) -> None:
         for counted in counts:
             buckets = together("ranks, in a pass", "behind the passes", "model, a bucket", times=2)
             check(counted, plus(together("a pass", "model, the solve"), buckets), "scope='model'")
+
+
+@counts_on_device
+def test_one_problem_for_the_model_with_a_sketch(run_ranks: Runner, random_seed: int) -> None:
+    sketch = moo.Sketch(64)  # whose columns are a tail: they are no message
+    for counts in run_ranks(2, rank_model, random_seed, sketch, backend=emulated_cuda.nccl):
+        for counted in counts:
+            buckets = together("sketch of the model", "sketch of the model, combined", times=2)
+            budget = plus(together("a pass", "model, the solve"), buckets)
+            check(counted, {**budget, "collectives": budget["collectives"] - 2}, "scope='model'")
 
 
 @counts_on_device

@@ -218,25 +218,6 @@ def test_a_step_that_is_refused_is_counted(run_ranks: Runner) -> None:
     run_ranks(2, rank_goes_on_after_a_refusal)
 
 
-def rank_on_device(rank: int, world: int) -> None:
-    def error(state: moo.BucketMOO) -> Any:
-        return error_of(lambda: moo.all_reduce(torch.ones(9), state))
-
-    whole = moo.BucketMOO(scope="model", gramian=moo.Sketch())
-    expect(error(whole), NotImplementedError, "scope='model' with a Sketch", "gramian='exact'")
-    sketched = moo.BucketMOO(layout="passes", gramian=moo.Sketch())
-    expect(error(sketched), NotImplementedError, "layout='passes' with gramian=Sketch", "gramian='exact'")
-    several = moo.BucketMOO(gramian=moo.Sketch())
-    with several.accumulate():
-        expect(error(several), NotImplementedError, "several passes with a Sketch", "gramian='exact'")
-
-
-@pytest.mark.device
-@pytest.mark.skipif(not checks.ON_DEVICE, reason="the CPU has all of it")
-def test_what_a_gpu_does_not_have_yet_is_refused(run_ranks: Runner) -> None:
-    run_ranks(2, rank_on_device)
-
-
 def rank_more_objectives(rank: int, world: int) -> list[Any]:
     state = moo.BucketMOO()
     found = []

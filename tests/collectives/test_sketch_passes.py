@@ -1,7 +1,8 @@
 """Steps of several passes with a Sketch: which weights serve, and what becomes of the rows."""
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -17,6 +18,8 @@ from tests.support import reference as ref
 from tests.support.checks import Outcome, draw, outcome, unraw
 from tests.support.errors import error_of, expect
 from tests.support.sketches import width_of
+
+pytestmark = pytest.mark.device
 
 Runner = Callable[..., list[Any]]
 METHODS = ("mgda", "pcgrad", "alignedmtl")  # the last one has negative weights, too
@@ -140,13 +143,24 @@ def of_step(case: Case, seed: int, step: int) -> checks.Gradients:
     return checks.gradients(rows, _flat(case.objective[step]), _flat(case.weight[step]))
 
 
-def verify(label: str, case: Case, seed: int, step: int, got: Outcome, shard: slice, world: int) -> None:
+def in_order(got: Outcome, names: list[Hashable]) -> Outcome:
+    """With its objectives in this order: where weights are kept, a GPU numbers them as in the first step."""
+    place = [got.objectives.index(str(name)) for name in names]
+    return replace(got, weights=got.weights[place], gramian=got.gramian[np.ix_(place, place)])
+
+
+def verify(
+    label: str, case: Case, seed: int, step: int, got: Outcome, shard: slice, world: int, is_averaged: bool
+) -> None:
     served = case.served()[step]
     assert (got.step, got.solved_step) == (step + 1, served), f"{label}: {got.solved_step}, not {served}"
     now, then = of_step(case, seed, step), of_step(case, seed, served - 1)
+    got = in_order(got, now.names)
     order = [then.names.index(name) for name in now.names]
     width = width_of(case.sketch, case.n)
     assert got.width == width
+    if is_averaged and not width:  # rows of a pass, in their dtype
+        now, then = replace(now, is_summed=True), replace(then, is_summed=True)
     seen = then.through(lambda row: ref.sketch(row, width, 3, served)) if width else then
     error = (2 * seen.gramian_error())[np.ix_(order, order)]
     expected = ref.gramian(seen.means[order])
@@ -155,7 +169,7 @@ def verify(label: str, case: Case, seed: int, step: int, got: Outcome, shard: sl
     solved = moo.weights(torch.from_numpy(got.gramian), "mean" if is_mean else case.method).numpy()
     if case.method != "pcgrad":  # whose order of objectives is that of the step that solved
         np.testing.assert_allclose(got.weights, solved, rtol=1e-9, atol=1e-9, err_msg=label)
-    now = replace(now, is_summed=width > 0 and world > 1)
+    now = replace(now, is_summed=now.is_summed or (width > 0 and world > 1))
     checks.verify_combination(label, now, got, shard)
 
 
@@ -165,6 +179,7 @@ def test_rows_of_all_passes_are_combined_by_the_weights_of_their_sketches(
     run_ranks: Runner, random_seed: int, world: int, layout: str
 ) -> None:
     ranks = run_ranks(world, rank_schedules, random_seed, layout)
+    is_averaged = checks.ON_DEVICE and layout == "passes" and world > 1
     for index, case in enumerate(cases_of(random_seed, world, layout)):
         for step in range(STEPS):
             got = [results[index][step] for results in ranks]
@@ -174,7 +189,7 @@ def test_rows_of_all_passes_are_combined_by_the_weights_of_their_sketches(
                 assert case.scatter or of_rank.result == got[0].result, f"{label}: ranks differ"
                 size = case.n // world
                 shard = slice(rank * size, (rank + 1) * size) if case.scatter else slice(None)
-                verify(label, case, random_seed, step, of_rank, shard, world)
+                verify(label, case, random_seed, step, of_rank, shard, world, is_averaged)
 
 
 # --- what is held ---
@@ -190,21 +205,18 @@ def rank_memory(rank: int, world: int) -> dict[str, int]:
     }.items():
         sketch, is_told = options
         state = moo.BucketMOO(gramian=sketch)
-        state.objective = "a"
-        for _ in range(2):  # scratch memory of sums
-            moo.all_reduce(torch.ones(n), state, bucket="other")
-        before = state.memory()
-        peak = 0
-        for _ in range(3):
-            for k in range(4):
-                state.objective = str(k)
-                if k < 3:
-                    with state.accumulate({str(i): world for i in range(4)} if is_told else None):
-                        moo.all_reduce(torch.ones(n), state, bucket="b")
-                else:
-                    moo.all_reduce(torch.ones(n), state, bucket="b")
-                peak = max(peak, state.memory() - before)
-        held[name] = round(peak / (4 * n))
+        totals = {str(i): float(world) for i in range(4)} if is_told else None
+        peak = {"other": 0, "b": 0}
+        for bucket in ("other", "b"):  # in the first one is scratch memory of sums
+            for _ in range(3):
+                for k in range(4):
+                    state.objective = str(k)
+                    with state.accumulate(totals) if k < 3 else contextlib.nullcontext():
+                        moo.all_reduce(torch.ones(n), state, bucket=bucket)
+                    peak[bucket] = max(peak[bucket], state.memory())
+            if bucket == "other":
+                before = state.memory()
+        held[name] = round((peak["b"] - before) / (4 * n))
     return held
 
 
@@ -243,6 +255,9 @@ def test_nan_reaches_the_one_sum_whatever_its_weight(run_ranks: Runner, random_s
         assert [got.solved_step for got in (mean, kept, broken, after)] == [1, 1, 2, 2]  # that of step 3 is not kept
 
 
+# --- other objectives, other totals ---
+
+
 def rank_other_objectives(rank: int, world: int, seed: int) -> list[Outcome]:
     """The second of a pair is three times the first, so that MGDA gives it no weight."""
     state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1))
@@ -259,11 +274,42 @@ def rank_other_objectives(rank: int, world: int, seed: int) -> list[Outcome]:
     return results
 
 
+@pytest.mark.host
 def test_a_step_of_other_objectives_uses_weights_of_its_own(run_ranks: Runner, random_seed: int) -> None:
     for mean, other, kept in run_ranks(2, rank_other_objectives, random_seed):
         assert (mean.weights.tolist(), mean.solved_step) == ([0.5, 0.5], 1)
         assert (other.weights.tolist(), other.solved_step) == ([1.0, 0.0], 2)
         assert (kept.weights.tolist(), kept.solved_step) == ([0.0, 1.0], 2)
+
+
+def rank_passes_that_change(rank: int, world: int, seed: int, scope: Any) -> list[Outcome]:
+    """Each rank has one objective; every other step has one pass, as at the end of an epoch."""
+    state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1), objective="ab"[rank], scope=scope)
+    results = []
+    for step in range(5):
+        passes = 1 + step % 2
+        for p in range(passes):
+            row = draw(seed, (step, p, rank), 5000, torch.float32, 1.0 + rank)
+            told = state.accumulate({"a": 2, "b": 2}) if p < passes - 1 else contextlib.nullcontext()
+            with told:
+                moo.all_reduce(row, state, bucket="b")
+        results.append(outcome(row, state))
+    return results
+
+
+@pytest.mark.parametrize("scope", ["bucket", "model"])
+def test_kept_weights_serve_steps_of_one_pass_and_of_several(run_ranks: Runner, random_seed: int, scope: str) -> None:
+    for results in run_ranks(2, rank_passes_that_change, random_seed, scope):
+        for step, got in enumerate(results):
+            rows = [
+                draw(random_seed, (step, p, r), 5000, torch.float32, 1.0 + r)
+                for p in range(1 + step % 2)
+                for r in (0, 1)
+            ]
+            now = replace(checks.gradients(rows, [*"ab"] * (1 + step % 2)), is_summed=True)
+            checks.verify_combination(f"step {step + 1}", now, got)
+            assert got.solved_step == max(1, step)
+            np.testing.assert_allclose(got.weights, moo.weights(torch.from_numpy(got.gramian)).numpy(), rtol=1e-9)
 
 
 def rank_given_up(rank: int, world: int, seed: int) -> list[Outcome]:
@@ -294,35 +340,74 @@ def test_a_step_that_is_given_up_leaves_nothing_behind(run_ranks: Runner, random
         checks.verify_combination("after", now, after)
 
 
+def step_of_totals(state: moo.BucketMOO, totals: Any, names: str = "ab") -> torch.Tensor:
+    for name in names:
+        state.objective = name
+        row = torch.ones(5000)
+        with state.accumulate(totals) if name != names[-1] else contextlib.nullcontext():
+            moo.all_reduce(row, state)
+    return row
+
+
+def rank_kept_objectives(rank: int, world: int) -> None:
+    """On a device, in any order; others are an error of the step."""
+    states = []
+    for others in ("ac", "abc", "a"):
+        state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1))
+        states.append(state)  # nothing has waited for what its kernels tell
+        for names in ("ab", "ab"[::-1], "ab"):
+            assert step_of_totals(state, {"a": world, "b": world}, names).isfinite().all()
+            assert state.report().objectives == ("a", "b")
+        assert step_of_totals(state, dict.fromkeys(others, world), others).isnan().all()
+        expect(error_of(state.report), ValueError, "objectives of the first step in every step.*step 4 has others")
+
+
+@pytest.mark.skipif(not checks.ON_DEVICE, reason="the CPU solves anew")
+def test_kept_weights_are_for_the_objectives_of_the_first_step_in_any_order(run_ranks: Runner) -> None:
+    run_ranks(2, rank_kept_objectives)
+
+
 def rank_wrong_totals(rank: int, world: int) -> list[Any]:
     errors = []
+    states = []
+    cases: list[tuple[Any, list[Any]]] = [
+        ("exact", [{"a": 2, "b": 2}] * 2),
+        (moo.Sketch(64, lag=1), [{"b": 2, "a": 2}, {"a": 2, "b": 2}]),
+        (moo.Sketch(64, lag=1), [{"a": 2, "b": 3}] * 2),
+        ("exact", [{"a": 2, "b": 3}] * 2),
+        (moo.Sketch(64, lag=1), [{"a": 2}] * 2),
+        (moo.Sketch(64, lag=1), [{"a": 2, "b": 2, "c": 1}] * 2),
+        ("exact", [{"a": 2, "b": 2}, None]),
+    ]
+    for gramian, totals in cases:
+        state = moo.BucketMOO(gramian=gramian)
+        states.append(state)  # on a device, nothing has waited for what its kernels tell
 
-    def step(totals: list[Any]) -> Any:
-        state = moo.BucketMOO(gramian=moo.Sketch(64, lag=1), objective="a")
+        def run(state: moo.BucketMOO = state, told: Any = totals[rank]) -> None:
+            row = step_of_totals(state, told)
+            if checks.ON_DEVICE:  # where the host hears of it later
+                error = error_of(state.report)
+                assert row.isnan().all() == (error[0] is not type(None))
+                state.report()
 
-        def run() -> None:
-            with state.accumulate(totals[rank]):
-                moo.all_reduce(torch.ones(5000), state, bucket="b")
-            state.objective = "b"
-            moo.all_reduce(torch.ones(5000), state, bucket="b")
-
-        return error_of(run)
-
-    errors.append(step([{"a": 2, "b": 2}] * 2))
-    errors.append(step([{"b": 2, "a": 2}, {"a": 2, "b": 2}]))
-    errors.append(step([{"a": 2, "b": 3}] * 2))
-    errors.append(step([{"a": 2}] * 2))
-    errors.append(step([{"a": 2, "b": 2, "c": 1}] * 2))
-    errors.append(step([{"a": 2, "b": 2}, None]))
+        errors.append(error_of(run))
     return errors
 
 
 def test_totals_that_are_not_what_comes_are_an_error_on_all_ranks(run_ranks: Runner) -> None:
-    for right, other_order, sum_, missing, no_row, disagree in run_ranks(2, rank_wrong_totals):
+    other = "objective number 2", "add up to something else"
+    lacks = "lacks the objective of rank 0", ""
+    no_rows = "has 1 more objectives than the step has had rows of", ""
+    if not checks.ON_DEVICE:
+        other = "objective 'b' add up to 3 ", "they add up to 2"
+        lacks = "has no objective 'b'", "it has 'a'"
+        no_rows = "objective 'c', of which the step has no row", ""
+    for right, other_order, sum_, exact, missing, no_row, disagree in run_ranks(2, rank_wrong_totals):
         assert right[0] is other_order[0] is type(None)
-        expect(sum_, ValueError, "objective 'b' add up to 3 ", "they add up to 2")
-        expect(missing, ValueError, "has no objective 'b'", "it has 'a'")
-        expect(no_row, ValueError, "objective 'c', of which the step has no row")
+        expect(sum_, ValueError, *other)
+        expect(exact, ValueError, *other)
+        expect(missing, ValueError, *lacks)
+        expect(no_row, ValueError, *no_rows)
         expect(disagree, ValueError, "make the same calls", r"the totals that accumulate\(\) was given")
 
 
@@ -341,12 +426,14 @@ def rank_totals_in_levels(rank: int, world: int) -> list[Any]:
     return errors
 
 
+@pytest.mark.host
 def test_totals_in_levels(run_ranks: Runner) -> None:
     for right, wrong in run_ranks(2, rank_totals_in_levels):
         assert right[0] is type(None)
         expect(wrong, ValueError, "objective 'b' add up to 1 ", "they add up to 2")
 
 
+@pytest.mark.host
 def test_arguments_of_totals() -> None:
     state = moo.BucketMOO()
     for totals, kind, text in [

@@ -185,6 +185,34 @@ void leaves_others_alone() {
   }
 }
 
+/// Rows of coefficient 0 are read where that is asked for, as on the host; those of no sum are not.
+void reads_zeros() {
+  for (const DType d : kDTypes) {
+    checks::context = std::string("zeros ") + name_of(d);
+    Tile t(d, 3, 1500);
+    t.set_all(1, std::nan(""));
+    t.set_all(2, std::nan(""));
+    Pass pass;
+    pass.coefficient = {0.5, 0.0, 0.0};
+    pass.objective = {0, 0, -1};
+    pass.decay = {1.0};
+    pass.k = 1;
+    for (const bool breaks : {true, false}) {
+      if (!breaks) t.set_all(1, 3.0);
+      Sums sums(d, pass, t.size, true);
+      std::vector<char> expected(sums.tile.row_bytes());
+      std::memcpy(expected.data(), sums.row(0).data(), expected.size());
+      const std::vector<const void*> rows = t.pointers();
+      bucket_moo::accumulate({rows.data(), 2, t.size, d}, pass.coefficient.data(), 1.0, expected.data(),
+                             bucket_moo::ZeroRows::read);
+      AccumulateArguments arguments = arguments_of(t, pass, sums);
+      arguments.reads_zeros = true;
+      CHECK(launch_accumulate(arguments, nullptr) == cudaSuccess);
+      CHECK(tiles::same_elements(sums.dtype, sums.row(0), expected));
+    }
+  }
+}
+
 /// A sum of decay 1 without a row is neither read nor written, nor is one beyond *k: here they are where nobody may.
 void does_not_touch_others() {
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -304,6 +332,7 @@ int main() {
     one_sum_for_each_row();
     sums_of_many_rows();
     leaves_others_alone();
+    reads_zeros();
     does_not_touch_others();
     special_values_stay();
     passes_add_up();

@@ -240,6 +240,40 @@ void combine_to_another_dtype() {
   }
 }
 
+/// With shares rows of weight 0 are read, as on the host, and those left out are not.
+void combine_reads_zeros() {
+  for (const DType d : kDTypes) {
+    for (const std::int64_t n : {1, 1025, 6000}) {
+      Tile t(d, 4, n);
+      Tile tail(d, 4, 7);
+      checks::context = std::string("zeros ") + name_of(d) + " n=" + std::to_string(n);
+      const std::vector<double> c = {0.5, 0.0, -0.0, 0.0};
+      const std::vector<double> share = {1.0, 0.25, 1.0, 0.0};
+      for (Tile* const tile : {&t, &tail}) {
+        tile->set_all(1, std::nan(""));
+        tile->set_all(3, std::numeric_limits<double>::infinity());
+      }
+      for (const bool breaks : {true, false}) {
+        if (!breaks) {
+          t.set_all(1, 1.0);
+          tail.set_all(1, 1.0);
+        }
+        const auto host = [&](const Tile& tile) {
+          std::vector<char> expected(tile.row_bytes());
+          const std::vector<const void*> pointers = tile.pointers();  // of those that are not left out
+          bucket_moo::combine({pointers.data(), 3, tile.size, d}, c.data(), expected.data(),
+                              bucket_moo::ZeroRows::read);
+          return expected;
+        };
+        std::vector<char> out(t.row_bytes()), tail_out(tail.row_bytes());
+        CHECK(bucket_moo::cuda::launch_combine(t.device(), out.data(), tail.device(), tail_out.data(), d, c.data(),
+                                               nullptr, share.data()) == cudaSuccess);
+        CHECK(same_elements(d, out, host(t)) && same_elements(d, tail_out, host(tail)));
+      }
+    }
+  }
+}
+
 /// An empty tensor has no address.
 void empty_rows_may_be_nowhere() {
   checks::context = "nowhere";
@@ -274,6 +308,7 @@ int main() {
   combine_in_place();
   combine_with_a_tail();
   combine_to_another_dtype();
+  combine_reads_zeros();
   combine_refuses();
   empty_rows_may_be_nowhere();
   return checks::finish();

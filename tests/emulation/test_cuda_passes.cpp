@@ -202,6 +202,67 @@ void errors_stay_until_the_next_step() {
   CHECK(report.told.header.error == StepError::more_objectives);  // the first one
 }
 
+/// Where every step has the objectives of the first one, it numbers them alike, whatever their order.
+void steps_are_numbered_as_the_first() {
+  checks::context = "first objectives";
+  Step step(2);
+  Report report;
+  std::vector<bucket_moo::ObjectiveName> names(kMost);
+  int count = 0;
+  const PassRules rules{.limits = {.objectives = 4, .expected = 0}, .first = {names.data(), &count}};
+  const auto add = [&](const std::string& a, const std::string& b, int pass, bool leaves_open) {
+    CHECK(report.add({record_of(a, 1, pass, leaves_open), record_of(b, 2, pass, leaves_open)}, rules, step) ==
+          cudaSuccess);
+    return step.header.error;
+  };
+  CHECK(add("c", "a", 0, true) == StepError::none && count == 0);
+  CHECK(add("b", "a", 1, false) == StepError::none && count == 3 && step.header.k == 3);
+  CHECK(add("a", "b", 0, true) == StepError::none && step.header.k == 3);
+  CHECK(step.objective == std::vector<int>({1, 2}) && step.rows[0] == 0 && step.rows[1] == 1);
+  CHECK(add("b", "c", 1, false) == StepError::none && step.objective == std::vector<int>({2, 0}));
+  for (int k = 0; k < 3; ++k) CHECK(std::string(step.record[k].objective.text()) == std::string(1, "cab"[k]));
+  CHECK(step.total[0] == 1.0 && step.unit[0] == 2.0 && step.rows[2] == 2);
+  CHECK(add("a", "b", 0, true) == StepError::none);
+  CHECK(add("a", "b", 1, false) == StepError::other_objectives && step.header.k == 0);  // no row of c
+  CHECK(add("a", "d", 0, true) == StepError::other_objectives && step.header.culprit == 4);
+  CHECK(add("a", "b", 0, true) == StepError::none && add("c", "c", 1, false) == StepError::none && count == 3);
+}
+
+void rows_are_compared_with_what_was_told() {
+  checks::context = "totals";
+  const auto closed = [](const std::vector<double>& told, double weight, int names) {
+    Step step(2);
+    Report report;
+    std::vector<double> memory(kMost, 99.0);
+    bucket_moo::StepSums sums = step.sums();
+    sums.told = memory.data();
+    for (int p = 0; p < 2; ++p) {
+      std::vector<StepRecord> records;
+      for (int r = 0; r < 2; ++r) {
+        records.push_back(record_of(r == 0 ? "a" : "b", p == 0 ? 1e300 : weight, p, p == 0));
+        records.back().told = names;
+        records.back().total = told[static_cast<std::size_t>(r)];
+      }
+      CHECK(bucket_moo::cuda::launch_add_pass(records.data(), 2, {}, sums, step.pass(), report.tickets.data(),
+                                              {&report.first, &report.told, 9}, nullptr) == cudaSuccess);
+    }
+    CHECK(step.header.k == (step.header.error == StepError::none ? 2 : 0));
+    CHECK(report.told.header.error == step.header.error);
+    return step.header;
+  };
+  CHECK(closed({3e300, 3e300}, 2e300, 2).error == StepError::none);
+  CHECK(closed({3e300 * (1 + 5e-10), 3e300 * (1 - 5e-10)}, 2e300, 2).error == StepError::none);
+  CHECK(closed({0.0, 5.0}, 2e300, 0).error == StepError::none);  // not told
+  const StepHeader second = closed({3e300, 3e300 * (1 + 2e-9)}, 2e300, 2);
+  CHECK(second.error == StepError::other_total && second.culprit == 2);
+  const StepHeader first = closed({2e300, 4e300}, 2e300, 2);
+  CHECK(first.error == StepError::other_total && first.culprit == 1);
+  const StepHeader more = closed({3e300, 3e300}, 2e300, 5);
+  CHECK(more.error == StepError::no_rows && more.culprit == 3);
+  const StepHeader untold = closed({3e300, -1.0}, 2e300, 2);
+  CHECK(untold.error == StepError::untold_objective && untold.culprit == 1);
+}
+
 void names_that_are_too_many_are_told() {
   checks::context = "names";
   Step step(2);
@@ -228,6 +289,8 @@ int main() {
     }
   }
   errors_stay_until_the_next_step();
+  steps_are_numbered_as_the_first();
+  rows_are_compared_with_what_was_told();
   names_that_are_too_many_are_told();
   CHECK(emulation::take_faults().empty());
   return checks::finish();

@@ -97,16 +97,28 @@ def collectives() -> None:
                     moo.all_reduce(row, in_levels)
                 moo.reduce_scatter(torch.empty_like(row), given, in_levels)
     in_levels.report()
+    for sketch in (moo.Sketch(64), moo.Sketch(8192, lag=1)):
+        for dtype in DTYPES:
+            kept_apart = moo.BucketMOO("mgda", gramian=sketch)
+            for step in range(3):
+                for number in range(2):
+                    kept_apart.objective = f"{number}"
+                    row = torch.randn(50_001, device=DEVICE.name).to(dtype)
+                    totals = {"0": dist.get_world_size(), "1": dist.get_world_size()} if step > 0 else None
+                    with contextlib.nullcontext() if number == 1 else kept_apart.accumulate(totals):
+                        moo.all_reduce(row, kept_apart)
+            kept_apart.report()
     one_objective = moo.BucketMOO("mean", objective="a")
     moo.all_reduce(torch.randn(5001, device=DEVICE.name), one_objective)
     one_objective.objective = f"o{rank}"  # another K than that of the first step
     moo.all_reduce(torch.randn(5001, device=DEVICE.name), one_objective)
     one_objective.report()
-    ddp = DistributedDataParallel(network(DEVICE.name, torch.float32), bucket_cap_mb=CAP_MB)
-    whole = moo.register(ddp, "mgda", scope="model", objective=OBJECTIVES[rank])
-    for step in range(2):
-        backward(ddp, 0, rank, step, DEVICE.name, torch.float32)
-    whole.report()
+    for gramian in ("exact", moo.Sketch(64, lag=1)):
+        ddp = DistributedDataParallel(network(DEVICE.name, torch.float32), bucket_cap_mb=CAP_MB)
+        whole = moo.register(ddp, "mgda", scope="model", objective=OBJECTIVES[rank], gramian=gramian)
+        for step in range(3):
+            backward(ddp, 0, rank, step, DEVICE.name, torch.float32)
+        whole.report()
 
 
 def rank_main(rank: int, world: int, store: str, results: "multiprocessing.SimpleQueue[dict[str, int]]") -> None:

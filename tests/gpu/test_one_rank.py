@@ -122,6 +122,16 @@ def rank_quiet(rank: int, world: int, seed: int) -> None:
                 ddp(x).square().mean().backward()
             ddp(x).mean().backward()
     assert state.report().step == 7
+    told = moo.BucketMOO("mgda", gramian=moo.Sketch(64, lag=1))
+    totals = {"a": float(world), "b": float(world)}
+    for step in range(4):
+        with DEVICE.no_waiting() if is_nccl and step > 1 else contextlib.nullcontext():
+            told.objective = "a"
+            with told.accumulate(totals):
+                moo.all_reduce(torch.ones(ROW, device=DEVICE.name), told, bucket="b")
+            told.objective = "b"
+            moo.all_reduce(torch.ones(ROW, device=DEVICE.name), told, bucket="b")
+    assert told.report().buckets[0].solved_step == 3
     row = torch.randn(DEVICE.pick(300_001, dry=3001), device=DEVICE.name)
     own = moo.BucketMOO("gradvac")
     for _ in range(3):

@@ -54,8 +54,10 @@ struct StepRecord {
   std::uint64_t bucket = 0;      ///< of what a direct call's bucket is called; 0 for DDP's
   std::int32_t pass = 0;         ///< of its step, from 0
   std::int32_t leaves_open = 0;  ///< whether the step goes on with another pass
+  double total = 0.0;            ///< what its objective's weights were told to add up to; below 0: it has none
+  std::int32_t told = 0;         ///< objectives whose totals were told; 0: none were
 };
-static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 112);
+static_assert(std::is_trivially_copyable_v<StepRecord> && sizeof(StepRecord) == 128);
 
 BUCKET_MOO_HD inline bool same_call(const StepRecord& a, const StepRecord& b) {
   return a.step == b.step && a.numel == b.numel && a.dtype == b.dtype && a.operation == b.operation &&
@@ -74,6 +76,9 @@ enum class StepError : std::int32_t {
   other_objectives,     ///< `culprit` of them, and not those of the first step
   several_objectives,   ///< `culprit` has another objective than rank 0 in a pass that must have one
   several_inside,       ///< `culprit` has another objective than the first rank of its inside group
+  untold_objective,     ///< `culprit` has an objective that has no total
+  other_total,          ///< the rows of the objective of number `culprit` do not add up to its total
+  no_rows,              ///< `culprit` objectives have a total and no row
 };
 
 /// The scalars of a step.

@@ -11,6 +11,15 @@ namespace bucket_moo {
 /// A weight so many times larger than its objective's unit becomes the unit.
 inline constexpr double kNewUnit = 0x1p40;
 
+/// How far weights may add up to something else than was told, relative: the rounding of who adds them up.
+inline constexpr double kTotalTolerance = 1e-9;
+
+/// Whether weights add up to their total.
+BUCKET_MOO_HD inline bool adds_up(double weight, double total) {
+  const double difference = weight > total ? weight - total : total - weight;
+  return difference <= kTotalTolerance * total;
+}
+
 /// The objectives of a step, numbered in the order in which they come up: by pass, then by rank. An objective's
 /// gradient is the mean of its rows over ranks and passes, weighted. How often passes came and with which weights is
 /// known at the end alone, so rows are added up first, in a unit of each objective's own: the first weight that came,
@@ -22,6 +31,8 @@ struct StepSums {
   double* unit;        ///< [capacity] weights are multiples of these; 0: none but left out so far
   double* total;       ///< [capacity] sum of weights, in that unit
   std::int32_t* rows;  ///< [capacity] rows so far, those left out among them
+  /// [capacity] what weights are to add up to, of steps that are told; nullptr: nothing is compared with it.
+  double* told = nullptr;
 };
 
 /// The rows of one pass: one of every rank.
@@ -35,11 +46,56 @@ struct PassTable {
 struct PassRules {
   StepLimits limits;           ///< `objectives`: also the capacity; `expected` counts in the last pass alone
   bool one_objective = false;  ///< all ranks must have the same objective
+  /// Every step must have the objectives of the first one, and numbers them alike. Null pointers: it may have others.
+  FirstObjectives first = {};
 };
 
-/// Adds the pass that the records of all W >= 1 ranks are of. On an error nothing but `objective` and the header is
-/// written, with a K of 0. All lanes call alike. Needs a sync() before others than lane 0 read the header, and any lane
-/// what else was written.
+/// Begins a step with the objectives of the first one, if there was one. Returns how many these are.
+template <class Lanes>
+BUCKET_MOO_HD int number_as_first(Lanes lanes, const FirstObjectives& first, const StepSums& sums) {
+  const int known = first.names == nullptr ? 0 : *first.count;
+  for (int i = lanes.lane(); i < known; i += lanes.count()) {
+    sums.record[i].objective = first.names[i];
+    sums.unit[i] = 0.0;
+    sums.total[i] = 0.0;
+    sums.rows[i] = 0;
+  }
+  return known;
+}
+
+/// Where a step of K objectives is complete: finds an error if these are not the first step's, or if rows do not add up
+/// to what was told. Else takes them for the first, if there was none. All lanes call alike.
+template <class Lanes>
+BUCKET_MOO_HD void close_passes(Lanes lanes, const StepRecord& record, int k, const FirstObjectives& first,
+                                const StepSums& sums) {
+  const bool are_told = sums.told != nullptr && record.told > 0;
+  const int known = first.names == nullptr ? 0 : *first.count;
+  double missing = k;  // the lowest number of an objective without a row, and of one that is not as told
+  double wrong = k;
+  for (int i = lanes.lane(); i < k; i += lanes.count()) {
+    if (sums.rows[i] == 0 && i < missing) missing = i;
+    if (are_told && sums.rows[i] > 0 && !adds_up(sums.unit[i] * sums.total[i], sums.told[i]) && i < wrong) wrong = i;
+    if (first.names != nullptr && known == 0) first.names[i] = sums.record[i].objective;
+  }
+  missing = lanes.min(missing);
+  wrong = lanes.min(wrong);
+  lanes.sync();  // all have read the count, which lane 0 writes now
+  if (lanes.lane() != 0) return;
+  StepHeader header = *sums.header;
+  if (are_told && record.told > k) set_error(StepError::no_rows, record.told - k, &header);
+  if (wrong < k) set_error(StepError::other_total, static_cast<int>(wrong) + 1, &header);
+  if (missing < k) set_error(StepError::other_objectives, k, &header);
+  if (header.error != StepError::none) {
+    header.k = 0;
+    *sums.header = header;
+  } else if (first.names != nullptr) {
+    *first.count = k;
+  }
+}
+
+/// Adds the pass that the records of all W >= 1 ranks are of. On an error nothing but `objective`, the header and what
+/// was known of the step is written, with a K of 0. All lanes call alike. Needs a sync() before others than lane 0 read
+/// the header, and any lane what else was written.
 /// \param found  an error in what the records were made of; nullptr: there is none
 template <class Lanes>
 BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, const PassRules& rules,
@@ -49,11 +105,18 @@ BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, c
   if (header.error != StepError::none) return;
   header.step = records[0].step;
   if (found != nullptr) set_error(found->error, found->culprit, &header);
+  if (records[0].pass == 0) {
+    header.k = number_as_first(lanes, rules.first, sums);
+    lanes.sync();
+  }
   const int known = header.k;
   check_records(records, world, &header);
-  for (int r = 1; r < world; ++r) {
+  for (int r = 0; r < world; ++r) {
     if (rules.one_objective && !same_name(records[0].objective, records[r].objective)) {
       set_error(StepError::several_objectives, r, &header);
+    }
+    if (sums.told != nullptr && records[r].told > 0 && records[r].total < 0.0) {
+      set_error(StepError::untold_objective, r, &header);
     }
   }
 
@@ -78,6 +141,9 @@ BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, c
       sums.rows[k] = 0;
     }
     ++k;
+  }
+  if (rules.first.names != nullptr && *rules.first.count > 0 && k != *rules.first.count) {
+    set_error(StepError::other_objectives, k, &header);
   }
   if (k > rules.limits.objectives) {
     set_error(k > kMaxObjectives ? StepError::too_many_objectives : StepError::more_objectives, k, &header);
@@ -105,6 +171,7 @@ BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, c
     for (int r = 0; r < world; ++r) {
       if (pass.objective[r] != i) continue;
       ++rows;
+      if (sums.told != nullptr) sums.told[i] = records[r].total;
       const double weight = records[r].weight;
       if (weight > 0.0 && (unit == 0.0 || weight > kNewUnit * unit)) {
         total *= unit / weight;
@@ -123,6 +190,7 @@ BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, c
     sums.rows[i] = rows;
     pass.unit[i] = unit;
   }
+  if (records[0].leaves_open == 0) close_passes(lanes, records[0], k, rules.first, sums);
 }
 
 /// Before the rows of a pass are added to a bucket's sums: what those are multiplied by, so that they are in the pass's

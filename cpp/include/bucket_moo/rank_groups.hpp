@@ -16,7 +16,8 @@ struct RankRows {
 
 /// What the records of a pass come to where every inside group counts as one rank.
 struct GroupRecords {
-  StepRecord* group;   ///< [across] that of its first rank, with the mean of its ranks' weights
+  StepRecord*
+      group;  ///< [across] that of its first rank, with the mean of its ranks' weights, and of what these were told
   StepRecord* member;  ///< [inside] those of this rank's inside group
   StepHeader* found;   ///< what is wrong with the records, its `culprit` a rank; else without an error. K is 0
 };
@@ -53,6 +54,7 @@ BUCKET_MOO_HD void group_records(Lanes lanes, const StepRecord* records, const R
     for (int i = 0; i < rows.inside; ++i) weight += records[group[i]].weight / rows.inside;
     out.group[a] = records[group[0]];
     out.group[a].weight = weight;
+    out.group[a].total /= rows.inside;
   }
   BUCKET_MOO_UNROLL(1)
   for (int i = lanes.lane(); i < rows.inside; i += lanes.count()) {
