@@ -308,7 +308,7 @@ def _memory(rank: int, world: int) -> None:
             gradient = torch.full((6,), float(rank + 1))
             is_there = weakref.ref(gradient)
             outputs.append(torch.empty(3))
-            engine.reduce_bucket_to_shard(outputs[-1], gradient, [(name, 6)], False, True)
+            engine.reduce_bucket_to_shard(outputs[-1], gradient, [(name, 6)], ([], 0), False, True)
             del gradient
             assert is_there() is None
         engine.end_compared_pass()
@@ -334,7 +334,7 @@ def _streams(rank: int, world: int, seed: int) -> None:
                 with emulated_cuda.counting() as in_pass:
                     engine.begin_pass()
                     for n, gradient in gradients.items():
-                        engine.reduce_bucket_to_shard(shards[n], gradient, [(str(n), n * world)], False, True)
+                        engine.reduce_bucket_to_shard(shards[n], gradient, [(str(n), n * world)], ([], 0), False, True)
                 gradients.clear()
                 del gradient
             with emulated_cuda.counting() as at_end:
