@@ -10,7 +10,38 @@ from torch import nn
 
 from bucket_moo_ext import private_torch
 from bucket_moo_ext.adapters.parameters import check_parameters
+from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.state import BucketMOO
+
+
+class _Memory:
+    """Where buckets lie. What one that is put aside leaves serves the next."""
+
+    def __init__(self, in_pages: bool) -> None:
+        """``in_pages``: on the CPU in pages of its own, which go back to the system.
+
+        malloc is faster, and keeps what is in the middle of its heap.
+        """
+        self._in_pages = in_pages
+        self._spare: torch.Tensor | None = None
+
+    def take(self, numel: int, like: torch.Tensor) -> torch.Tensor:
+        """``[numel]`` of the dtype and device of ``like``."""
+        nbytes = numel * like.element_size()
+        spare, self._spare = self._spare, None
+        if spare is None or spare.numel() < nbytes:
+            if self._in_pages and like.device.type == "cpu" and nbytes > 0:
+                spare = torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+            else:
+                spare = torch.empty(nbytes, dtype=torch.uint8, device=like.device)
+        return spare[:nbytes].view(like.dtype)
+
+    def give(self, taken: torch.Tensor) -> None:
+        """Nobody needs what was taken any more."""
+        self._spare = torch.empty(0, dtype=torch.uint8, device=taken.device).set_(taken.untyped_storage())
+
+    def clear(self) -> None:
+        self._spare = None
 
 
 class _Bucket:
@@ -20,15 +51,17 @@ class _Bucket:
     last pass the result becomes the gradients where it lies.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, memory: _Memory) -> None:
         """``room``: at least how many elements it will have. Memory that is not written to takes none."""
         self._room = room
+        self._memory = memory
         self.parameters: list[nn.Parameter] = []  # in the order in which they lie in the bucket
         self.nbytes = 0
         self.waiting: set[nn.Parameter] = set()  # for their gradients, in this pass
         self._start: dict[nn.Parameter, int] = {}
         self._numel = 0
         self._flat: torch.Tensor | None = None  # of this pass
+        self._is_taken = False  # from the memory; else it is a gradient's
         self._taken: set[nn.Parameter] = set()  # whose gradients are in it
 
     def add(self, parameter: nn.Parameter) -> None:
@@ -44,6 +77,7 @@ class _Bucket:
     def begin_pass(self) -> None:
         self.waiting = set(self.parameters)
         self._flat = None
+        self._is_taken = False
         self._taken.clear()
 
     def take(self, parameter: nn.Parameter) -> None:
@@ -70,10 +104,16 @@ class _Bucket:
         flat, self._flat = self._flat, None
         return flat[: self._numel]
 
+    def let_go(self, flat: torch.Tensor) -> None:
+        """Nobody needs what ``flat()`` gave any more."""
+        if self._is_taken:
+            self._memory.give(flat)
+
     def _piece(self, parameter: nn.Parameter, flat: torch.Tensor | None = None) -> torch.Tensor:
         if flat is None and self._flat is None:
             like = _real(parameter)
-            self._flat = _own_pages(self._room, like)
+            self._flat = self._memory.take(self._room, like)
+            self._is_taken = True
         whole = self._flat if flat is None else flat
         assert whole is not None
         return whole.narrow(0, self._start[parameter], _real(parameter).numel())
@@ -94,17 +134,6 @@ def _as_gradient(piece: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     plain = _real(gradient)
     plain.copy_(piece.view_as(plain))
     return gradient
-
-
-def _own_pages(numel: int, like: torch.Tensor) -> torch.Tensor:
-    """New memory of `like`'s dtype and device, on the CPU in pages of its own.
-
-    They go back to the system when they are let go, as in every pass most of them are. malloc would keep what is in
-    the middle of its heap.
-    """
-    if like.device.type != "cpu" or not numel:
-        return torch.empty(numel, dtype=like.dtype, device=like.device)
-    return torch.frombuffer(mmap.mmap(-1, numel * like.element_size()), dtype=like.dtype)
 
 
 def _is_dense(gradient: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
@@ -136,6 +165,7 @@ class LocalBuckets:
         self._names = {parameter: name for name, parameter in named}
         state.name_parameters(named)
         self._buckets: list[_Bucket] = []
+        self._memory = _Memory(in_pages=isinstance(state.gramian, Sketch))  # where memory is the point
         self._filling: dict[torch.dtype, _Bucket] = {}  # those that take more parameters, in the first pass
         self._bucket_of: dict[nn.Parameter, _Bucket] = {}
         self._pending: list[_Bucket] = []  # of this pass
@@ -197,6 +227,7 @@ class LocalBuckets:
             bucket.put_back(flat)
         self._deferred.clear()
         if not self._leaves_open:
+            self._memory.clear()
             self._average_sparse()
 
     def _place(self, parameter: nn.Parameter) -> None:
@@ -204,7 +235,7 @@ class LocalBuckets:
         dtype = _real(parameter).dtype
         bucket = self._filling.get(dtype)
         if bucket is None:
-            bucket = self._filling[dtype] = _Bucket(self._room_of(dtype))
+            bucket = self._filling[dtype] = _Bucket(self._room_of(dtype), self._memory)
             self._buckets.append(bucket)
             self._pending.append(bucket)
         bucket.add(parameter)
@@ -229,6 +260,7 @@ class LocalBuckets:
         done = self._state._bound(self._device).reduce(flat, parameters)
         if self._leaves_open:
             done.wait()
+            bucket.let_go(flat)
         elif self._state._scope.spans_buckets:
             self._deferred.append((bucket, flat, done))  # weights come with the last bucket
         else:
