@@ -419,7 +419,7 @@ def _refused(rank: int, world: int, seed: int) -> None:
 
     hook = "register_post_accumulate_grad_hook"
     refused(lambda model: getattr(next(model.parameters()), hook)(_none), RuntimeError, "use scope='bucket'", hook)
-    refused(lambda model: model.set_all_reduce_hook(_none), RuntimeError, "scope='model'", "set_all_reduce_hook")
+    refused(lambda model: model.set_all_reduce_hook(_none), RuntimeError, "this scope", "set_all_reduce_hook")
     refused(
         lambda model: model.set_gradient_divide_factor(8.0),
         ValueError,
