@@ -150,6 +150,7 @@ def _register_sharded(
         raise ValueError("process_group must be None or the group of the mesh that the module is sharded over")
     state = new_state(process_group=group)
     _refuse_pieces(state, "fully_shard()")
+    state.name_parameters(model.named_parameters())
     scatter = Scatter()
     if mesh is None and (others := private_torch.other_dimensions(model.mesh)):
         warnings.warn(
@@ -191,6 +192,7 @@ def _register_flat(
         raise ValueError("process_group must be None or the group that the FSDP module was made with")
     state = new_state(process_group=group)
     _refuse_pieces(state, "FullyShardedDataParallel")
+    state.name_parameters(model.named_parameters())
     FlatPasses(model, state)
     return state
 

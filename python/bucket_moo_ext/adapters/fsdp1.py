@@ -36,8 +36,9 @@ class FlatModel:
         check_device(self.device, f"module: FullyShardedDataParallel reduces its gradients on {self.device}")
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Those that optimizers are given."""
-        return self.root.named_parameters()
+        """As the model without FSDP1 names them, with what optimizers are given for each."""
+        for unit in self.units:
+            yield from ((piece.name, piece.parameter) for piece in unit.pieces)
 
     def _check(self) -> None:
         if not self.units:
@@ -125,7 +126,6 @@ class FlatPasses(Passes):
 
     def __init__(self, model: FlatModel, state: BucketMOO) -> None:
         """Becomes FSDP1's communication hook. Collective over the model's group."""
-        state.name_parameters(model.named_parameters())
         super().__init__(state, model.root, model.device)
         self._root = model.root
         self._rank = dist.get_rank(model.process_group)

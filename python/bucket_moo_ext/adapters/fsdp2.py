@@ -140,7 +140,6 @@ class GroupPasses(Passes):
 
     def __init__(self, model: ShardedModel, state: BucketMOO, scatter: Scatter) -> None:
         """Takes the place of FSDP2's reduce-scatters. Collective over the state's group."""
-        state.name_parameters(model.named_parameters())
         super().__init__(state, model.root, model.device)
         self._scatter = scatter
         self._groups = [group for _, group in model.groups]
