@@ -12,8 +12,8 @@ namespace bucket_moo::cuda {
 
 struct AccumulateArguments {
   DeviceRows rows;  ///< [W, n], on the device
-  /// [W], device, each 0, and the row is not read unless `reads_zeros`, or of a magnitude that is a normal float32; else
-  /// what it is rounded to in the sum's type.
+  /// [W], device, each 0, and the row is not read unless `reads_zeros`, or of a magnitude that is a normal float32;
+  /// else what it is rounded to in the sum's type.
   const double* coefficient = nullptr;
   const int* objective = nullptr;  ///< [W], device: the sum that a row belongs to; outside [0, *k) it is not read
   /// [count], device: what a sum is multiplied by first, as a coefficient. 0: it is not read and may be uninitialised;

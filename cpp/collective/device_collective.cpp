@@ -361,6 +361,9 @@ void DeviceCollective::accumulate(const Bucket& bucket, int pass, DeviceTile& ti
   const NvtxRange range("bucket_moo accumulate");
   const PassTable& rows_of_pass = step_.pass(pass);
   tile.reserve(step_.pass_capacity());
+  if (bucket.piece >= bucket.shard_size) {
+    outgoing_.release();  // DDP's first iteration is over
+  }
   check_cuda(cuda::launch_begin_addition(step_.sums().header, world_size(), rank(), rows_of_pass, tile.begin_addition(),
                                          tile.units(), step_.decay(), step_.share(), stream()),
              "enqueueing an addition");
@@ -503,7 +506,8 @@ void DeviceCollective::add_to_model(const Bucket& bucket, const DeviceTile& tile
              "enqueueing the addition of a Gramian");
 }
 
-/// Any tile of the step will do: sums of buckets that were in every pass are in the same units.
+/// Any tile of the step will do for the problem. Its coefficients are for sums in the same units: those of buckets that
+/// were in every pass as this one was.
 void DeviceCollective::solve_model(const DeviceTile& tile, std::int64_t index, const DeviceSolve& solve) {
   cuda::SolveStep step = begin_sums(tile);
   step.gramian.packed = scratch_.model;

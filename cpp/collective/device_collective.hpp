@@ -156,8 +156,9 @@ class DeviceCollective {
   /// The same for rows that take_own_row() was told of.
   void combine_buckets(const at::Tensor& output, const at::Tensor& input, const DeviceOwnRows& own,
                        const DeviceResult& used);
-  /// combine_tile() by weights of an earlier solve.
-  void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& used);
+  /// combine_tile() by weights from elsewhere: of an earlier solve or, `is_fresh`, of the model's, for a bucket that
+  /// was not in every pass of the step and has sums in units of its own.
+  void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& used, bool is_fresh);
 
   /// The same with sketches: start_sketch(), and solve_sketched() before the next one, then a weighted sum; or that
   /// with the weights of an earlier solve.

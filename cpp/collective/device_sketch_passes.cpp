@@ -170,9 +170,10 @@ void DeviceCollective::combine_buckets(const at::Tensor& output, const at::Tenso
   }
 }
 
-void DeviceCollective::combine_tile(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& used) {
+void DeviceCollective::combine_tile(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceResult& used,
+                                    bool is_fresh) {
   weigh(nullptr, tile.units(), tile.objectives(), used);
-  combine_tile(bucket, tile, scratch_.own_coefficients, scratch_.own_shares);
+  combine_tile(bucket, tile, scratch_.own_coefficients, is_fresh ? nullptr : scratch_.own_shares);
 }
 
 }  // namespace bucket_moo

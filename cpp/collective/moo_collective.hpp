@@ -75,8 +75,8 @@ class SketchedBucket {
 /// them use the same weights: those of the whole gradient. That is one more all-gather, of K^2 numbers, after each
 /// exchange of partial Gramians.
 ///
-/// Where parts of a bucket get weights of their own, a Gramian of each is formed as the tile is read, and all of them go
-/// into the one message.
+/// Where parts of a bucket get weights of their own, a Gramian of each is formed as the tile is read, and all of them
+/// go into the one message.
 ///
 /// Calls are collective: every rank, same order, one thread at a time. Memory is plain host memory.
 /// Source: arXiv 2606.05613 (bucket-level MOO); the reduction is a reduce-scatter followed by an all-gather, as in

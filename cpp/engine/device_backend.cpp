@@ -77,13 +77,17 @@ void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_
 
 FuturePtr DeviceBackend::submit(PlacedReduction call) {
   give_up(take_broken_off(call), broken_off());
-  const std::lock_guard in_order(enqueue_);
+  std::unique_lock in_order(enqueue_);
   try {
     return enqueue(call);
   } catch (const AgreedError&) {
     throw;
   } catch (...) {  // ranks are out of step
     failure_ = std::current_exception();
+    model_.reset();
+    std::vector<Deferred> waiting = std::exchange(deferred_, {});
+    in_order.unlock();
+    give_up(std::move(waiting), std::current_exception());
     throw;
   }
 }

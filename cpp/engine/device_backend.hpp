@@ -93,6 +93,10 @@ class DeviceBackend final : public Backend {
     std::int64_t width = 0;        // columns of the sketches; 0: there are none
     std::int64_t index = 0;        // of the bucket in the pass that reached it first
     WeightSource source;           // the same in all passes of a step
+    int passes = 0;                // of the step, that have added to it
+
+    /// Whether all of its sums are in the units of the step. `last`: its last pass.
+    bool was_in_every_pass(int last) const { return passes == last + 1; }
   };
   using PutAside = bucket_moo::PutAside<Rows>;
 

@@ -1,4 +1,5 @@
 // DeviceBackend's part for buckets that are put aside: steps of several passes, and weights of the whole model.
+#include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
@@ -27,6 +28,9 @@ bool DeviceBackend::is_of_passes(const PlacedReduction& call) const {
 FuturePtr DeviceBackend::end_step(std::uint64_t line) {
   std::vector<Deferred> done;  // completed and dropped without the lock: callbacks and Python's tensors take the GIL
   std::unique_lock in_order(enqueue_);
+  if (failure_ || shut_down_) {
+    return {};
+  }
   const bool solves_model = is_of_model(line) && model_;
   if (late_.empty() && !solves_model) {
     return {};
@@ -89,11 +93,13 @@ void DeviceBackend::begin_rows(const PlacedReduction& call, Rows& rows) {
   rows.dtype = call.dtype();
   rows.width = options_.sketch.width_for(n);
   rows.index = call.index;
+  rows.passes = 0;
   rows.source = source_of(call, rows.width);
   const DeviceBucket bucket = bucket_of(call, rows);
   rows.tile.begin(bucket.shard_size, bucket.tail_size, bucket.dtype);
   if (rows.width > 0) {
-    rows.own.begin(n, rows.dtype, call.totals && rows.source.of != WeightSource::Of::step);
+    const bool are_known = call.totals && rows.source.of != WeightSource::Of::step;
+    rows.own.begin(n, rows.dtype, are_known && !call.is_alone_in_step());
   }
 }
 
@@ -104,6 +110,7 @@ bool DeviceBackend::fits(const PlacedReduction& call, const Rows& rows) {
 }
 
 void DeviceBackend::add_rows(const PlacedReduction& call, Rows& rows) {
+  ++rows.passes;
   if (rows.width == 0) {
     collective_.sum_inside(call.operation, call.output, call.input, call.pass);
     collective_.accumulate(exact_bucket(call), call.pass, rows.tile);
@@ -212,7 +219,9 @@ void DeviceBackend::close_in_model(const PlacedReduction& call, const std::share
   } else if (rows.source.of == WeightSource::Of::step) {
     Deferred& deferred = deferred_.emplace_back(Deferred{call, aside, nullptr});
     if (rows.width == 0) {
-      deferred.call.input.reset();  // its row is in the tile
+      deferred.call.input.reset();                                  // its row is in the tile
+    } else if (call.input.defined() && !call.is_alone_in_step()) {  // or is put aside: its size alone counts
+      deferred.call.input = at::empty_like(call.input, call.input.options().device(at::kMeta));
     }
     if (call.is_late) {
       deferred.future = make_future(call);
@@ -230,7 +239,7 @@ void DeviceBackend::combine(const PlacedReduction& call, const Rows& rows, const
   } else if (is_fresh) {
     collective_.combine_tile(exact_bucket(call), rows.tile);
   } else {
-    collective_.combine_tile(exact_bucket(call), rows.tile, used);
+    collective_.combine_tile(exact_bucket(call), rows.tile, used, /*is_fresh=*/false);
   }
 }
 
@@ -253,7 +262,13 @@ std::vector<DeviceBackend::Deferred> DeviceBackend::solve_model() {
                            .kept = options_.keeps_weights() ? &keep(page, problem.step) : nullptr,
                            .counted = false});
   for (const Deferred& bucket : deferred_) {
-    combine(bucket.call, bucket.aside->tile, model_result(), /*is_fresh=*/true);
+    const Rows& rows = bucket.aside->tile;
+    const int last = bucket.call.pass;
+    if (rows.width == 0 && !(rows.was_in_every_pass(last) && problem.aside->tile.was_in_every_pass(last))) {
+      collective_.combine_tile(exact_bucket(bucket.call), rows.tile, model_result(), /*is_fresh=*/true);
+    } else {
+      combine(bucket.call, rows, model_result(), /*is_fresh=*/true);
+    }
   }
   return std::exchange(deferred_, {});
 }

@@ -159,8 +159,11 @@ void Engine::end_pass() {
 
 FuturePtr Engine::end_compared_pass() {
   check_at_home();
-  const std::lock_guard in_order(order_);
-  FuturePtr late = step_of_hook_.is_left_open() ? FuturePtr() : backend_->end_step(kHookLine);
+  std::unique_lock in_order(order_);
+  const bool closes = !step_of_hook_.is_left_open();
+  in_order.unlock();  // Futures may be completed, whose callbacks may reduce
+  FuturePtr late = closes ? backend_->end_step(kHookLine) : FuturePtr();
+  in_order.lock();
   return backend_->tells_refusals() ? place(step_of_hook_, {.operation = Operation::end_of_pass}, true) : late;
 }
 

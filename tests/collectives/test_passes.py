@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import bucket_moo_ext as moo
+import numpy as np
 import pytest
 import torch
 
@@ -279,3 +280,36 @@ def rank_open(rank: int, world: int) -> None:
 
 def test_an_open_step_is_neither_reported_nor_saved_and_can_be_given_up(run_ranks: Runner) -> None:
     run_ranks(2, rank_open)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("order", ["ht", "th"])
+def test_a_bucket_of_the_model_that_was_not_in_every_pass(random_seed: int, order: str) -> None:
+    """As FSDP's groups may be. Twice, for what a step leaves behind."""
+    sizes = {"h": 300, "t": 5000}
+    state = moo.BucketMOO("mgda", scope="model")
+    state._is_alone = True
+    engine = state._bound(torch.device("cpu"))
+    for step in range(2):
+        rows = {
+            k: {n: draw(random_seed, (step, k, size), size, torch.float64) for n, size in sizes.items()} for k in (0, 1)
+        }
+        rows[0]["h"].zero_()
+        given = {k: {n: row.clone() for n, row in of_pass.items()} for k, of_pass in rows.items()}
+        state.objective = 0
+        state._set_accumulating(True, [])
+        engine.begin_pass()
+        engine.reduce(given[0]["t"], [("t", sizes["t"])]).wait()
+        engine.end_pass()
+        state.objective = 1
+        state._set_accumulating(False, [])
+        engine.begin_pass()
+        done = [engine.reduce(given[1][n], [(n, sizes[n])]) for n in order]
+        engine.end_pass()
+        for future in done:
+            future.wait()
+        whole = np.stack([np.concatenate([ref.float64(rows[k][n]) for n in "ht"]) for k in (0, 1)])
+        weights = ref.weights(whole, "mgda")
+        for n in "ht":
+            expected = sum(w * ref.float64(rows[k][n]) for k, w in enumerate(weights))
+            np.testing.assert_allclose(ref.float64(given[1][n]), expected, rtol=0, atol=1e-9 * np.abs(whole).max())

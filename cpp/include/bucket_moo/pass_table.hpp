@@ -73,7 +73,8 @@ BUCKET_MOO_HD void close_passes(Lanes lanes, const StepRecord& record, int k, co
   double missing = k;  // the lowest number of an objective without a row, and of one that is not as told
   double wrong = k;
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
-    if (sums.rows[i] == 0 && i < missing) missing = i;
+    const bool is_other = known > 0 && (i >= known || !same_name(first.names[i], sums.record[i].objective));
+    if ((sums.rows[i] == 0 || is_other) && i < missing) missing = i;
     if (are_told && sums.rows[i] > 0 && !adds_up(sums.unit[i] * sums.total[i], sums.told[i]) && i < wrong) wrong = i;
     if (first.names != nullptr && known == 0) first.names[i] = sums.record[i].objective;
   }
@@ -196,14 +197,14 @@ BUCKET_MOO_HD void add_pass(Lanes lanes, const StepRecord* records, int world, c
 /// Before the rows of a pass are added to a bucket's sums: what those are multiplied by, so that they are in the pass's
 /// units.
 /// \param unit   [capacity] of the bucket's sums, in and out; 0: nothing was added yet
-/// \param decay  [capacity] out: 0 for a sum that does not count yet, 1 for one that has no row in this pass. Like
-///               `unit` it needs a sync() before it is read
+/// \param decay  [capacity] out: 0 for a sum that does not count yet, whose memory may hold an earlier step's; else 1
+///               for one that has no row in this pass. Like `unit` it needs a sync() before it is read
 template <class Lanes>
 BUCKET_MOO_HD void begin_addition(Lanes lanes, int k, int world, const PassTable& pass, double* unit, double* decay) {
   for (int i = lanes.lane(); i < k; i += lanes.count()) {
     bool any = false;
     for (int r = 0; r < world; ++r) any = any || (pass.objective[r] == i && pass.coefficient[r] > 0.0);
-    const double ratio = any ? unit[i] / pass.unit[i] : 1.0;
+    const double ratio = any ? unit[i] / pass.unit[i] : unit[i] > 0.0 ? 1.0 : 0.0;
     decay[i] = ratio >= kSmallestShare ? ratio : 0.0;
     if (any) unit[i] = pass.unit[i];
   }

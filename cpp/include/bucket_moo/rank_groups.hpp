@@ -37,6 +37,10 @@ BUCKET_MOO_HD void group_records(Lanes lanes, const StepRecord* records, const R
     if (!same_name(records[0].objective, records[r].objective)) set_error(StepError::several_objectives, r, &found);
   }
   BUCKET_MOO_UNROLL(1)
+  for (int r = 0; r < world; ++r) {
+    if (records[r].told > 0 && records[r].total < 0.0) set_error(StepError::untold_objective, r, &found);
+  }
+  BUCKET_MOO_UNROLL(1)
   for (int a = 0; a < rows.across; ++a) {
     const int* const group = rows.ranks + a * rows.inside;
     BUCKET_MOO_UNROLL(1)

@@ -52,7 +52,7 @@ class _Bucket:
     """
 
     def __init__(self, room: int, memory: _Memory) -> None:
-        """``room``: at least how many elements it will have. Memory that is not written to takes none."""
+        """``room``: at least how many elements it will have. On the CPU what is not written to takes no memory."""
         self._room = room
         self._memory = memory
         self.parameters: list[nn.Parameter] = []  # in the order in which they lie in the bucket
@@ -101,8 +101,13 @@ class _Bucket:
             if parameter not in self._taken:
                 self._piece(parameter).zero_()
         assert self._flat is not None
-        flat, self._flat = self._flat, None
-        return flat[: self._numel]
+        flat, self._flat = self._flat[: self._numel], None
+        if self._is_taken and flat.is_cuda and flat.untyped_storage().nbytes() > flat.nbytes:
+            exact = flat.clone()  # a GPU has no memory that takes none; once, in the first pass
+            self._memory.give(flat)
+            self._is_taken = False
+            return exact
+        return flat
 
     def let_go(self, flat: torch.Tensor) -> None:
         """Nobody needs what ``flat()`` gave any more."""

@@ -40,7 +40,8 @@ class Passes:
         self._leaves_open = False
         self._reduced: set[tuple[str, ...]] = set()  # buckets of this pass
         self._put_aside: set[tuple[str, ...]] = set()  # of the passes of this step before
-        self._late: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = []  # results, and what adds them
+        # Results, what adds them, and on a GPU the stream that waits for them.
+        self._late: list[tuple[torch.Tensor, Callable[[torch.Tensor], None], torch.cuda.Stream | None]] = []
         state._bound(device)
         root.register_forward_pre_hook(self._forget_broken_pass)
 
@@ -88,7 +89,8 @@ class Passes:
 
     def _add_at_end(self, result: torch.Tensor, add: Callable[[torch.Tensor], None]) -> None:
         """``result``: memory that will have it when the pass is over; ``add``: adds it to gradients then."""
-        self._late.append((result, add))
+        stream = torch.cuda.current_stream(result.device) if result.is_cuda else None
+        self._late.append((result, add, stream))
 
     def _end(self) -> None:
         """The backward pass is over; where it failed on some rank, no rank goes on without ``_recover()``."""
@@ -116,9 +118,11 @@ class Passes:
     @torch.no_grad()
     def _add_late(self) -> None:
         """On a GPU it is enqueued on the current stream, which waits for the results."""
-        for result, add in self._late:
-            if result.is_cuda:
-                result.record_stream(torch.cuda.current_stream(result.device))
+        for result, add, stream in self._late:
+            if stream is not None:
+                current = torch.cuda.current_stream(result.device)
+                current.wait_stream(stream)  # where the wrapper wrote zeros, too
+                result.record_stream(current)
             add(result)
         self._late.clear()
 
@@ -127,6 +131,7 @@ class Passes:
         """A forward pass outside of a backward pass: one that has not come to its end has failed."""
         if self._in_pass and not private_torch.is_in_backward():
             self._recover()
+            self._late.clear()
             self._in_pass = False
 
     @contextlib.contextmanager
