@@ -11,6 +11,7 @@ reduce-scatter in every pass, which is how sharded gradients are accumulated, or
 ``layout="passes"``, one objective a pass. The two take turns within each round. With ``--wrapper hsdp`` plain is
 FSDP2's own over a mesh of two dimensions, which reduces over replicas in the last pass of an accumulation alone, and
 ours is sharded over one of them. A round's time is that of its slowest rank, and the ratio is the median over rounds.
+The memory is what the reduction holds on a rank beside the wrapper's own, ``state.memory()``, after its last step.
 """
 
 import argparse
@@ -105,11 +106,13 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
         given = {"mesh": mesh, "objectives": "replicate"}
     for passes in (1, arguments.passes):
         steps: dict[str, Callable[[], float]] = {}
+        held: moo.BucketMOO | None = None
         for way in ("plain", "ours"):
             model = new_model(rank, meshes[way], arguments.megabytes, arguments.groups)
             layout = "passes" if passes > 1 else "ranks"
             state = moo.register(model, "mgda", layout=layout, **given) if way == "ours" else None
             steps[way] = step_of(model, state, passes)
+            held = state or held
         times: dict[str, list[float]] = {way: [] for way in steps}
         for round_ in range(arguments.rounds + 2):
             for way, step in steps.items():
@@ -122,7 +125,11 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
             plain, ours = (1e3 * statistics.median(times[way]) for way in ("plain", "ours"))
             spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
             ratio = statistics.median(ratios)
-            print(f"{name}: plain {plain:.0f} ms, ours {ours:.0f} ms, paired ratio {ratio:.2f} ({spread})")
+            memory = 0 if held is None else held.memory()
+            print(
+                f"{name}: plain {plain:.0f} ms, ours {ours:.0f} ms, paired ratio {ratio:.2f} ({spread}), "
+                f"memory {memory / 1e6:.0f} MB"
+            )
     dist.destroy_process_group()
 
 
