@@ -29,8 +29,7 @@ class Backend {
   virtual FuturePtr submit(PlacedReduction reduction) = 0;
 
   /// The step of a line had its last reduction. Missing where a step broke off.
-  /// Returns what is done when its late results are there; null if there are none, or whoever waits for a later
-  /// submit() has waited for them.
+  /// Returns what is done when its late results are there, or raises why they are not; null if there are none.
   virtual FuturePtr end_step(std::uint64_t line) = 0;
 
   /// Whether a reduction of Operation::invalid tells the other ranks that this one refused its arguments, so that they

@@ -161,10 +161,13 @@ FuturePtr Engine::end_compared_pass() {
   check_at_home();
   std::unique_lock in_order(order_);
   const bool closes = !step_of_hook_.is_left_open();
+  FuturePtr ended;
+  if (backend_->tells_refusals()) {  // first: a step that not all ranks have ended here is not solved for
+    ended = place(step_of_hook_, {.operation = Operation::end_of_pass}, true);
+  }
   in_order.unlock();  // Futures may be completed, whose callbacks may reduce
   FuturePtr late = closes ? backend_->end_step(kHookLine) : FuturePtr();
-  in_order.lock();
-  return backend_->tells_refusals() ? place(step_of_hook_, {.operation = Operation::end_of_pass}, true) : late;
+  return late ? late : ended;
 }
 
 FuturePtr Engine::reduce_alone(Reduction reduction, c10::IValue result) {

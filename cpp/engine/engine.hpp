@@ -88,9 +88,9 @@ class Engine final {
   /// The newest pass had its last reduction.
   void end_pass();
 
-  /// The same for a pass of compared reductions. On the host the Future is done when all ranks have ended the pass
-  /// here, or raises what is wrong where they have not. On a device it is done when late results are there; null: there
-  /// are none.
+  /// The same for a pass of compared reductions. The Future is done when late results are there; on the host also
+  /// when all ranks have ended the pass here, or raises what is wrong where they have not. Null: there is nothing to
+  /// wait for.
   FuturePtr end_compared_pass();
 
   /// Reduces a bucket in a step of its own, at any time, also while another step goes on. Without a bucket's name all

@@ -229,8 +229,10 @@ void HostBackend::agree_in_group(const PlacedReduction& call) {
 /// What ranks with other pieces of the model must have alike.
 std::uint64_t HostBackend::hash_of_call(const PlacedReduction& call) {
   BucketId said = call.bucket;
+  const at::Tensor& gradient = call.gradient();
+  const std::string kind = !gradient.defined() ? "" : gradient.is_sparse() ? "sparse" : dtype_name(call.dtype());
   said.push_back({.name = c10::str(static_cast<int>(call.operation), " ", call.step, " ", call.pass, " ", call.index,
-                                   " ", call.leaves_open, " ", steps_[call.line].said)});
+                                   " ", call.leaves_open, " ", kind, " ", steps_[call.line].said)});
   return hash_of(said);
 }
 

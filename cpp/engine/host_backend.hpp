@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <vector>
@@ -173,6 +174,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   bool is_solved(std::uint64_t line, const BucketParts& parts) const;
   std::vector<double> weights_of(std::uint64_t line, const BucketParts& parts) const;
   void solve_ready(std::uint64_t line);
+  std::uint64_t random_bucket(const PartProblem& problem, std::span<const std::string> objectives) const;
   void scale_to_mean(PartProblem& problem, std::size_t k) const;
   void keep_records(const PlacedReduction& call, const BucketParts& parts);
   void put_aside(const JobPtr& job);

@@ -1,9 +1,12 @@
 // HostBackend's part for buckets that have parts with weights of their own.
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <span>
+#include <string>
 #include <utility>
 
 #include "engine/host_backend.hpp"
@@ -11,19 +14,24 @@
 namespace bucket_moo {
 namespace {
 
-/// What of a shard is in no section.
-void zero_padding(const ShardedBucket& bucket, const Sections& sections) {
+/// What of [0, size) is in no section.
+void zero_between(std::span<const Section> sections, std::int64_t size, std::byte* out, std::size_t element) {
   std::int64_t end = 0;
   const auto zero_up_to = [&](std::int64_t begin) {
     if (begin > end) {
-      std::memset(bucket.element_out(end), 0, static_cast<std::size_t>(begin - end) * element_size(bucket.dtype));
+      std::memset(out + static_cast<std::size_t>(end) * element, 0, static_cast<std::size_t>(begin - end) * element);
     }
   };
-  for (const Section& section : sections.shard) {
+  for (const Section& section : sections) {
     zero_up_to(section.begin);
     end = section.begin + section.size;
   }
-  zero_up_to(bucket.shard_size);
+  zero_up_to(size);
+}
+
+void zero_padding(const ShardedBucket& bucket, const Sections& sections) {
+  zero_between(sections.shard, bucket.shard_size, bucket.shard_out, element_size(bucket.dtype));
+  zero_between(sections.tail, bucket.tail_size, bucket.tail_out, element_size(bucket.dtype));
 }
 
 }  // namespace
@@ -53,6 +61,9 @@ Sections HostBackend::sections_of(const PlacedReduction& call, const ShardedBuck
     all.push_back({begin, size, static_cast<int>(place)});
     end = begin + size;
   }
+  TORCH_INTERNAL_ASSERT(
+      call.places.ranges.empty() ? end == call.output.numel() : call.places.ranges.size() == call.bucket.size(),
+      "the places of the parameters of bucket '", call.bucket[0].name, "'");
   std::vector<int> counted_elsewhere;
   for (std::size_t p = 0; pieces_ && pieces_->rank() > 0 && p < call.bucket.size(); ++p) {
     if (options_.grouping.is_replicated(call.bucket[p])) {
@@ -167,7 +178,7 @@ void HostBackend::solve_ready(std::uint64_t line) {
       parameter.numel = pieces_ ? 1 : parameter.numel;
     }
     std::vector<double> memory = prepare_method(owner, objectives);
-    const RandomKey key{options_.seed, static_cast<std::uint64_t>(step.number), hash_of(problem, objectives)};
+    const RandomKey key{options_.seed, static_cast<std::uint64_t>(step.number), random_bucket(problem, objectives)};
     collective_.solve(key, memory.empty() ? nullptr : memory.data(), problem.result);
     store_memory(owner, objectives, memory);
     if (options_.grouping.by_support() && options_.grouping.keeps_mean_scale()) {
@@ -175,6 +186,15 @@ void HostBackend::solve_ready(std::uint64_t line) {
     }
     problem.is_solved = true;
   }
+}
+
+/// What random choices are keyed by. As without parts, where there are none but for pieces of the model.
+std::uint64_t HostBackend::random_bucket(const PartProblem& problem, std::span<const std::string> objectives) const {
+  const Grouping& grouping = options_.grouping;
+  if (grouping.by_support() || grouping.scope() == Scope::parameter || grouping.scope() == Scope::groups) {
+    return hash_of(problem, objectives);
+  }
+  return grouping.scope() == Scope::model ? 0 : std::stoull(problem.group);
 }
 
 /// A method's weights are for the mean over the objectives that it counts; a mean over all of them, of which the others

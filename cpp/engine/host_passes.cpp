@@ -47,7 +47,16 @@ bool may_be_factors(const std::vector<double>& weights) {
 /// Adds the bucket's rows to those of the passes before. In the last pass the result comes back; else zeros do.
 void HostBackend::put_aside(const JobPtr& job) {
   const PlacedReduction& call = job->call;
-  Closed bucket{job, aside_of(call), {}, {}};
+  std::shared_ptr<PutAside> aside;
+  if (pieces_) {  // which may have other sizes
+    pieces_->agree([&] {
+      aside = aside_of(call);
+      return std::uint64_t{0};
+    });
+  } else {
+    aside = aside_of(call);
+  }
+  Closed bucket{job, std::move(aside), {}, {}};
   add_rows(call, bucket.aside->tile);
   note_memory(*bucket.aside);
   if (call.leaves_open) {
@@ -303,7 +312,8 @@ FuturePtr HostBackend::end_step(std::uint64_t line) {
     return {};
   }
   set_solving_late(true);
-  const bool accepted = worker_.submit([self = shared_from_this()]() mutable {
+  auto ended = c10::make_intrusive<c10::ivalue::Future>(c10::AnyType::get());
+  const bool accepted = worker_.submit([self = shared_from_this(), ended]() mutable {
     if (!self->failure_of(kHookLine)) {
       if (!self->model_.empty()) {
         self->attempt(kHookLine, [&] { self->solve_model(); });
@@ -323,11 +333,16 @@ FuturePtr HostBackend::end_step(std::uint64_t line) {
     for (const Closed& bucket : done) {
       complete(*bucket.job, failure);
     }
+    if (failure) {
+      ended->setError(failure);
+    } else {
+      ended->markCompleted(true);
+    }
   });
   if (!accepted) {
     set_solving_late(false);
   }
-  return {};
+  return accepted ? ended : FuturePtr();
 }
 
 /// One problem for all buckets: their Gramians add up.

@@ -54,6 +54,13 @@ class ModelParallel:
                 "the first backward pass"
             )
 
+    def check_not_too_late(self, names: list[str], has_engine: bool) -> None:
+        """Raises RuntimeError for names of parameters that come when copies are settled."""
+        if self.is_given and has_engine and not set(names) <= self._names.keys():
+            raise RuntimeError(
+                "name_parameters(): with model_parallel_group parameters must be named before the state is first used"
+            )
+
     @property
     def configuration(self) -> list[tuple[str, str]]:
         """What ranks must have alike: those that hold the same piece, and but for the place those of one model."""

@@ -476,6 +476,8 @@ class BucketMOO:
         first backward pass. Names must be distinct.
         """
         named = list(named_parameters)
+        trained = [name for name, parameter in named if parameter.requires_grad]
+        self._pieces.check_not_too_late(trained, has_engine=self._engine is not None)
         for name, parameter in named:
             if parameter.requires_grad:
                 self._scope.add(name)
@@ -517,7 +519,8 @@ class BucketMOO:
 
         With it a resumed run makes the choices of an uninterrupted one wherever the buckets are the same; a fresh DDP
         module has one bucket in its first iteration, so run one backward pass, whose gradients are thrown away, before
-        ``load_state_dict``. With ``scope="model"`` the memory is that of one bucket, "model:".
+        ``load_state_dict``. With ``scope="model"`` the memory is that of one bucket, "model:"; where parts of buckets
+        have weights of their own, or with a ``model_parallel_group``, that of each problem, by its parameters.
 
         Raises:
             RuntimeError: The step is open.

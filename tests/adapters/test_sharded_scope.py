@@ -410,6 +410,33 @@ def test_a_pass_after_a_broken_one(run_ranks: Runner, random_seed: int) -> None:
     run_ranks(2, _broken, random_seed, group_timeout=timedelta(seconds=20))
 
 
+def _one_ends_before(rank: int, world: int, is_whole: bool) -> tuple[Any, Any]:
+    """A rank has a bucket more than the other, which has ended the pass."""
+    state = moo.BucketMOO(moo.Smoothed("mgda", 0.5), scope="model")
+    engine = state._bound(torch.device("cpu"))
+
+    def reduce(name: str) -> None:
+        gradient = torch.full((6,), float(rank + 1))
+        if is_whole:  # whose results are gathered
+            engine.reduce_compared_bucket(gradient, [(name, 6)], ([], 0), True)
+        else:
+            engine.reduce_bucket_to_shard(torch.empty(3), gradient, [(name, 6)], ([], 0), False, True)
+
+    engine.begin_pass()
+    reduce("a")
+    error = error_of(engine.end_compared_pass if rank == 0 else lambda: reduce("b"))
+    return error, state.state_dict()["buckets"]
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_step_that_one_rank_has_ended_is_not_solved(run_ranks: Runner, is_whole: bool) -> None:
+    """Or ranks would remember different things, or wait for each other's results."""
+    for error, memory in run_ranks(2, _one_ends_before, is_whole, group_timeout=timedelta(seconds=20)):
+        expect(error, ValueError, "the same calls in the same order")
+        assert memory == []
+
+
 def _refused(rank: int, world: int, seed: int) -> None:
     def refused(prepare: Callable[[Any], object], kind: type[BaseException], *words: str, **options: Any) -> None:
         model: Any = shard(Transformer(seed), world, **options)

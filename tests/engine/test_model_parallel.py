@@ -99,6 +99,34 @@ def test_pieces_equal_the_whole_model(run_ranks: RunRanks, options: dict[str, An
             np.testing.assert_allclose(got[name], piece, rtol=0, atol=1e-11 * np.abs(expected[name]).max())
 
 
+@pytest.mark.parametrize("scope", ["bucket", "model"])
+def test_random_choices_are_those_of_the_whole_model(run_ranks: RunRanks, scope: str) -> None:
+    """Three objectives, whose order matters to PCGrad."""
+    options = {"scope": scope}
+    expected, _ = run_ranks(3, _whole, options)[0]
+    for place, got, *_ in run_ranks(6, _train, 2, options):
+        for name, piece in _piece(expected, place, 2).items():
+            np.testing.assert_allclose(got[name], piece, rtol=0, atol=1e-11 * np.abs(expected[name]).max())
+
+
+def _other_sizes(rank: int, world: int) -> Any:
+    """One piece brings another size in the second pass of a step."""
+    data, pieces = _grid(2)
+    state = moo.BucketMOO("mgda", process_group=data, model_parallel_group=pieces)
+    with state.accumulate():
+        moo.all_reduce(torch.ones(10), state, bucket="x")
+    size = 12 if rank % 2 else 10
+    first = error_of(lambda: moo.all_reduce(torch.ones(size), state, bucket="x"))
+    state.discard()
+    moo.all_reduce(torch.ones(10), state, bucket="x")
+    return first
+
+
+def test_an_error_of_one_piece_in_the_midst_of_a_step(run_ranks: RunRanks) -> None:
+    for rank, error in enumerate(run_ranks(4, _other_sizes)):
+        expect(error, ValueError, "is of another size" if rank % 2 else "have raised an error")
+
+
 def _tensor_parallel(rank: int, world: int, method: str) -> Any:
     """torch's own, whose parameters DDP makes local."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module

@@ -31,7 +31,9 @@ class _Memory:
         spare, self._spare = self._spare, None
         if spare is None or spare.numel() < nbytes:
             if self._in_pages and like.device.type == "cpu" and nbytes > 0:
-                spare = torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+                spare = torch.frombuffer(
+                    mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8
+                )
             else:
                 spare = torch.empty(nbytes, dtype=torch.uint8, device=like.device)
         return spare[:nbytes].view(like.dtype)
