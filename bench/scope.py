@@ -4,9 +4,9 @@
     python bench/scope.py --parameters 4 --ranks 2 --rounds 31
 
 All ways reduce the same buckets of 25 MB conflict-aware; every objective touches every parameter. "bucket" is the
-default, and what the others are compared with; the ways take turns within each round. The backward pass does nothing
-but hand over gradients, so that what is seen is the reduction. A round's time is that of its slowest rank, and the
-ratio is the median over rounds.
+default, and what the others are compared with; the ways take turns within each round, in rotating order. The backward
+pass does nothing but hand over gradients, so that what is seen is the reduction. A round's time is that of its slowest
+rank, and the ratio is the median over rounds.
 """
 
 import argparse
@@ -47,8 +47,9 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
         steps[way] = step_of(ddp, moo.register(ddp, "mgda", **options), 1)
     times: dict[str, list[float]] = {way: [] for way in steps}
     for round_ in range(arguments.rounds + 2):
-        for way, step in steps.items():
-            seconds = step()
+        first = round_ % len(steps)
+        for way in [*steps][first:] + [*steps][:first]:
+            seconds = steps[way]()
             if round_ >= 2:  # the first ones allocate, and have one bucket
                 times[way].append(seconds)
     if rank == 0:

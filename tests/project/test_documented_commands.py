@@ -73,6 +73,7 @@ NOT_RUN = (
     ("python bench/step_overhead.py --gramian exact sketch", "a benchmark, of minutes"),
     ("python bench/wrapped_backward.py", "a benchmark, of minutes"),
     ("python bench/one_process.py", "a benchmark, of minutes"),
+    ("python bench/scope.py", "a benchmark, of minutes"),
     ("python bench/roofline.py", "writes into docs/gpu.md; a test compares with what it wrote"),
     (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/fsdp2/finetune.py --layout passes",
