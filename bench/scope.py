@@ -13,16 +13,14 @@ import argparse
 import os
 import platform
 import statistics
-import tempfile
 from typing import Any
 
 import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from wrapped_backward import Gradient, step_of
+from wrapped_backward import Gradient, compare, join, start, step_of
 
 WAYS: dict[str, dict[str, Any]] = {
     "bucket": {},
@@ -36,8 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
     """Prints on rank 0."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=arguments.ranks)
-    torch.set_num_threads(1)
+    join(rank, store, arguments.ranks)
     size = round(arguments.megabytes * 1e6 / 4 / arguments.parameters)
     steps = {}
     for way, options in WAYS.items():
@@ -54,9 +51,8 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
                 times[way].append(seconds)
     if rank == 0:
         for way, seconds in times.items():
-            ratios = sorted(own / bucket for own, bucket in zip(seconds, times["bucket"], strict=True))
-            spread = f"{ratios[len(ratios) // 4]:.3f} to {ratios[-1 - len(ratios) // 4]:.3f}"
-            print(f"{way}: {1e3 * statistics.median(seconds):.0f} ms, ratio {statistics.median(ratios):.3f} ({spread})")
+            ratio = compare(seconds, times["bucket"], digits=3)
+            print(f"{way}: {1e3 * statistics.median(seconds):.0f} ms, ratio {ratio}")
     dist.destroy_process_group()
 
 
@@ -72,8 +68,7 @@ def main() -> None:
         f"{arguments.ranks} ranks on {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, "
         f"{arguments.megabytes:g} MB in {arguments.parameters} parameters, median of {arguments.rounds} rounds"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(main_of_rank, (os.path.join(folder, "store"), arguments), nprocs=arguments.ranks)
+    start(main_of_rank, arguments)
 
 
 if __name__ == "__main__":

@@ -90,11 +90,29 @@ def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Calla
     return step
 
 
+def compare(ours: list[float], plain: list[float], digits: int = 2) -> str:
+    """The median of the paired ratios, and their quartiles."""
+    ratios = sorted(a / b for a, b in zip(ours, plain, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return f"{statistics.median(ratios):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def join(rank: int, store: str, world: int) -> None:
+    """The process group of the ranks that ``start()`` has started."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+
+
+def start(main_of_rank: Callable[..., None], arguments: argparse.Namespace) -> None:
+    """Runs ``main_of_rank(rank, store, arguments)`` on ``arguments.ranks`` ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(main_of_rank, (os.path.join(folder, "store"), arguments), nprocs=arguments.ranks)
+
+
 def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
     """Prints on rank 0."""
     world = arguments.ranks
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.set_num_threads(1)
+    join(rank, store, world)
     given: dict[str, Any] = {}
     meshes: dict[str, DeviceMesh | None] = {"plain": None, "ours": None}
     if arguments.wrapper == "fsdp2":
@@ -120,15 +138,12 @@ def main_of_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
                 if round_ >= 2:  # the first ones allocate
                     times[way].append(seconds)
         if rank == 0:
-            ratios = sorted(ours / plain for ours, plain in zip(times["ours"], times["plain"], strict=True))
             name = "one pass" if passes == 1 else f"accumulation, {passes} passes"
             plain, ours = (1e3 * statistics.median(times[way]) for way in ("plain", "ours"))
-            spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
-            ratio = statistics.median(ratios)
+            ratio = compare(times["ours"], times["plain"])
             memory = 0 if held is None else held.memory()
             print(
-                f"{name}: plain {plain:.0f} ms, ours {ours:.0f} ms, paired ratio {ratio:.2f} ({spread}), "
-                f"memory {memory / 1e6:.0f} MB"
+                f"{name}: plain {plain:.0f} ms, ours {ours:.0f} ms, paired ratio {ratio}, memory {memory / 1e6:.0f} MB"
             )
     dist.destroy_process_group()
 
@@ -150,8 +165,7 @@ def main() -> None:
         f"torch {torch.__version__}, {arguments.megabytes:g} MB in {arguments.groups} groups, "
         f"median of {arguments.rounds} rounds"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(main_of_rank, (os.path.join(folder, "store"), arguments), nprocs=arguments.ranks)
+    start(main_of_rank, arguments)
 
 
 if __name__ == "__main__":
