@@ -18,6 +18,19 @@
 #include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
+namespace {
+
+/// `transport`: null for a single rank, whose block is there.
+AllGather all_gather_over(const std::shared_ptr<PointToPointTransport>& transport) {
+  return [transport](const at::Tensor& blocks) {
+    if (transport) {
+      transport->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
+                            blocks.nbytes() / static_cast<std::size_t>(transport->size()));
+    }
+  };
+}
+
+}  // namespace
 
 std::shared_ptr<HostBackend> HostBackend::make(c10::intrusive_ptr<c10d::ProcessGroup> group, EngineOptions options,
                                                c10::intrusive_ptr<c10d::ProcessGroup> pieces) {
@@ -191,13 +204,7 @@ void HostBackend::agree(const PlacedReduction& call) {
     });
     Configuration of_model = options_.configuration;
     std::erase_if(of_model, [](const auto& field) { return field.first == kPlaceOfPiece; });
-    check_same_configuration(
-        pieces_->rank(), links_.pieces->size(),
-        [this](const at::Tensor& blocks) {
-          links_.pieces->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
-                                    blocks.nbytes() / static_cast<std::size_t>(links_.pieces->size()));
-        },
-        of_model);
+    check_same_configuration(pieces_->rank(), links_.pieces->size(), all_gather_over(links_.pieces), of_model);
     pieces_checked_ = true;
   }
   pieces_->agree([&] {
@@ -208,8 +215,7 @@ void HostBackend::agree(const PlacedReduction& call) {
 
 void HostBackend::check_configuration() {
   if (!configuration_checked_) {
-    check_same_configuration(
-        rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); }, options_.configuration);
+    check_same_configuration(rank(), world_size(), all_gather_over(links_.all), options_.configuration);
     configuration_checked_ = true;
   }
 }
@@ -497,16 +503,8 @@ SolverMemory& HostBackend::memory_of(const BucketId& bucket) {
   return memory ? *memory : memory.emplace(method_);
 }
 
-/// As AllGather.
-void HostBackend::all_gather(const at::Tensor& blocks) {
-  if (links_.all) {
-    links_.all->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
-                           blocks.nbytes() / static_cast<std::size_t>(world_size()));
-  }
-}
-
 void HostBackend::reduce_sparse(const PlacedReduction& call) {
-  reduce_sparse_mean(call.output, rank(), world_size(), [this](const at::Tensor& blocks) { all_gather(blocks); });
+  reduce_sparse_mean(call.output, rank(), world_size(), all_gather_over(links_.all));
   if (call.pass > 0 && !call.leaves_open) {  // whose gradient, added up by autograd, is the sum of all passes' means
     call.output._values().mul_(1.0 / (call.pass + 1));
   }

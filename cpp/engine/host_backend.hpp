@@ -208,7 +208,6 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   const Book& memories() const;
   SolverMemory& memory_of(const BucketId& bucket);
   void reduce_sparse(const PlacedReduction& call);
-  void all_gather(const at::Tensor& blocks);
   std::size_t collective_bytes() const;
 
   const EngineOptions options_;
