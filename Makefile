@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -125,6 +125,18 @@ test-all: test ## Run all tests, and what has a nightly size at that size
 	@$(TREE)/tests/cpp/test_methods 12 && $(TREE)/tests/cpp/sweep_certificates 100000 20260601
 	@BUCKET_MOO_NIGHTLY=1 $(BIN)/python -m pytest -m nightly
 
+# Trainers are big and want versions of their own: an environment beside .venv, which sees what that has.
+FRAMEWORKS := build/frameworks
+$(STAMP)/frameworks: requirements/frameworks.txt $(STAMP)/demo $(STAMP)/dev
+	@echo "== installing the pinned trainers in $(FRAMEWORKS)"
+	@$(BIN)/python -m venv --without-pip --clear $(FRAMEWORKS)
+	@echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(FRAMEWORKS)/bin/python $(PURELIB))/shared.pth"
+	@$(PIP) --python $(FRAMEWORKS)/bin/python install -r $< && touch $@
+
+test-frameworks: $(STAMP)/extension $(STAMP)/frameworks ## Run the tests that need the trainers: transformers, TRL, Accelerate, Lightning, DeepSpeed (ARGS=...)
+	@echo "== Python tests with the trainers"
+	@BUCKET_MOO_FRAMEWORKS=1 OMP_NUM_THREADS=1 $(FRAMEWORKS)/bin/python -m pytest $(PARALLEL) tests/frameworks $(ARGS)
+
 # Another torch than the pinned one, in an environment of its own. A CPU build is taken where pip's indexes have one;
 # otherwise the default wheel, which brings its CUDA packages (5 GB: `import torch` fails without them).
 TORCH ?= 2.15.0
@@ -197,4 +209,4 @@ endif
 
 clean: ## Remove what was built, keep .venv
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache
-	rm -f $(addprefix $(STAMP)/,extension extension_without_cuda emulated)
+	rm -f $(addprefix $(STAMP)/,extension extension_without_cuda emulated frameworks)
