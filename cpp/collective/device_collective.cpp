@@ -447,10 +447,14 @@ cuda::SolveStep DeviceCollective::begin_sums(const DeviceTile& tile) {
   check_cuda(cuda::launch_make_sums_table(step_.sums(), tile.units(), capacity, step_.sums_table(),
                                           step_.registry_of_sums(), step_.failure_report(), stream()),
              "enqueueing the table of a bucket's sums");
+  return problem_of_sums(tile);
+}
+
+cuda::SolveStep DeviceCollective::problem_of_sums(const DeviceTile& tile) const {
   cuda::SolveStep step;
   step.table = step_.sums_table();
-  step.world = capacity;
-  step.k_bound = capacity;
+  step.world = tile.objectives();
+  step.k_bound = tile.objectives();
   return step;
 }
 

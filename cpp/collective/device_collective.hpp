@@ -15,6 +15,7 @@
 #include "collective/device_inside.hpp"
 #include "collective/device_memory.hpp"
 #include "collective/device_own_rows.hpp"
+#include "collective/device_parts.hpp"
 #include "collective/device_results.hpp"
 #include "collective/device_step.hpp"
 #include "collective/device_tile.hpp"
@@ -64,6 +65,13 @@ struct DeviceSolve {
   const DeviceSolverState* state = nullptr;  // of methods with a memory
   const DeviceResult* kept = nullptr;        // becomes the result if that is usable, see cuda::SolveStep
   bool counted = true;                       // whether these weights serve in this step
+};
+
+/// Of problems of parts.
+struct PartSolve {
+  const DeviceSolverState* state = nullptr;  ///< of a method with a memory, for a single problem
+  bool scales_to_mean = false;
+  const double* importance = nullptr;  ///< see cuda::SolveStep
 };
 
 /// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes (less where a bucket is all
@@ -125,6 +133,20 @@ class DeviceCollective {
   void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile) {
     combine_tile(bucket, tile, scratch_.coefficients, nullptr);
   }
+
+  // The same where parts of a bucket have weights of their own, see device_part_steps.cpp: in place of reduce_tile() a
+  // part_gramians(), a place_parts(), a solve_parts() once all parts of the problems are placed, and a combine_parts().
+
+  /// Enqueues the Gramians of a bucket's parts.
+  void part_gramians(const DeviceBucket& bucket, const DeviceTile& tile, DeviceParts& parts);
+  /// Enqueues the search for the problems that they belong to. `by_support`: whether a group has one for each support.
+  void place_parts(const DeviceParts& parts, bool by_support);
+  /// Enqueues the solves of problems. `tile`: any of the step. `is_fresh`: nothing was enqueued since part_gramians()
+  /// of it but place_parts().
+  void solve_parts(const DeviceProblems& problems, const DeviceTile& tile, const PartSolve& solve, bool is_fresh);
+  /// Enqueues the combination of a bucket's parts, by the weights of their problems. `is_fresh`: nothing was enqueued
+  /// since part_gramians() of the tile but place_parts() and solve_parts().
+  void combine_parts(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceParts& parts, bool is_fresh);
 
   // The same with sketches, see device_sketch_passes.cpp: what is exchanged and added up in a tile are the columns of
   // the sketches, as if they were a bucket, and each rank keeps its rows.
@@ -225,6 +247,7 @@ class DeviceCollective {
                     const ObjectiveRegistry& registry);
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
   cuda::SolveStep begin_sums(const DeviceTile& tile);
+  cuda::SolveStep problem_of_sums(const DeviceTile& tile) const;
   cuda::GramianParts gramian_of_sums(const Bucket& bucket, const DeviceTile& tile);
   cuda::GramianParts of_all_parts(const cuda::GramianParts& parts, const ObjectiveTable& table, int k_bound);
   void gramian(const cuda::DeviceRows& rows, const ObjectiveTable& table, int likely_k, bool fixed_grid, bool add,

@@ -94,6 +94,8 @@ class DeviceStep {
   int pass_capacity() const { return selected_->capacity; }
   /// The same, or more, and alike on all ranks even where their objectives are not: for what they send each other.
   int pass_limit() const { return selected_->limit; }
+  /// Of the selected line's newest step: no other step of this object has the same number.
+  std::int64_t begun() const { return selected_->begun; }
 
   /// Raises AgreedError if a step before the last one begun had an error and the host knows of it. Does not wait. To be
   /// called before a step begins.

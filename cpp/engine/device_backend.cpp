@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <iterator>
 #include <tuple>
 #include <utility>
 
@@ -61,7 +62,14 @@ DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::
                                  .one_objective = options_.layout == Layout::passes},
                                 options_.grid, options_.grid_groups);
       }()),
-      sketches_{DeviceBuffer(device)} {}
+      sketches_{DeviceBuffer(device)},
+      of_direct_calls_(Scope::bucket, {}, options_.grouping.by_support(), options_.grouping.keeps_mean_scale()) {
+  const Grouping& grouping = options_.grouping;
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !has_memory(method_.method) || !(grouping.by_support() || grouping.scope() == Scope::parameter),
+      "bucket_moo_ext: methods that remember earlier steps (GradVac, Smoothed) are supported on the "
+      "host alone with scope='parameter' or support=True");
+}
 
 void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_alone) {
   TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
@@ -78,18 +86,40 @@ void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_
 FuturePtr DeviceBackend::submit(PlacedReduction call) {
   give_up(take_broken_off(call), broken_off());
   std::unique_lock in_order(enqueue_);
+  FuturePtr future;
+  std::vector<Deferred> done;  // of buckets that waited; completed and dropped without the lock, as in end_step()
   try {
-    return enqueue(call);
+    future = enqueue(call);
+    const auto late = std::stable_partition(combined_.begin(), combined_.end(),
+                                            [](const Deferred& bucket) { return !bucket.call.is_late; });
+    std::move(combined_.begin(), late, std::back_inserter(done));
+    combined_.erase(combined_.begin(), late);
   } catch (const AgreedError&) {
     throw;
   } catch (...) {  // ranks are out of step
     failure_ = std::current_exception();
     model_.reset();
-    std::vector<Deferred> waiting = std::exchange(deferred_, {});
+    std::vector<Deferred> waiting = take_deferred();
     in_order.unlock();
     give_up(std::move(waiting), std::current_exception());
     throw;
   }
+  in_order.unlock();
+  if (!done.empty()) {
+    const OnSideStream guard(device_, side_);
+    for (Deferred& bucket : done) {
+      complete(bucket.call, bucket.future);
+    }
+  }
+  return future;
+}
+
+/// All that is not done yet.
+std::vector<DeviceBackend::Deferred> DeviceBackend::take_deferred() {
+  std::vector<Deferred> all = std::exchange(deferred_, {});
+  std::vector<Deferred> combined = std::exchange(combined_, {});
+  std::move(combined.begin(), combined.end(), std::back_inserter(all));
+  return all;
 }
 
 FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
@@ -137,9 +167,11 @@ void DeviceBackend::check_capture(const Reduction& reduction, bool is_alone) {
               "captured in a graph: which steps solve is decided on the host, and a late solve goes on behind the ",
               "graph's end");
   TORCH_CHECK_NOT_IMPLEMENTED(
-      is_alone && options_.layout == Layout::ranks && options_.grouping.scope() == Scope::bucket,
-      "bucket_moo_ext: a step of several passes, with layout='passes' or scope='model', cannot be captured in "
-      "a graph yet; capture steps of one pass with layout='ranks' and scope='bucket'");
+      is_alone && options_.layout == Layout::ranks && options_.grouping.scope() == Scope::bucket &&
+          !options_.grouping.has_parts(),
+      "bucket_moo_ext: a step of several passes, with layout='passes', another scope than 'bucket' or support=True "
+      "cannot be captured in a graph yet; capture steps of one pass with layout='ranks', scope='bucket' and "
+      "support=False");
   TORCH_CHECK(collective_.is_reserved(), kWarmUp);
   const Book::Page* const page = reduction.output.is_sparse() ? nullptr : book_.find(reduction.bucket);
   TORCH_CHECK(page != nullptr && page->record && page->record->numel == reduction.gradient().numel() &&
@@ -192,6 +224,7 @@ DeviceBackend::DeviceRecord& DeviceBackend::open_record(const PlacedReduction& c
   record->is_of_model = false;
   record->is_kept = false;
   record->has_gramian = true;
+  record->parts = nullptr;
   record->line = call.line;
   record->passes = call.pass + 1;
   return *record;
@@ -215,7 +248,7 @@ void DeviceBackend::shutdown() {
   shut_down_ = true;
   std::unique_lock in_order(enqueue_);
   model_.reset();
-  std::vector<Deferred> broken = std::exchange(deferred_, {});
+  std::vector<Deferred> broken = take_deferred();
   in_order.unlock();
   give_up(std::move(broken), broken_off());
 }
@@ -363,12 +396,16 @@ std::vector<BucketRecord> DeviceBackend::records() const {
   const OnSideStream guard(device_, side_);
   std::vector<BucketRecord> last;
   for (const DeviceRecord* const record : book_.newest_records()) {
-    last.push_back(read(*record));
+    std::vector<BucketRecord> of_bucket = read(*record);
+    std::move(of_bucket.begin(), of_bucket.end(), std::back_inserter(last));
   }
   return last;
 }
 
-BucketRecord DeviceBackend::read(const DeviceRecord& record) const {
+std::vector<BucketRecord> DeviceBackend::read(const DeviceRecord& record) const {
+  if (record.parts) {
+    return read_parts(record);
+  }
   BucketRecord read = record;
   StepHeader header;
   std::tie(header, read.result) = record.on_device.read();
@@ -393,7 +430,7 @@ BucketRecord DeviceBackend::read(const DeviceRecord& record) const {
   read.solved_step = header.step;
   read.objectives = collective_.step().objective_names(record.line, header.k);
   read.rows = collective_.step().objective_rows(record.line, header.k);
-  return read;
+  return {read};
 }
 
 Counters DeviceBackend::counters() const {
@@ -411,6 +448,9 @@ std::size_t DeviceBackend::scratch_bytes() const {
     bytes += page.kept ? page.kept->sketches.memory.capacity() : 0;
     bytes += page.aside ? page.aside->bytes : 0;
   });
+  for (const auto& [name, group] : groups_) {
+    bytes += group.problems->capacity();
+  }
   return bytes;
 }
 
@@ -423,7 +463,7 @@ std::vector<SavedSolverState> DeviceBackend::solver_states() const {
   side_.follow_current();
   const OnSideStream guard(device_, side_);
   const std::vector<std::string> names = collective_.step().remembered_names();
-  for (const auto& [parameters, state] : book_.memories()) {
+  for (const auto& [parameters, state] : memories().memories()) {
     auto [slots, values] = state->read();
     std::vector<std::string> objectives;
     for (const int slot : slots) {
@@ -464,7 +504,10 @@ void DeviceBackend::set_solver_states(const std::vector<SavedSolverState>& saved
     check_distinct(fresh.add(bucket.parameters, std::move(state)));
   }
   collective_.step().set_remembered_names(names);
-  book_ = std::move(fresh);
+  if (options_.grouping.has_parts()) {
+    book_.forget_steps();
+  }
+  memories() = std::move(fresh);
   late_.clear();
 }
 

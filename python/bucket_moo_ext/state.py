@@ -661,11 +661,6 @@ class BucketMOO:
         objective = self._objective_name(self._objective)
         if _C.reduces_on_device(device) and self._pieces.is_given:
             raise NotImplementedError(f"model_parallel_group is not supported on {device} yet")
-        if _C.reduces_on_device(device) and self._scope.has_parts:
-            raise NotImplementedError(
-                "scope='parameter', a function as scope and support=True are not supported on "
-                f"{device} yet; use scope='bucket' or 'model' with support=False"
-            )
         if _C.reduces_on_device(device) and (names := self._method._objectives()):
             raise NotImplementedError(
                 f"{describe(self._method)} names objectives ({', '.join(names)}), which is not supported on {device} "

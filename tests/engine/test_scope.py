@@ -16,11 +16,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.support import scopes
+from tests.support.checks import ON_DEVICE
 from tests.support.ddp import gradient_digest, same_on_all_ranks
 from tests.support.errors import error_of, expect
 from tests.support.reference import float64
 
-pytestmark = pytest.mark.host
+pytestmark = pytest.mark.device
 
 RunRanks = Callable[..., list[Any]]
 SEED = 5
@@ -238,8 +239,8 @@ def test_more_supports_than_a_group_has_problems_for() -> None:
 # --------------------------------------------------------------------------------------------- what outlives a step
 
 
-def _resume(rank: int, world: int, method: Any, scope: Any) -> Any:
-    options: dict[str, Any] = {"scope": scope, "support": True}
+def _resume(rank: int, world: int, method: Any, scope: Any, support: bool) -> Any:
+    options: dict[str, Any] = {"scope": scope, "support": support}
 
     def new() -> tuple[Any, moo.BucketMOO]:
         ddp = DDP(scopes.Given(), bucket_cap_mb=0.03)
@@ -262,10 +263,17 @@ def _resume(rank: int, world: int, method: Any, scope: Any) -> Any:
     return expected == gradient_digest(ddp), [bucket["parameters"] for bucket in saved["buckets"]]
 
 
-@pytest.mark.parametrize("scope", ["model", by_layer, "bucket"], ids=["model", "layer", "bucket"])
+@pytest.mark.parametrize(
+    ("scope", "support"),
+    [("model", True), (by_layer, True), (by_layer, False), ("bucket", True)],
+    ids=["model-support", "layer-support", "layer", "bucket-support"],
+)
 @pytest.mark.parametrize("method", [moo.GradVac(), moo.Smoothed("mgda", 0.9)], ids=["gradvac", "smoothed"])
-def test_memories_go_by_problem_and_resume(run_ranks: RunRanks, method: Any, scope: Any) -> None:
-    for same, parameters in run_ranks(2, _resume, method, scope):
+def test_memories_go_by_problem_and_resume(run_ranks: RunRanks, method: Any, scope: Any, support: bool) -> None:
+    if ON_DEVICE and support:
+        expect(error_of(lambda: _one_process(2, method=method, support=True)), NotImplementedError, "GradVac.*on the host")
+        return
+    for same, parameters in run_ranks(2, _resume, method, scope, support):
         assert same
         names = [name for names in parameters for name in names]
         assert sorted(names) == sorted(scopes.SIZES)

@@ -21,7 +21,7 @@ struct ObjectiveName {
   std::uint64_t words[(kMaxObjectiveName + 1) / sizeof(std::uint64_t)] = {};
 
   char* text() { return reinterpret_cast<char*>(words); }
-  const char* text() const { return reinterpret_cast<const char*>(words); }
+  BUCKET_MOO_HD const char* text() const { return reinterpret_cast<const char*>(words); }
 };
 
 BUCKET_MOO_HD inline bool same_name(const ObjectiveName& a, const ObjectiveName& b) {
