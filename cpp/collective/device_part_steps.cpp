@@ -1,0 +1,102 @@
+// DeviceCollective's part for buckets whose parts have weights of their own.
+#include "collective/device_collective.hpp"
+#include "nvtx_range.cuh"
+#include "parts.cuh"
+
+namespace bucket_moo {
+
+using cuda::NvtxRange;
+
+void DeviceCollective::part_gramians(const Bucket& bucket, const DeviceTile& tile, DeviceParts& parts) {
+  const int limit = step_.pass_limit();  // the same on all ranks
+  parts.reserve(tile.objectives(), limit);
+  begin_sums(tile);
+  const StepHeader* const header = step_.sums_table().header;
+  const int count = parts.parts();
+  const std::size_t message = parts.message_bytes();
+  const auto stride = parts.gramians().stride;
+  const auto enqueue = [&](const cuda::DeviceRows& rows, const cuda::PartPieces& pieces, double* packed) {
+    const NvtxRange range("bucket_moo gramian");
+    std::byte* const workspace = workspace_.reserve(cuda::part_workspace_size(pieces.in_parts, limit));
+    check_cuda(cuda::launch_part_gramians(rows, step_.sums_table(), pieces, workspace, {packed, stride}, stream()),
+               "enqueueing the Gramians of parts");
+  };
+  const double* of_tail = nullptr;
+  if (bucket.tail_size > 0) {
+    enqueue(tile.tail(), parts.tail(), parts.of_tail().packed);
+    of_tail = parts.of_tail().packed;
+  }
+  std::byte* messages = nullptr;
+  if (bucket.shard_size > 0) {
+    const std::size_t total = static_cast<std::size_t>(world_size()) * message;
+    messages = messages_.reserve(total);
+    enqueue(tile.shard(0, bucket.shard_size), parts.shard(),
+            reinterpret_cast<double*>(messages + static_cast<std::size_t>(rank()) * message));
+    const NvtxRange range("bucket_moo exchange");
+    exchange_.all_gather(messages_.tensor(total));
+  }
+  const auto add_up = [&](const double* own, const std::byte* all, std::size_t pitch, int world, double* out) {
+    check_cuda(cuda::launch_sum_part_gramians(header, count, limit, own, all, static_cast<std::int64_t>(pitch), world,
+                                              {out, stride}, stream()),
+               "enqueueing the sums of parts' Gramians");
+  };
+  const int world = messages == nullptr ? 0 : world_size();
+  if (!inside_) {
+    add_up(of_tail, messages, message, world, parts.gramians().packed);
+    return;
+  }
+  const cuda::GramianParts inside =
+      inside_->gather_gramians(message, [&](double* own) { add_up(of_tail, messages, message, world, own); });
+  add_up(nullptr, inside.messages, message, inside.world, parts.gramians().packed);
+}
+
+void DeviceCollective::place_parts(const DeviceParts& parts, bool by_support) {
+  for (std::size_t i = 0; i < parts.groups().size(); ++i) {
+    DeviceProblems& problems = *parts.groups()[i].problems;
+    problems.reserve(step_.pass_capacity());
+    check_cuda(cuda::launch_place_parts(step_.sums(), parts.gramians(), parts.grouped()[i], problems.pointers(),
+                                        by_support, step_.begun(), parts.support(), parts.places(), stream()),
+               "enqueueing the search for the problems of parts");
+  }
+}
+
+void DeviceCollective::solve_parts(const DeviceProblems& problems, const DeviceTile& tile, const PartSolve& solve,
+                                   bool is_fresh) {
+  cuda::SolveStep step = is_fresh ? problem_of_sums(tile) : begin_sums(tile);
+  const NvtxRange range("bucket_moo solve");
+  const ObjectiveRegistry registry = step_.registry_of_sums();
+  if (solve.state != nullptr) {
+    step.slot = registry.slot;
+    step.capacity = registry.capacity;
+    step.state = solve.state->data();
+  }
+  step.method = method_;
+  step.seed = seed_;
+  step.k_bound = problems.pointers().capacity;
+  step.problems = problems.pointers();
+  step.scales_to_mean = solve.scales_to_mean;
+  step.importance = solve.importance;
+  check_cuda(cuda::launch_solve(step, stream()), "enqueueing the solves of parts");
+}
+
+void DeviceCollective::combine_parts(const Bucket& bucket, const DeviceTile& tile, const DeviceParts& parts,
+                                     bool is_fresh) {
+  if (!is_fresh) {
+    begin_sums(tile);
+  }
+  {
+    const NvtxRange range("bucket_moo combine");
+    check_cuda(cuda::launch_part_coefficients(step_.sums_table(), tile.objectives(), parts.parts(), parts.places(),
+                                              step_.counters(), parts.coefficients(), stream()),
+               "enqueueing the coefficients of parts");
+    const auto combine = [&](const cuda::DeviceRows& sums, const cuda::PartPieces& pieces, std::byte* out) {
+      check_cuda(cuda::launch_combine_parts(sums, pieces, parts.coefficients(), out, bucket.dtype, stream()),
+                 "enqueueing the combination of parts");
+    };
+    combine(tile.shard(0, bucket.shard_size), parts.shard(), bucket.shard_out);
+    combine(tile.tail(), parts.tail(), static_cast<std::byte*>(bucket.tail.mutable_data_ptr()));
+  }
+  all_gather_shards(bucket);
+}
+
+}  // namespace bucket_moo
