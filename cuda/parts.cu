@@ -119,7 +119,7 @@ __device__ void place_parts(int k, const GroupedParts& parts, const PartProblems
 }
 
 /// A block a group that the bucket has parts of.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     place_parts_kernel(const StepSums sums, const PartGramians gramians, const GroupedParts parts,
                        const PartProblems problems, const bool by_support, const std::int64_t now,
                        std::uint64_t* __restrict__ support, PartPlace* __restrict__ places) {

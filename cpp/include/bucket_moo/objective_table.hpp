@@ -20,7 +20,7 @@ inline constexpr double kSmallestShare = 0x1p-100;
 struct ObjectiveName {
   std::uint64_t words[(kMaxObjectiveName + 1) / sizeof(std::uint64_t)] = {};
 
-  char* text() { return reinterpret_cast<char*>(words); }
+  BUCKET_MOO_HD char* text() { return reinterpret_cast<char*>(words); }
   BUCKET_MOO_HD const char* text() const { return reinterpret_cast<const char*>(words); }
 };
 
