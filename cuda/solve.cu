@@ -157,7 +157,6 @@ __device__ void store(const Method& method, const SolveStep& step, const StepPro
   const WarpLanes lanes;
   if (step.scales_to_mean && solution.status != Status::nonfinite) {
     scale_to_mean(lanes, step.importance, problem.k, own.result.gramian, problem.weights);
-    lanes.sync();
   }
   if (step.slot != nullptr) {
     copy_state(lanes, method, problem.k, {problem.state, problem.k, nullptr}, kept_state(step));

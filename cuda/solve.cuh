@@ -97,8 +97,9 @@ struct SolveStep {
   /// Problems to be solved in place of the bucket's, a block each: their Gramians, results and keys are in place of
   /// `gramian`, `result` and `bucket`. `each` of 0: the bucket's.
   PartProblems problems = {};
-  bool scales_to_mean = false;         ///< whether scale_to_mean() follows, unless the Gramian has a NaN or Inf
-  const double* importance = nullptr;  ///< its, device
+  /// Of `problems`: whether scale_to_mean() follows, unless the Gramian has a NaN or Inf.
+  bool scales_to_mean = false;
+  const double* importance = nullptr;  ///< for that; device
 };
 
 /// How many objectives a method can have on the current device: a problem is solved in a block's shared memory. Where a
