@@ -16,8 +16,8 @@ inline constexpr int kFloat64Tile = 1024;
 
 inline constexpr std::size_t kFloat64Shared = sizeof(double) * packed_size(kMaxObjectives);
 
-/// Writes a block's sums over the tiles that begin at `begin`, `begin` + `stride` and so on before `end` to its place in
-/// `pass.partial`. A warp an entry, in turn.
+/// Writes a block's sums over the tiles that begin at `begin`, `begin` + `stride` and so on before `end` to its place
+/// in `pass.partial`. A warp an entry, in turn.
 __device__ inline void multiply_float64(const GramianPass& pass, int entries, std::int64_t begin, std::int64_t end,
                                         std::int64_t stride) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;

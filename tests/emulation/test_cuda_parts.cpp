@@ -1,5 +1,5 @@
-// Parts of a bucket that have weights of their own: their Gramians, the problems that they join, the solves of these and
-// the sums by their weights, against plain loops.
+// Parts of a bucket that have weights of their own: their Gramians, the problems that they join, the solves of these
+// and the sums by their weights, against plain loops.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
