@@ -1,6 +1,6 @@
 """The ranks that hold other pieces of a model, and the parameters of which they all have copies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,10 @@ class ModelParallel:
         """This parameter will be reduced."""
         if self.is_given:
             self._names[name] = private_torch.is_piece(parameter)
+
+    def note(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """Which of the parameters are pieces, where that is known better."""
+        self._names.update(pieces)
 
     @property
     def replicated(self) -> set[str]:
