@@ -72,15 +72,16 @@ __global__ void __launch_bounds__(kThreads)
 /// A block a part, a thread an entry.
 __global__ void __launch_bounds__(kThreads)
     sum_part_gramians(const StepHeader* __restrict__ header, const double* __restrict__ own,
-                      const std::byte* __restrict__ messages, const std::int64_t pitch, const int world,
-                      const PartGramians out) {
+                      const std::byte* __restrict__ left_out, const std::byte* __restrict__ messages,
+                      const std::int64_t pitch, const int world, const PartGramians out) {
+  const bool is_zero = left_out != nullptr && left_out[blockIdx.x] != std::byte{0};
   const int entries = header->error == StepError::none ? packed_size(header->k) : 0;
   const std::int64_t part = static_cast<std::int64_t>(blockIdx.x) * out.stride;
   for (int entry = static_cast<int>(threadIdx.x); entry < entries; entry += kThreads) {
     double sum = own != nullptr ? own[part + entry] : 0.0;
 #pragma unroll 8
     for (int r = 0; r < world; ++r) sum += reinterpret_cast<const double*>(messages + r * pitch)[part + entry];
-    out.packed[part + entry] = sum;
+    out.packed[part + entry] = is_zero ? 0.0 : sum;
   }
 }
 
@@ -105,7 +106,7 @@ __device__ void place_parts(int k, const GroupedParts& parts, const PartProblems
     const int place = problem_of(count, [known](int i) { return known[i]; }, all_objectives(k), &of_problem);
     if (place == count) {
       std::uint64_t key = parts.hash[here];
-      for (int i = 0; i < k; ++i) key += (of_problem >> i & 1u) != 0 ? shared.name[i] : 0;
+      for (int i = 0; parts.names_in_key && i < k; ++i) key += (of_problem >> i & 1u) != 0 ? shared.name[i] : 0;
       known[place] = of_problem;
       problems.key[base + place] = key;
       ++count;
@@ -281,10 +282,11 @@ cudaError_t launch_part_gramians(const DeviceRows& rows, const ObjectiveTable& t
 }
 
 cudaError_t launch_sum_part_gramians(const StepHeader* header, int parts, int k_bound, const double* own,
-                                     const std::byte* messages, std::int64_t pitch, int world, const PartGramians& out,
-                                     cudaStream_t stream) {
+                                     const std::byte* left_out, const std::byte* messages, std::int64_t pitch,
+                                     int world, const PartGramians& out, cudaStream_t stream) {
   if (parts < 1 || out.stride < packed_size(k_bound)) return cudaErrorInvalidValue;
-  return launch(sum_part_gramians, {blocks(parts), kThreads}, stream, header, own, messages, pitch, world, out);
+  return launch(sum_part_gramians, {blocks(parts), kThreads}, stream, header, own, left_out, messages, pitch, world,
+                out);
 }
 
 cudaError_t launch_place_parts(const StepSums& sums, const PartGramians& gramians, const GroupedParts& parts,

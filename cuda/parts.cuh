@@ -51,11 +51,12 @@ cudaError_t launch_part_gramians(const DeviceRows& rows, const ObjectiveTable& t
                                  void* workspace, const PartGramians& out, cudaStream_t stream);
 
 /// Enqueues out = `own` (a null pointer: nothing) + the messages', in their order, for every part.
+/// \param left_out [parts], device: other than 0 where a part's Gramian is 0 instead; nullptr: nowhere
 /// \param messages [world] of `parts` packed Gramians, `stride` apart as those of `out`; device
 /// \param pitch    bytes from one message to the next, a multiple of 8
 cudaError_t launch_sum_part_gramians(const StepHeader* header, int parts, int k_bound, const double* own,
-                                     const std::byte* messages, std::int64_t pitch, int world, const PartGramians& out,
-                                     cudaStream_t stream);
+                                     const std::byte* left_out, const std::byte* messages, std::int64_t pitch,
+                                     int world, const PartGramians& out, cudaStream_t stream);
 
 /// Which weights a part has, in device memory.
 struct PartPlace {
@@ -71,6 +72,7 @@ struct GroupedParts {
   const std::uint64_t* hash = nullptr;  ///< [groups] of their names
   const int* begin = nullptr;           ///< [groups + 1] the first of each group's parts
   const int* part = nullptr;            ///< the parts, in ascending order in each group
+  bool names_in_key = true;             ///< whether names of objectives count in the key of random choices
 };
 
 /// Enqueues ProblemSet::add() for the parts of a bucket: each joins the problem of its group and support, to whose

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
@@ -88,13 +89,16 @@ class DeviceCollective {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank. `method`: its pointers, if any, are
   /// device pointers. `rules`: without those that follow from method and sketch. `grid`: of the group's ranks, with an
-  /// exact Gramian only; or none, and then no `groups`.
+  /// exact Gramian only; or none, and then no `groups`. `pieces`: of the ranks with other pieces of the model; null
+  /// where there are none, and with a grid.
   DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, const Method& method,
                    std::uint64_t seed, const SketchOptions& sketch, StepRules rules, const RankGrid& grid,
-                   const GridGroups& groups);
+                   const GridGroups& groups, c10::intrusive_ptr<c10d::ProcessGroup> pieces);
 
   /// Of all ranks.
   const DeviceExchange& exchange() const { return all_; }
+  /// Of the ranks with other pieces of the model.
+  const DeviceExchange& pieces() const { return pieces_; }
 
   /// The step that the next reductions are of.
   DeviceStep& step() { return step_; }
@@ -138,7 +142,8 @@ class DeviceCollective {
   // part_gramians(), a place_parts(), a solve_parts() once all parts of the problems are placed, and a combine_parts().
 
   /// Enqueues the Gramians of a bucket's parts.
-  void part_gramians(const DeviceBucket& bucket, const DeviceTile& tile, DeviceParts& parts);
+  /// `call`: a number for it, which ranks with other pieces of the model must have alike.
+  void part_gramians(const DeviceBucket& bucket, const DeviceTile& tile, DeviceParts& parts, std::uint64_t call);
   /// Enqueues the search for the problems that they belong to. `by_support`: whether a group has one for each support.
   void place_parts(const DeviceParts& parts, bool by_support);
   /// Enqueues the solves of problems. `tile`: any of the step. `is_fresh`: nothing was enqueued since part_gramians()
@@ -261,11 +266,15 @@ class DeviceCollective {
   void add_row(const at::Tensor& row, const DeviceOwnRows::Place& place);
   void weigh(const int* number, const double* unit, int count, const DeviceResult& used);
   static std::size_t packed_bytes(int k_bound);
+  void add_part_gramians(const DeviceParts& parts, const double* own, const std::byte* left_out,
+                         const cuda::GramianParts& messages, double* out);
+  cuda::GramianParts gather_pieces(std::size_t bytes, std::uint64_t call, const std::function<void(double*)>& write);
   std::int64_t limit_of_others(std::int64_t limit) const;
 
   const DeviceExchange all_;
   const DeviceExchange exchange_;
   std::optional<DeviceInside> inside_;
+  const DeviceExchange pieces_;
   const c10::Device device_;
   const Method method_;
   const std::uint64_t seed_;
@@ -282,6 +291,7 @@ class DeviceCollective {
   DeviceBuffer scaled_;    // of a reduce-scatter's input
   DeviceBuffer columns_;   // of the sketch of a row of a step of several passes
   DeviceBuffer workspace_;
+  DeviceBuffer from_pieces_;  // what ranks with other pieces of the model say, with their Gramians
 };
 
 }  // namespace bucket_moo

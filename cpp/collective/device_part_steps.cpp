@@ -1,5 +1,6 @@
 // DeviceCollective's part for buckets whose parts have weights of their own.
 #include "collective/device_collective.hpp"
+#include "model_pieces.cuh"
 #include "nvtx_range.cuh"
 #include "parts.cuh"
 
@@ -7,12 +8,11 @@ namespace bucket_moo {
 
 using cuda::NvtxRange;
 
-void DeviceCollective::part_gramians(const Bucket& bucket, const DeviceTile& tile, DeviceParts& parts) {
+void DeviceCollective::part_gramians(const Bucket& bucket, const DeviceTile& tile, DeviceParts& parts,
+                                     std::uint64_t call) {
   const int limit = step_.pass_limit();  // the same on all ranks
   parts.reserve(tile.objectives(), limit);
   begin_sums(tile);
-  const StepHeader* const header = step_.sums_table().header;
-  const int count = parts.parts();
   const std::size_t message = parts.message_bytes();
   const auto stride = parts.gramians().stride;
   const auto enqueue = [&](const cuda::DeviceRows& rows, const cuda::PartPieces& pieces, double* packed) {
@@ -26,28 +26,53 @@ void DeviceCollective::part_gramians(const Bucket& bucket, const DeviceTile& til
     enqueue(tile.tail(), parts.tail(), parts.of_tail().packed);
     of_tail = parts.of_tail().packed;
   }
-  std::byte* messages = nullptr;
+  cuda::GramianParts shards;
   if (bucket.shard_size > 0) {
     const std::size_t total = static_cast<std::size_t>(world_size()) * message;
-    messages = messages_.reserve(total);
+    std::byte* const messages = messages_.reserve(total);
     enqueue(tile.shard(0, bucket.shard_size), parts.shard(),
             reinterpret_cast<double*>(messages + static_cast<std::size_t>(rank()) * message));
     const NvtxRange range("bucket_moo exchange");
     exchange_.all_gather(messages_.tensor(total));
+    shards = {.messages = messages, .pitch = static_cast<std::int64_t>(message), .world = world_size()};
   }
-  const auto add_up = [&](const double* own, const std::byte* all, std::size_t pitch, int world, double* out) {
-    check_cuda(cuda::launch_sum_part_gramians(header, count, limit, own, all, static_cast<std::int64_t>(pitch), world,
-                                              {out, stride}, stream()),
-               "enqueueing the sums of parts' Gramians");
-  };
-  const int world = messages == nullptr ? 0 : world_size();
-  if (!inside_) {
-    add_up(of_tail, messages, message, world, parts.gramians().packed);
-    return;
+  const auto write = [&](double* out) { add_part_gramians(parts, of_tail, parts.counted_elsewhere(), shards, out); };
+  double* const out = parts.gramians().packed;
+  if (inside_) {
+    add_part_gramians(parts, nullptr, nullptr, inside_->gather_gramians(message, write), out);
+  } else if (pieces_.size() > 1) {
+    add_part_gramians(parts, nullptr, nullptr, gather_pieces(message, call, write), out);
+  } else {
+    write(out);
   }
-  const cuda::GramianParts inside =
-      inside_->gather_gramians(message, [&](double* own) { add_up(of_tail, messages, message, world, own); });
-  add_up(nullptr, inside.messages, message, inside.world, parts.gramians().packed);
+}
+
+/// out = `own` (nullptr: nothing) + the messages', for each part.
+void DeviceCollective::add_part_gramians(const DeviceParts& parts, const double* own, const std::byte* left_out,
+                                         const cuda::GramianParts& messages, double* out) {
+  check_cuda(cuda::launch_sum_part_gramians(step_.sums_table().header, parts.parts(), step_.pass_limit(), own, left_out,
+                                            messages.messages, messages.pitch, messages.world,
+                                            {out, parts.gramians().stride}, stream()),
+             "enqueueing the sums of parts' Gramians");
+}
+
+/// What every piece of the model writes, of `bytes` bytes; where they do not do the same the step has an error.
+cuda::GramianParts DeviceCollective::gather_pieces(std::size_t bytes, std::uint64_t call,
+                                                   const std::function<void(double*)>& write) {
+  const NvtxRange range("bucket_moo exchange");
+  const std::size_t message = sizeof(cuda::PieceSaid) + bytes;
+  const std::size_t total = static_cast<std::size_t>(pieces_.size()) * message;
+  std::byte* const messages = from_pieces_.reserve(total);
+  std::byte* const own = messages + static_cast<std::size_t>(pieces_.rank()) * message;
+  check_cuda(cuda::launch_write_piece(step_.sums(), call, reinterpret_cast<cuda::PieceSaid*>(own), stream()),
+             "enqueueing what a piece says");
+  write(reinterpret_cast<double*>(own + sizeof(cuda::PieceSaid)));
+  pieces_.all_gather(from_pieces_.tensor(total));
+  const auto pitch = static_cast<std::int64_t>(message);
+  check_cuda(cuda::launch_check_pieces(messages, pitch, pieces_.size(), pieces_.rank(), step_.sums().header,
+                                       step_.sums_table().header, step_.failure_report(), stream()),
+             "enqueueing the comparison of pieces");
+  return {.messages = messages + sizeof(cuda::PieceSaid), .pitch = pitch, .world = pieces_.size()};
 }
 
 void DeviceCollective::place_parts(const DeviceParts& parts, bool by_support) {

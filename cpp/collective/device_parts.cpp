@@ -171,25 +171,33 @@ DeviceParts::DeviceParts(c10::Device device, Sections sections, std::int64_t sha
     }
     places.push_back({upload.add(group), upload.add(hash), upload.add(begin), upload.add(part)});
   }
+  std::vector<std::byte> elsewhere(sections_.counted_elsewhere.empty() ? 0 : static_cast<std::size_t>(sections_.parts));
+  for (const int part : sections_.counted_elsewhere) {
+    elsewhere[static_cast<std::size_t>(part)] = std::byte{1};
+  }
+  const std::size_t elsewhere_at = upload.add(elsewhere);
   plan_ = upload.copy_to(device);
   const auto* const base = static_cast<const std::byte*>(plan_.const_data_ptr());
   const auto pieces_at = [&](const Pieces& at) {
     return cuda::PartPieces{reinterpret_cast<const cuda::PartPiece*>(base + at.all),
                             reinterpret_cast<const int*>(base + at.first), at.count, at.in_parts, sections_.parts};
   };
+  counted_elsewhere_ = elsewhere.empty() ? nullptr : base + elsewhere_at;
   shard_ = pieces_at(in_shard);
   tail_ = pieces_at(in_tail);
   for (std::size_t i = 0; i < groups_.size(); ++i) {
     const Grouped& at = places[i];
     grouped_.push_back({static_cast<int>(groups_[i].groups.size()), reinterpret_cast<const int*>(base + at.group),
                         reinterpret_cast<const std::uint64_t*>(base + at.hash),
-                        reinterpret_cast<const int*>(base + at.begin), reinterpret_cast<const int*>(base + at.part)});
+                        reinterpret_cast<const int*>(base + at.begin), reinterpret_cast<const int*>(base + at.part),
+                        groups_[i].names_in_key});
   }
 }
 
 bool DeviceParts::fits(const Sections& sections, std::int64_t shard_size, std::int64_t tail_size) const {
   return sections_.parts == sections.parts && shard_size_ == shard_size && tail_size_ == tail_size &&
-         same(sections_.shard, sections.shard) && same(sections_.tail, sections.tail);
+         same(sections_.shard, sections.shard) && same(sections_.tail, sections.tail) &&
+         sections_.counted_elsewhere == sections.counted_elsewhere;
 }
 
 void DeviceParts::reserve(int rows, int limit) {

@@ -51,6 +51,7 @@ struct PartsOfProblems {
 
   std::shared_ptr<DeviceProblems> problems;
   std::vector<Group> groups;
+  bool names_in_key = true;  ///< see cuda::GroupedParts
 };
 
 /// The parts of one bucket, as far as they lie on this rank, and their Gramians.
@@ -69,6 +70,8 @@ class DeviceParts {
   int parts() const { return sections_.parts; }
   const cuda::PartPieces& shard() const { return shard_; }
   const cuda::PartPieces& tail() const { return tail_; }
+  /// [parts], device: other than 0 for copies whose Gramians count elsewhere; nullptr: there are none.
+  const std::byte* counted_elsewhere() const { return counted_elsewhere_; }
   const std::vector<PartsOfProblems>& groups() const { return groups_; }
   /// As many as groups().
   const std::vector<cuda::GroupedParts>& grouped() const { return grouped_; }
@@ -96,6 +99,7 @@ class DeviceParts {
   at::Tensor plan_;  // bytes, which the pointers below are to
   cuda::PartPieces shard_;
   cuda::PartPieces tail_;
+  const std::byte* counted_elsewhere_ = nullptr;
   std::vector<cuda::GroupedParts> grouped_;
   DeviceBuffer buffer_;
   int rows_ = 0;

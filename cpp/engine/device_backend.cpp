@@ -12,6 +12,7 @@
 
 #include "bucket_moo/state_layout.hpp"
 #include "collective/agreed_error.hpp"
+#include "collective/model_pieces.hpp"
 #include "collective/sparse_mean.hpp"
 #include "engine/on_side_stream.hpp"
 #include "engine/solver_memory.hpp"
@@ -46,7 +47,8 @@ DeviceBackend::DeviceMethod::DeviceMethod(const MethodConfig& config, c10::Devic
       method(config.method(preference.defined() ? preference.const_data_ptr<double>() : nullptr,
                            permutation.defined() ? permutation.const_data_ptr<int>() : nullptr)) {}
 
-DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options)
+DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options,
+                             c10::intrusive_ptr<c10d::ProcessGroup> pieces)
     : device_(outside_of_capture(device)),
       options_(std::move(options)),
       side_(device),
@@ -60,10 +62,11 @@ DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::
                                 {.expected_objectives = options_.method.expected_objectives(),
                                  .keeps_objectives = options_.keeps_weights(),
                                  .one_objective = options_.layout == Layout::passes},
-                                options_.grid, options_.grid_groups);
+                                options_.grid, options_.grid_groups, std::move(pieces));
       }()),
       sketches_{DeviceBuffer(device)},
-      of_direct_calls_(Scope::bucket, {}, options_.grouping.by_support(), options_.grouping.keeps_mean_scale()) {
+      of_direct_calls_(Scope::bucket, {}, options_.grouping.by_support(), options_.grouping.keeps_mean_scale(),
+                       options_.grouping.has_pieces()) {
   const Grouping& grouping = options_.grouping;
   TORCH_CHECK_NOT_IMPLEMENTED(
       !has_memory(method_.method) || !(grouping.by_support() || grouping.scope() == Scope::parameter),
@@ -200,6 +203,24 @@ void DeviceBackend::record_streams(const PlacedReduction& call) const {
 
 /// The first reduction: ranks compare what they were given while there is still a host to raise on.
 void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
+  int k = 0;
+  if (has_pieces()) {
+    const DeviceExchange& pieces = collective_.pieces();
+    const AllGather all_gather = [&pieces](const at::Tensor& blocks) { pieces.all_gather_host(blocks); };
+    ModelPieces(pieces.rank(), pieces.size(), all_gather).agree([&] {
+      k = agree_in_group(call);
+      return std::uint64_t{0};
+    });
+    check_same_configuration(pieces.rank(), pieces.size(), all_gather, of_whole_model(options_.configuration));
+  } else {
+    k = agree_in_group(call);
+  }
+  collective_.reserve_for(k);
+  collective_.step().continue_from(call.step - 1);
+}
+
+/// Returns K.
+int DeviceBackend::agree_in_group(const PlacedReduction& call) {
   check_same_configuration(
       rank(), world_size(), [this](const at::Tensor& blocks) { collective_.exchange().all_gather_host(blocks); },
       options_.configuration);
@@ -207,8 +228,7 @@ void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
   if (call.is_alone_in_step()) {
     options_.check_objectives(k);
   }
-  collective_.reserve_for(k);
-  collective_.step().continue_from(call.step - 1);
+  return k;
 }
 
 /// The record of the bucket's last reduction, which becomes that of `call`.

@@ -45,7 +45,9 @@ namespace bucket_moo {
 class DeviceBackend final : public Backend {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.
-  DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options);
+  /// `pieces`: of the ranks with other pieces of the model; null: there are none.
+  DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options,
+                c10::intrusive_ptr<c10d::ProcessGroup> pieces);
   ~DeviceBackend() override { give_up(std::exchange(deferred_, {}), broken_off()); }
 
   int rank() const override { return collective_.exchange().rank(); }
@@ -166,6 +168,8 @@ class DeviceBackend final : public Backend {
   FuturePtr enqueue(PlacedReduction& call);
   void record_streams(const PlacedReduction& call) const;
   void agree_on_first_step(const PlacedReduction& call);
+  int agree_in_group(const PlacedReduction& call);
+  bool has_pieces() const { return collective_.pieces().size() > 1; }
   void reduce_dense(const PlacedReduction& call);
   void reduce_sketched(const PlacedReduction& call, Book::Page& page);
   DeviceBucket exact_bucket(const PlacedReduction& call) const;
@@ -186,6 +190,7 @@ class DeviceBackend final : public Backend {
   PartGroup& open_group(const std::string& name);
   void solve_group(PartGroup& group, const DeviceTile& tile, bool is_fresh);
   PartSolve part_solve() const;
+  const DeviceSolverState* memory_of_group(BucketId parameters);
   bool is_solved(std::uint64_t line, const Rows& rows);
   void combine_parts(const PlacedReduction& call, const Rows& rows, bool is_fresh);
   void combine_solved();

@@ -41,7 +41,7 @@ void DeviceBackend::close_parts(const PlacedReduction& call, const std::shared_p
   Rows& rows = aside->tile;
   const DeviceBucket bucket = exact_bucket(call);
   cut_parts(call, bucket, rows);
-  collective_.part_gramians(bucket, rows.tile, *rows.parts);
+  collective_.part_gramians(bucket, rows.tile, *rows.parts, has_pieces() ? hash_of_call(call, "") : 0);
   collective_.place_parts(*rows.parts, grouping_of(call.line).by_support());
   aside->bytes += rows.parts->capacity();
   if (groups_span_buckets(call.line)) {
@@ -53,7 +53,9 @@ void DeviceBackend::close_parts(const PlacedReduction& call, const std::shared_p
       }
     }
   } else {
-    collective_.solve_parts(*rows.parts->groups().at(0).problems, rows.tile, part_solve(), /*is_fresh=*/true);
+    PartSolve solve = part_solve();
+    solve.state = memory_of_group(call.bucket);
+    collective_.solve_parts(*rows.parts->groups().at(0).problems, rows.tile, solve, /*is_fresh=*/true);
   }
   if (is_solved(call.line, rows)) {
     combine_parts(call, rows, /*is_fresh=*/true);
@@ -69,6 +71,11 @@ void DeviceBackend::close_parts(const PlacedReduction& call, const std::shared_p
 void DeviceBackend::cut_parts(const PlacedReduction& call, const DeviceBucket& bucket, Rows& rows) {
   const Grouping& grouping = grouping_of(call.line);
   Sections sections = sections_of(call, bucket.shard_out, bucket.shard_size, bytes_of(bucket.tail), bucket.tail_size);
+  for (std::size_t p = 0; has_pieces() && collective_.pieces().rank() > 0 && p < call.bucket.size(); ++p) {
+    if (options_.grouping.is_replicated(call.bucket[p])) {
+      sections.counted_elsewhere.push_back(static_cast<int>(p));
+    }
+  }
   std::vector<std::string> groups = groups_of(grouping, call);
   if (rows.parts && rows.groups == groups && rows.parts->fits(sections, bucket.shard_size, bucket.tail_size)) {
     return;
@@ -100,6 +107,16 @@ void DeviceBackend::cut_parts(const PlacedReduction& call, const DeviceBucket& b
     }
     parts.push_back(std::move(all));
   }
+  // As without parts, where there are none but for pieces of the model.
+  const bool has_own_keys =
+      grouping.by_support() || grouping.scope() == Scope::parameter || grouping.scope() == Scope::groups;
+  for (PartsOfProblems& of_problems : parts) {
+    of_problems.names_in_key = has_own_keys;
+    for (PartsOfProblems::Group& group : of_problems.groups) {
+      const std::uint64_t of_bucket = grouping.scope() == Scope::model ? 0 : static_cast<std::uint64_t>(call.index);
+      group.hash = has_own_keys ? group.hash : of_bucket;
+    }
+  }
   rows.parts = std::make_shared<DeviceParts>(device_, std::move(sections), bucket.shard_size, bucket.tail_size,
                                              std::move(parts));
   rows.groups = std::move(groups);
@@ -125,9 +142,17 @@ PartSolve DeviceBackend::part_solve() const {
           .importance = preference.defined() ? preference.const_data_ptr<double>() : nullptr};
 }
 
+/// nullptr for methods without a memory, which are the only ones where a group may have several problems.
+const DeviceSolverState* DeviceBackend::memory_of_group(BucketId parameters) {
+  for (BucketParameter& parameter : parameters) {  // pieces may be of other sizes elsewhere: all ranks inherit alike
+    parameter.numel = has_pieces() ? 1 : parameter.numel;
+  }
+  return has_memory(method_.method) ? memory_of(memories().open(parameters)) : nullptr;
+}
+
 void DeviceBackend::solve_group(PartGroup& group, const DeviceTile& tile, bool is_fresh) {
   PartSolve solve = part_solve();
-  solve.state = memory_of(memories().open(group.parameters));
+  solve.state = memory_of_group(group.parameters);
   collective_.solve_parts(*group.problems, tile, solve, is_fresh);
   group.is_solved = true;
 }

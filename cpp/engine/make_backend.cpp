@@ -23,10 +23,8 @@ std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> gro
   TORCH_CHECK_NOT_IMPLEMENTED(!options.grouping.has_parts() || !options.sketch.enabled(),
                               "bucket_moo_ext: parts of buckets with weights of their own are supported with the exact "
                               "Gramian");
-  TORCH_CHECK_NOT_IMPLEMENTED(!reduces_on_device(device) || !pieces,
-                              "bucket_moo_ext: pieces of models are supported on the host");
   if (reduces_on_device(device)) {
-    return std::make_shared<DeviceBackend>(std::move(group), device, std::move(options));
+    return std::make_shared<DeviceBackend>(std::move(group), device, std::move(options), std::move(pieces));
   }
   return HostBackend::make(std::move(group), std::move(options), std::move(pieces));
 }

@@ -1,6 +1,7 @@
 #include "engine/parts.hpp"
 
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <utility>
 #include <vector>
@@ -31,6 +32,15 @@ Sections sections_of(const PlacedReduction& call, const std::byte* shard_out, st
   const std::int64_t shard = call.places.begin + (is_apart ? 0 : (shard_out - output) / element);
   const std::int64_t tail = call.places.begin + (is_apart ? 0 : (tail_out - output) / element);
   return {clip(all, shard, shard_size), clip(all, tail, tail_size), static_cast<int>(all.size())};
+}
+
+std::uint64_t hash_of_call(const PlacedReduction& call, const std::string& said) {
+  BucketId hashed = call.bucket;
+  const at::Tensor& gradient = call.gradient();
+  const std::string kind = !gradient.defined() ? "" : gradient.is_sparse() ? "sparse" : dtype_name(call.dtype());
+  hashed.push_back({.name = c10::str(static_cast<int>(call.operation), " ", call.step, " ", call.pass, " ", call.index,
+                                     " ", call.leaves_open, " ", kind, " ", said)});
+  return hash_of(hashed);
 }
 
 bool scales_to_mean(const EngineOptions& options) {

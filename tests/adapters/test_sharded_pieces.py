@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from tests.support.errors import error_of, expect
 from tests.support.sharded import full
 
-pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.device, pytest.mark.filterwarnings("ignore")]
 
 Runner = Callable[..., list[Any]]
 STEPS = 2
@@ -100,7 +100,8 @@ def _train(model: nn.Module, state: moo.BucketMOO, seed: int, languages: tuple[s
 
 def _arrays(model: nn.Module) -> dict[str, Any]:
     return {
-        name: (full(p) if hasattr(p, "full_tensor") else p).detach().numpy().copy() for name, p in model.named_parameters()
+        name: (full(p) if hasattr(p, "full_tensor") else p).detach().numpy().copy()
+        for name, p in model.named_parameters()
     }
 
 

@@ -155,6 +155,31 @@ def test_passes(run_ranks: Runner, random_seed: int, layout: str, support: bool)
             )
 
 
+def rank_pieces(rank: int, world: int, seed: int, n: int) -> list[Counts]:
+    """What a step of one pass asks for, where pairs of ranks hold pieces of one model."""
+    counts = []
+    with emulated_cuda.stream():
+        mesh = init_device_mesh("cuda", (world // 2, 2), mesh_dim_names=("dp", "tp"))
+        state = moo.BucketMOO(
+            "mgda", process_group=mesh.get_group("dp"), model_parallel_group=mesh.get_group("tp"), objective=rank // 2
+        )
+        for step in range(6):
+            row = draw(seed, (step, rank), n, torch.float32).to("cuda")
+            with emulated_cuda.counting() as counted:
+                moo.all_reduce(row, state, bucket="x")
+            assert bool(row.cpu().isfinite().all())
+            counts.append(by_kind(counted) if step >= 3 else {})
+    return counts[3:]
+
+
+@counts_on_device
+def test_pieces_of_a_model(run_ranks: Runner, random_seed: int) -> None:
+    granted = ("a pass", "ranks, in a pass", "parts, behind the passes", "pieces of a model", "a wait for a result")
+    for counts in run_ranks(4, rank_pieces, random_seed, 40_003, backend=emulated_cuda.nccl):
+        for counted in counts:
+            check(counted, together(*granted), "a piece")
+
+
 def rank_levels(rank: int, world: int, seed: int, along: str, scatter: bool, n: int) -> list[list[Counts]]:
     """What a step of one pass and the passes of a step of two ask for, where ranks of a mesh share objectives."""
     counts = []

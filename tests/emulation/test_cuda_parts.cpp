@@ -426,7 +426,7 @@ void errors() {
   CHECK(cuda::launch_place_parts(sums.sums(), {}, {}, {}, true, 1, nullptr, nullptr, nullptr) == cudaErrorInvalidValue);
   CHECK(cuda::launch_combine_parts(sums.rows(), parts.pointers(), nullptr, nullptr, DType::float64, nullptr) ==
         cudaErrorInvalidValue);
-  CHECK(cuda::launch_sum_part_gramians(&sums.header, 4, 3, nullptr, nullptr, 0, 0, {nullptr, 2}, nullptr) ==
+  CHECK(cuda::launch_sum_part_gramians(&sums.header, 4, 3, nullptr, nullptr, nullptr, 0, 0, {nullptr, 2}, nullptr) ==
         cudaErrorInvalidValue);
 }
 
@@ -436,21 +436,25 @@ void adding_up() {
   const std::int64_t stride = packed_size(k) + 2;
   StepHeader header;
   header.k = k;
-  std::vector<double> own(static_cast<std::size_t>(parts * stride)), messages(own.size() * world),
-      out(own.size(), -7.0);
+  std::vector<double> own(static_cast<std::size_t>(parts * stride)), messages(own.size() * world);
   for (std::size_t i = 0; i < own.size(); ++i) own[i] = static_cast<double>(i);
   for (std::size_t i = 0; i < messages.size(); ++i) messages[i] = 100.0 * static_cast<double>(i);
-  for (const bool with_own : {true, false}) {
-    CHECK(cuda::launch_sum_part_gramians(&header, parts, k, with_own ? own.data() : nullptr,
-                                         reinterpret_cast<const std::byte*>(messages.data()),
-                                         static_cast<std::int64_t>(own.size() * sizeof(double)), world,
-                                         {out.data(), stride}, nullptr) == cudaSuccess);
-    for (std::int64_t p = 0; p < parts; ++p) {
-      for (std::int64_t e = 0; e < stride; ++e) {
-        const auto at = static_cast<std::size_t>(p * stride + e);
-        double expected = with_own ? own[at] : 0.0;
-        for (std::size_t r = 0; r < world; ++r) expected += messages[r * own.size() + at];
-        CHECK(out[at] == (e < packed_size(k) ? expected : -7.0));
+  const std::vector<std::byte> second(std::vector<std::byte>{std::byte{0}, std::byte{1}});
+  for (const double* const of_tail : {static_cast<const double*>(own.data()), static_cast<const double*>(nullptr)}) {
+    for (const std::byte* const left_out : {second.data(), static_cast<const std::byte*>(nullptr)}) {
+      std::vector<double> out(own.size(), -7.0);
+      CHECK(cuda::launch_sum_part_gramians(&header, parts, k, of_tail, left_out,
+                                           reinterpret_cast<const std::byte*>(messages.data()),
+                                           static_cast<std::int64_t>(own.size() * sizeof(double)), world,
+                                           {out.data(), stride}, nullptr) == cudaSuccess);
+      for (std::int64_t p = 0; p < parts; ++p) {
+        for (std::int64_t e = 0; e < stride; ++e) {
+          const auto at = static_cast<std::size_t>(p * stride + e);
+          double expected = of_tail != nullptr ? own[at] : 0.0;
+          for (std::size_t r = 0; r < world; ++r) expected += messages[r * own.size() + at];
+          if (left_out != nullptr && p == 1) expected = 0.0;
+          CHECK(out[at] == (e < packed_size(k) ? expected : -7.0));
+        }
       }
     }
   }

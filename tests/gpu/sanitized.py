@@ -119,6 +119,13 @@ def collectives() -> None:
         for step in range(3):
             backward(ddp, 0, rank, step, DEVICE.name, torch.float32)
         grouped.report()
+    alone = [dist.new_group([r]) for r in range(dist.get_world_size())][rank]
+    in_pieces = moo.BucketMOO("mgda", process_group=alone, model_parallel_group=dist.group.WORLD)
+    for number in range(3):
+        in_pieces.objective = f"{number}"
+        with contextlib.nullcontext() if number == 2 else in_pieces.accumulate():
+            moo.all_reduce(torch.randn(5001, device=DEVICE.name), in_pieces)
+    in_pieces.report()
     one_objective = moo.BucketMOO("mean", objective="a")
     moo.all_reduce(torch.randn(5001, device=DEVICE.name), one_objective)
     one_objective.objective = f"o{rank}"  # another K than that of the first step

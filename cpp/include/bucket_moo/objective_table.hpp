@@ -79,6 +79,7 @@ enum class StepError : std::int32_t {
   untold_objective,     ///< `culprit` has an objective that has no total
   other_total,          ///< the rows of the objective of number `culprit` do not add up to its total
   no_rows,              ///< `culprit` objectives have a total and no row
+  other_piece,          ///< place `culprit` of the ranks with other pieces of the model says something else
 };
 
 /// The scalars of a step.

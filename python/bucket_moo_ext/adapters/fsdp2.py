@@ -118,8 +118,8 @@ def _check_mesh(mesh: Any, name: str) -> None:
             f"module: parameter {name!r} is sharded over a mesh of {mesh.ndim} dimensions ({dimensions}). Of such a "
             "mesh FSDP2 hands over the mean of a shard group alone. For hybrid sharding (HSDP) shard over one "
             "dimension and give the whole mesh here: fully_shard(model, mesh=mesh['shard']), moo.register(model, "
-            "method, mesh=mesh, objectives='replicate'). For tensor parallelism give the group of the ranks that hold the "
-            "other pieces, which would solve for weights of their own: model_parallel_group=mesh.get_group('tp')"
+            "method, mesh=mesh, objectives='replicate'). For tensor parallelism give the group of the ranks that hold "
+            "the other pieces, which would solve for weights of their own: model_parallel_group=mesh.get_group('tp')"
         )
     if mesh.size() == 1:
         raise ValueError(
