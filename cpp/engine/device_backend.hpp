@@ -48,7 +48,7 @@ class DeviceBackend final : public Backend {
   /// `pieces`: of the ranks with other pieces of the model; null: there are none.
   DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options,
                 c10::intrusive_ptr<c10d::ProcessGroup> pieces);
-  ~DeviceBackend() override { give_up(std::exchange(deferred_, {}), broken_off()); }
+  ~DeviceBackend() override { give_up(take_deferred(), broken_off()); }
 
   int rank() const override { return collective_.exchange().rank(); }
   int world_size() const override { return collective_.exchange().size(); }
