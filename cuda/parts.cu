@@ -105,7 +105,7 @@ __device__ void place_parts(int k, const GroupedParts& parts, const PartProblems
     Support of_problem = support[part];
     const int place = problem_of(count, [known](int i) { return known[i]; }, all_objectives(k), &of_problem);
     if (place == count) {
-      std::uint64_t key = parts.hash[here];
+      std::uint64_t key = parts.hash != nullptr ? parts.hash[here] : parts.one_hash;
       for (int i = 0; parts.names_in_key && i < k; ++i) key += (of_problem >> i & 1u) != 0 ? shared.name[i] : 0;
       known[place] = of_problem;
       problems.key[base + place] = key;

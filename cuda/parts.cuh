@@ -69,10 +69,11 @@ struct PartPlace {
 struct GroupedParts {
   int groups = 0;
   const int* group = nullptr;           ///< [groups] their numbers among the problems'
-  const std::uint64_t* hash = nullptr;  ///< [groups] of their names
+  const std::uint64_t* hash = nullptr;  ///< [groups] of their names; nullptr: `one_hash`
   const int* begin = nullptr;           ///< [groups + 1] the first of each group's parts
   const int* part = nullptr;            ///< the parts, in ascending order in each group
-  bool names_in_key = true;             ///< whether names of objectives count in the key of random choices
+  std::uint64_t one_hash = 0;
+  bool names_in_key = true;  ///< whether names of objectives count in the key of random choices
 };
 
 /// Enqueues ProblemSet::add() for the parts of a bucket: each joins the problem of its group and support, to whose

@@ -68,6 +68,13 @@ struct DeviceSolve {
   bool counted = true;                       // whether these weights serve in this step
 };
 
+/// How parts find their problems.
+struct PartRules {
+  bool by_support = false;                ///< whether a group has a problem for each support
+  bool names_in_key = false;              ///< whether names of objectives count in the key of random choices
+  std::optional<std::uint64_t> key = {};  ///< of the one group, in the place of its name's hash
+};
+
 /// Of problems of parts.
 struct PartSolve {
   const DeviceSolverState* state = nullptr;  ///< of a method with a memory, for a single problem
@@ -144,8 +151,8 @@ class DeviceCollective {
   /// Enqueues the Gramians of a bucket's parts.
   /// `call`: a number for it, which ranks with other pieces of the model must have alike.
   void part_gramians(const DeviceBucket& bucket, const DeviceTile& tile, DeviceParts& parts, std::uint64_t call);
-  /// Enqueues the search for the problems that they belong to. `by_support`: whether a group has one for each support.
-  void place_parts(const DeviceParts& parts, bool by_support);
+  /// Enqueues the search for the problems that they belong to.
+  void place_parts(const DeviceParts& parts, const PartRules& rules);
   /// Enqueues the solves of problems. `tile`: any of the step. `is_fresh`: nothing was enqueued since part_gramians()
   /// of it but place_parts().
   void solve_parts(const DeviceProblems& problems, const DeviceTile& tile, const PartSolve& solve, bool is_fresh);

@@ -11,7 +11,7 @@ using cuda::NvtxRange;
 void DeviceCollective::part_gramians(const Bucket& bucket, const DeviceTile& tile, DeviceParts& parts,
                                      std::uint64_t call) {
   const int limit = step_.pass_limit();  // the same on all ranks
-  parts.reserve(tile.objectives(), limit);
+  parts.begin(tile.objectives(), limit, step_.begun());
   begin_sums(tile);
   const std::size_t message = parts.message_bytes();
   const auto stride = parts.gramians().stride;
@@ -75,12 +75,18 @@ cuda::GramianParts DeviceCollective::gather_pieces(std::size_t bytes, std::uint6
   return {.messages = messages + sizeof(cuda::PieceSaid), .pitch = pitch, .world = pieces_.size()};
 }
 
-void DeviceCollective::place_parts(const DeviceParts& parts, bool by_support) {
+void DeviceCollective::place_parts(const DeviceParts& parts, const PartRules& rules) {
   for (std::size_t i = 0; i < parts.groups().size(); ++i) {
     DeviceProblems& problems = *parts.groups()[i].problems;
     problems.reserve(step_.pass_capacity());
-    check_cuda(cuda::launch_place_parts(step_.sums(), parts.gramians(), parts.grouped()[i], problems.pointers(),
-                                        by_support, step_.begun(), parts.support(), parts.places(), stream()),
+    cuda::GroupedParts grouped = parts.grouped()[i];
+    grouped.names_in_key = rules.names_in_key;
+    if (rules.key) {
+      grouped.hash = nullptr;
+      grouped.one_hash = *rules.key;
+    }
+    check_cuda(cuda::launch_place_parts(step_.sums(), parts.gramians(), grouped, problems.pointers(), rules.by_support,
+                                        step_.begun(), parts.support(), parts.places(), stream()),
                "enqueueing the search for the problems of parts");
   }
 }

@@ -189,8 +189,7 @@ DeviceParts::DeviceParts(c10::Device device, Sections sections, std::int64_t sha
     const Grouped& at = places[i];
     grouped_.push_back({static_cast<int>(groups_[i].groups.size()), reinterpret_cast<const int*>(base + at.group),
                         reinterpret_cast<const std::uint64_t*>(base + at.hash),
-                        reinterpret_cast<const int*>(base + at.begin), reinterpret_cast<const int*>(base + at.part),
-                        groups_[i].names_in_key});
+                        reinterpret_cast<const int*>(base + at.begin), reinterpret_cast<const int*>(base + at.part)});
   }
 }
 
@@ -200,7 +199,8 @@ bool DeviceParts::fits(const Sections& sections, std::int64_t shard_size, std::i
          sections_.counted_elsewhere == sections.counted_elsewhere;
 }
 
-void DeviceParts::reserve(int rows, int limit) {
+void DeviceParts::begin(int rows, int limit, std::int64_t begun) {
+  begun_ = begun;
   if (rows == rows_ && limit == limit_) {
     return;
   }

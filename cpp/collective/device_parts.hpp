@@ -44,14 +44,13 @@ class DeviceProblems {
 /// Parts of a bucket that belong to groups of the same DeviceProblems.
 struct PartsOfProblems {
   struct Group {
-    int number;  ///< among the problems'
-    std::uint64_t hash;
+    int number;          ///< among the problems'
+    std::uint64_t hash;  ///< of its name
     std::vector<int> parts;
   };
 
   std::shared_ptr<DeviceProblems> problems;
   std::vector<Group> groups;
-  bool names_in_key = true;  ///< see cuda::GroupedParts
 };
 
 /// The parts of one bucket, as far as they lie on this rank, and their Gramians.
@@ -64,8 +63,10 @@ class DeviceParts {
   /// Whether it was made for such a bucket.
   bool fits(const Sections& sections, std::int64_t shard_size, std::int64_t tail_size) const;
 
-  /// Room for so many objectives: in rows of sums, and in what ranks send each other.
-  void reserve(int rows, int limit);
+  /// Room for so many objectives: in rows of sums, and in what ranks send each other. What is known of the parts is from
+  /// now on that of step `begun`.
+  void begin(int rows, int limit, std::int64_t begun);
+  std::int64_t begun() const { return begun_; }
 
   int parts() const { return sections_.parts; }
   const cuda::PartPieces& shard() const { return shard_; }
@@ -104,6 +105,7 @@ class DeviceParts {
   DeviceBuffer buffer_;
   int rows_ = 0;
   int limit_ = 0;
+  std::int64_t begun_ = 0;
   cuda::PartGramians gramians_;
   cuda::PartGramians of_tail_;
   double* coefficients_ = nullptr;

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/jit_type.h>
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <iterator>
@@ -12,9 +13,9 @@
 
 #include "bucket_moo/state_layout.hpp"
 #include "collective/agreed_error.hpp"
-#include "collective/model_pieces.hpp"
 #include "collective/sparse_mean.hpp"
 #include "engine/on_side_stream.hpp"
+#include "engine/parts.hpp"
 #include "engine/solver_memory.hpp"
 #include "engine/weight_schedule.hpp"
 #include "nvtx_range.cuh"
@@ -89,14 +90,8 @@ void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_
 FuturePtr DeviceBackend::submit(PlacedReduction call) {
   give_up(take_broken_off(call), broken_off());
   std::unique_lock in_order(enqueue_);
-  FuturePtr future;
-  std::vector<Deferred> done;  // of buckets that waited; completed and dropped without the lock, as in end_step()
   try {
-    future = enqueue(call);
-    const auto late = std::stable_partition(combined_.begin(), combined_.end(),
-                                            [](const Deferred& bucket) { return !bucket.call.is_late; });
-    std::move(combined_.begin(), late, std::back_inserter(done));
-    combined_.erase(combined_.begin(), late);
+    return enqueue(call);
   } catch (const AgreedError&) {
     throw;
   } catch (...) {  // ranks are out of step
@@ -107,14 +102,6 @@ FuturePtr DeviceBackend::submit(PlacedReduction call) {
     give_up(std::move(waiting), std::current_exception());
     throw;
   }
-  in_order.unlock();
-  if (!done.empty()) {
-    const OnSideStream guard(device_, side_);
-    for (Deferred& bucket : done) {
-      complete(bucket.call, bucket.future);
-    }
-  }
-  return future;
 }
 
 /// All that is not done yet.
@@ -204,16 +191,15 @@ void DeviceBackend::record_streams(const PlacedReduction& call) const {
 /// The first reduction: ranks compare what they were given while there is still a host to raise on.
 void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
   int k = 0;
+  collective_.step().agree_with_pieces([&] {
+    k = agree_in_group(call);
+    return hash_of_call(call, c10::str(call.record.objective.text(), " ", call.record.weight));
+  });
   if (has_pieces()) {
     const DeviceExchange& pieces = collective_.pieces();
-    const AllGather all_gather = [&pieces](const at::Tensor& blocks) { pieces.all_gather_host(blocks); };
-    ModelPieces(pieces.rank(), pieces.size(), all_gather).agree([&] {
-      k = agree_in_group(call);
-      return std::uint64_t{0};
-    });
-    check_same_configuration(pieces.rank(), pieces.size(), all_gather, of_whole_model(options_.configuration));
-  } else {
-    k = agree_in_group(call);
+    check_same_configuration(
+        pieces.rank(), pieces.size(), [&pieces](const at::Tensor& blocks) { pieces.all_gather_host(blocks); },
+        of_whole_model(options_.configuration));
   }
   collective_.reserve_for(k);
   collective_.step().continue_from(call.step - 1);
@@ -261,7 +247,7 @@ void DeviceBackend::reduce_dense(const PlacedReduction& call) {
     return;
   }
   collective_.sum_inside(call.operation, call.output, call.input, call.pass);
-  collective_.reduce(exact_bucket(call), record.on_device, memory_of(book_.open(call.bucket)));
+  collective_.reduce(exact_bucket(call), record.on_device, memory_of_group(call.bucket));
 }
 
 void DeviceBackend::shutdown() {
@@ -524,9 +510,7 @@ void DeviceBackend::set_solver_states(const std::vector<SavedSolverState>& saved
     check_distinct(fresh.add(bucket.parameters, std::move(state)));
   }
   collective_.step().set_remembered_names(names);
-  if (options_.grouping.has_parts()) {
-    book_.forget_steps();
-  }
+  book_ = {};
   memories() = std::move(fresh);
   late_.clear();
 }

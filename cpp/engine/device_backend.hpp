@@ -80,6 +80,7 @@ class DeviceBackend final : public Backend {
         {};                                // that have weights of their own, in place of what is on_device; else null
     std::vector<std::string> groups = {};  // of each of them
     BucketId bucket = {};
+    std::int64_t begun = 0;  // its step, as DeviceStep numbers it
   };
 
   /// Which weights a bucket of a step of several passes, or of the model, is combined by.

@@ -14,13 +14,30 @@ namespace {
 
 std::byte* bytes_of(const at::Tensor& tensor) { return static_cast<std::byte*>(tensor.mutable_data_ptr()); }
 
-/// The group of each parameter.
+/// The group of each parameter; empty where that is the bucket, whose index may change from step to step.
 std::vector<std::string> groups_of(const Grouping& grouping, const PlacedReduction& call) {
-  std::vector<std::string> groups;
-  for (const BucketParameter& parameter : call.bucket) {
-    groups.push_back(grouping.group_of(parameter, call.index));
+  std::vector<std::string> groups(call.bucket.size());
+  if (grouping.scope() != Scope::bucket) {
+    std::transform(call.bucket.begin(), call.bucket.end(), groups.begin(),
+                   [&](const BucketParameter& parameter) { return grouping.group_of(parameter, call.index); });
   }
   return groups;
+}
+
+std::uint64_t hash_of_name(const std::string& name) { return hash_of(BucketId{{.name = name}}); }
+
+/// Whether random choices have keys of their own in each problem. As without parts, where there are none but for pieces
+/// of the model.
+bool has_own_keys(const Grouping& grouping) {
+  return grouping.by_support() || grouping.scope() == Scope::parameter || grouping.scope() == Scope::groups;
+}
+
+/// That of the one group of a bucket or of the model.
+std::uint64_t key_of_group(const Grouping& grouping, std::int64_t index) {
+  if (grouping.scope() == Scope::bucket) {
+    return has_own_keys(grouping) ? hash_of_name(std::to_string(index)) : static_cast<std::uint64_t>(index);
+  }
+  return has_own_keys(grouping) ? hash_of_name("model") : 0;
 }
 
 }  // namespace
@@ -42,8 +59,16 @@ void DeviceBackend::close_parts(const PlacedReduction& call, const std::shared_p
   const DeviceBucket bucket = exact_bucket(call);
   cut_parts(call, bucket, rows);
   collective_.part_gramians(bucket, rows.tile, *rows.parts, has_pieces() ? hash_of_call(call, "") : 0);
-  collective_.place_parts(*rows.parts, grouping_of(call.line).by_support());
+  const Grouping& grouping = grouping_of(call.line);
+  const bool is_one_group = grouping.scope() == Scope::bucket || grouping.scope() == Scope::model;
+  collective_.place_parts(*rows.parts,
+                          {.by_support = grouping.by_support(),
+                           .names_in_key = has_own_keys(grouping),
+                           .key = is_one_group ? std::optional(key_of_group(grouping, call.index)) : std::nullopt});
   aside->bytes += rows.parts->capacity();
+  if (!groups_span_buckets(call.line)) {
+    aside->bytes += rows.parts->groups().at(0).problems->capacity();
+  }
   if (groups_span_buckets(call.line)) {
     for (std::size_t p = 0; p < call.bucket.size(); ++p) {
       PartGroup& group = open_group(rows.groups[p]);
@@ -81,7 +106,6 @@ void DeviceBackend::cut_parts(const PlacedReduction& call, const DeviceBucket& b
     return;
   }
   const int count = sections.parts;
-  const auto hash = [](const std::string& name) { return hash_of(BucketId{{.name = name}}); };
   const auto problems = [&](int of_groups, int each) {
     return std::make_shared<DeviceProblems>(device_, of_groups, grouping.by_support() ? each : 1);
   };
@@ -92,30 +116,20 @@ void DeviceBackend::cut_parts(const PlacedReduction& call, const DeviceBucket& b
       by_group[groups[static_cast<std::size_t>(p)]].push_back(p);
     }
     for (auto& [name, members] : by_group) {
-      parts.push_back({open_group(name).problems, {{0, hash(name), std::move(members)}}});
+      parts.push_back({open_group(name).problems, {{0, hash_of_name(name), std::move(members)}}});
     }
   } else if (grouping.scope() == Scope::parameter) {
     PartsOfProblems each{problems(count, 1), {}};
     for (int p = 0; p < count; ++p) {
-      each.groups.push_back({p, hash(groups[static_cast<std::size_t>(p)]), {p}});
+      each.groups.push_back({p, hash_of_name(groups[static_cast<std::size_t>(p)]), {p}});
     }
     parts.push_back(std::move(each));
   } else {
-    PartsOfProblems all{problems(1, std::min(count, kMaxSupports)), {{0, hash(groups.at(0)), {}}}};
+    PartsOfProblems all{problems(1, std::min(count, kMaxSupports)), {{0, 0, {}}}};
     for (int p = 0; p < count; ++p) {
       all.groups[0].parts.push_back(p);
     }
     parts.push_back(std::move(all));
-  }
-  // As without parts, where there are none but for pieces of the model.
-  const bool has_own_keys =
-      grouping.by_support() || grouping.scope() == Scope::parameter || grouping.scope() == Scope::groups;
-  for (PartsOfProblems& of_problems : parts) {
-    of_problems.names_in_key = has_own_keys;
-    for (PartsOfProblems::Group& group : of_problems.groups) {
-      const std::uint64_t of_bucket = grouping.scope() == Scope::model ? 0 : static_cast<std::uint64_t>(call.index);
-      group.hash = has_own_keys ? group.hash : of_bucket;
-    }
   }
   rows.parts = std::make_shared<DeviceParts>(device_, std::move(sections), bucket.shard_size, bucket.tail_size,
                                              std::move(parts));
@@ -168,6 +182,7 @@ void DeviceBackend::combine_parts(const PlacedReduction& call, const Rows& rows,
   record.parts = rows.parts;
   record.groups = rows.groups;
   record.bucket = call.bucket;
+  record.begun = rows.parts->begun();
   collective_.combine_parts(exact_bucket(call), rows.tile, *rows.parts, is_fresh);
 }
 
@@ -198,8 +213,12 @@ void DeviceBackend::finish_parts() {
   combine_solved();
 }
 
-/// One for each problem that the bucket has parameters in.
+/// One for each problem that the bucket has parameters in. None of what a newer step, which has not come to the end of
+/// this bucket yet, has overwritten.
 std::vector<BucketRecord> DeviceBackend::read_parts(const DeviceRecord& record) const {
+  if (record.parts->begun() != record.begun) {
+    return {};
+  }
   const std::vector<PartsOfProblems>& problems = record.parts->groups();
   const auto count = static_cast<std::size_t>(record.parts->parts());
   std::vector<std::size_t> problems_of(count);  // those that the part's problem is among
@@ -213,33 +232,42 @@ std::vector<BucketRecord> DeviceBackend::read_parts(const DeviceRecord& record) 
   const StepHeader of_step = problems.at(0).problems->read(0).first;
   collective_.step().check(of_step);
   const std::vector<DeviceParts::Part> parts = record.parts->read(of_step.k);
-  std::map<std::pair<std::size_t, std::int64_t>, BucketRecord> records;
+  std::map<std::pair<std::size_t, std::int64_t>, std::optional<BucketRecord>> records;
   for (std::size_t p = 0; p < count; ++p) {
     const auto key = std::pair(problems_of[p], parts[p].problem);
-    const auto [found, is_new] = records.try_emplace(key, record);
-    BucketRecord& read = found->second;
-    const BucketParameter& parameter = record.bucket[p];
+    const auto [found, is_new] = records.try_emplace(key);
+    std::optional<BucketRecord>& read = found->second;
     if (is_new) {
-      StepHeader header;
-      std::tie(header, read.result) = problems[key.first].problems->read(key.second);
-      read.group = grouping_of(record.line).scope() == Scope::bucket ? std::string() : record.groups[p];
-      read.solved_step = header.step;
-      read.objectives = collective_.step().objective_names(record.line, header.k);
-      read.rows = collective_.step().objective_rows(record.line, header.k);
-      read.parameters.clear();
-      read.numel = 0;
-      std::fill(read.result.gramian.begin(), read.result.gramian.end(), 0.0);
+      auto [header, result] = problems[key.first].problems->read(key.second);
+      if (header.step != record.step || header.k != of_step.k) {
+        continue;
+      }
+      read = record;
+      read->result = std::move(result);
+      read->group = grouping_of(record.line).scope() == Scope::bucket ? std::string() : record.groups[p];
+      read->solved_step = header.step;
+      read->objectives = collective_.step().objective_names(record.line, header.k);
+      read->rows = collective_.step().objective_rows(record.line, header.k);
+      read->parameters.clear();
+      read->numel = 0;
+      std::fill(read->result.gramian.begin(), read->result.gramian.end(), 0.0);
     }
-    read.numel += count == 1 ? record.numel : parameter.numel;
+    if (!read) {
+      continue;
+    }
+    const BucketParameter& parameter = record.bucket[p];
+    read->numel += count == 1 ? record.numel : parameter.numel;
     if (!parameter.title.empty()) {
-      read.parameters.push_back(parameter.title);
+      read->parameters.push_back(parameter.title);
     }
-    std::transform(parts[p].gramian.begin(), parts[p].gramian.end(), read.result.gramian.begin(),
-                   read.result.gramian.begin(), std::plus<>());
+    std::transform(parts[p].gramian.begin(), parts[p].gramian.end(), read->result.gramian.begin(),
+                   read->result.gramian.begin(), std::plus<>());
   }
   std::vector<BucketRecord> all;
   for (auto& [key, read] : records) {
-    all.push_back(std::move(read));
+    if (read) {
+      all.push_back(std::move(*read));
+    }
   }
   return all;
 }

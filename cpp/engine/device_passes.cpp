@@ -175,7 +175,7 @@ void DeviceBackend::close(const PlacedReduction& call, const std::shared_ptr<Put
       open_record(call, std::max(rows.tile.objectives(), collective_.step().pass_capacity())).on_device;
   Book::Page& page = book_.open(call.bucket);
   if (rows.width == 0) {
-    collective_.reduce_tile(bucket, rows.tile, result, memory_of(page));
+    collective_.reduce_tile(bucket, rows.tile, result, memory_of_group(call.bucket));
     return;
   }
   switch (rows.source.of) {
