@@ -94,10 +94,13 @@ struct SolveStep {
   const int* slot = nullptr;           ///< [K] of the registry, device; nullptr for methods without a memory
   int capacity = 0;                    ///< of the registry
   double* state = nullptr;             ///< [state_size(method, capacity)], then [capacity] 1 for every name met; device
-  /// Problems to be solved in place of the bucket's, a block each: their Gramians, results and keys are in place of
-  /// `gramian`, `result` and `bucket`. `each` of 0: the bucket's.
-  PartProblems problems = {};
-  /// Of `problems`: whether scale_to_mean() follows, unless the Gramian has a NaN or Inf.
+  /// Problems that are solved side by side, a block each. Of several, `gramian` is packed alone, and that and `result`
+  /// are the first's; those of the others follow, with room for `k_bound` objectives each.
+  int problems = 1;
+  const std::uint64_t* key = nullptr;  ///< [problems], device, in the place of `bucket`; nullptr: that
+  const int* count = nullptr;          ///< [problems / each], device: how many of each group there are; nullptr: all
+  int each = 1;                        ///< problems of a group
+  /// Where `coefficients` are not wanted: whether scale_to_mean() follows, unless the Gramian has a NaN or Inf.
   bool scales_to_mean = false;
   const double* importance = nullptr;  ///< for that; device
 };
@@ -117,7 +120,7 @@ bool solve_takes_tail(int k_bound, std::int64_t size);
 
 /// Enqueues the sum of a bucket's Gramian, the same bits on every GPU, its solve, and the coefficients of its
 /// combination: coefficient[r] = weight[objective of r] * share[r].
-/// Or those of `problems`, all of which belong to the step.
+/// Or several of them.
 /// \return as launch_solve()
 cudaError_t launch_solve(const SolveStep& step, cudaStream_t stream);
 

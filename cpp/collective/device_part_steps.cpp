@@ -103,8 +103,14 @@ void DeviceCollective::solve_parts(const DeviceProblems& problems, const DeviceT
   }
   step.method = method_;
   step.seed = seed_;
-  step.k_bound = problems.pointers().capacity;
-  step.problems = problems.pointers();
+  const cuda::PartProblems& all = problems.pointers();
+  step.k_bound = all.capacity;
+  step.problems = all.groups * all.each;
+  step.each = all.each;
+  step.count = all.count;
+  step.key = all.key;
+  step.gramian.packed = all.packed;
+  step.result = all.result;
   step.scales_to_mean = solve.scales_to_mean;
   step.importance = solve.importance;
   check_cuda(cuda::launch_solve(step, stream()), "enqueueing the solves of parts");

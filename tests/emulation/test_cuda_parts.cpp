@@ -329,7 +329,12 @@ void solving(bool scales) {
   step.table = sums.table();
   step.world = 3;
   step.k_bound = 4;
-  step.problems = problems.pointers;
+  step.problems = 6;
+  step.each = 3;
+  step.count = problems.pointers.count;
+  step.key = problems.pointers.key;
+  step.gramian.packed = problems.pointers.packed;
+  step.result = problems.pointers.result;
   step.scales_to_mean = scales;
   step.importance = importance.data();
   CHECK(cuda::launch_solve(step, nullptr) == cudaSuccess);
