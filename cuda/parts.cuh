@@ -58,6 +58,19 @@ cudaError_t launch_sum_part_gramians(const StepHeader* header, int parts, int k_
                                      const std::byte* left_out, const std::byte* messages, std::int64_t pitch,
                                      int world, const PartGramians& out, cudaStream_t stream);
 
+/// Problems of a step, by group, in device memory. A group has at most `each`, of which `count` are of step `begun`.
+struct PartProblems {
+  int groups = 0;
+  int each = 0;
+  int capacity = 0;                  ///< K is at most this
+  std::int64_t* begun = nullptr;     ///< [groups]
+  int* count = nullptr;              ///< [groups]
+  std::uint64_t* support = nullptr;  ///< [groups, each] objectives that the problem's parameters depend on
+  std::uint64_t* key = nullptr;      ///< [groups, each] of random choices
+  double* packed = nullptr;          ///< [groups, each, packed_size(capacity)] Gramians
+  BucketResult result = {};          ///< of the first; the others follow, with room for `capacity` objectives each
+};
+
 /// Which weights a part has, in device memory.
 struct PartPlace {
   const double* weights = nullptr;  ///< [K]

@@ -62,19 +62,6 @@ struct GramianParts {
   int world = 0;                        ///< messages, which are added in their order
 };
 
-/// Problems of a step, by group, in device memory. A group has at most `each`, of which `count` are of step `begun`.
-struct PartProblems {
-  int groups = 0;
-  int each = 0;
-  int capacity = 0;                  ///< K is at most this
-  std::int64_t* begun = nullptr;     ///< [groups]
-  int* count = nullptr;              ///< [groups]
-  std::uint64_t* support = nullptr;  ///< [groups, each] objectives that the problem's parameters depend on
-  std::uint64_t* key = nullptr;      ///< [groups, each] of random choices
-  double* packed = nullptr;          ///< [groups, each, packed_size(capacity)] Gramians
-  BucketResult result = {};          ///< of the first; the others follow, with room for `capacity` objectives each
-};
-
 /// The problem of one bucket of a step, whose objectives only the device knows.
 struct SolveStep {
   Method method;              ///< as in SolveBatch
