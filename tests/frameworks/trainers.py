@@ -145,3 +145,22 @@ def assert_equal_gradients(got: Any, expected: Any, tolerance: float) -> None:
     for name, gradient in expected.items():
         error, norm = np.linalg.norm(got[name] - gradient), np.linalg.norm(gradient)
         assert error <= tolerance * norm, f"{name}: error {error:.3e}, norm {norm:.3e}"
+
+
+def tiny_tokenizer() -> Any:
+    """Words ``t4`` to ``t35`` and characters of nothing else."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"t{number}" for number in range(4, VOCABULARY))]
+    model = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def words(seed: int, language: str, count: int) -> str:
+    """A sentence of that language, of the tokenizer's words."""
+    first = 4 + OWN * LANGUAGES.index(language)
+    return " ".join(f"t{first + token}" for token in np.random.default_rng([seed, first]).integers(OWN, size=count))
