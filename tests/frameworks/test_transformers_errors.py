@@ -207,7 +207,7 @@ def test_without_transformers_the_import_says_what_to_install(monkeypatch: pytes
 
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     try:
-        with pytest.raises(ImportError, match=r"pip install 'bucket_moo_ext\[transformers\]'"):
+        with pytest.raises(ImportError, match=r"pip install 'transformers>=5\.24"):
             importlib.reload(module)
     finally:
         monkeypatch.undo()

@@ -66,7 +66,7 @@ def _follow(
         with torch.no_grad():
             for parameter in model.parameters():
                 assert parameter.grad is not None
-                parameter -= rate * parameter.grad
+                parameter.sub_(parameter.grad, alpha=rate)
         model.zero_grad()
     return languages
 

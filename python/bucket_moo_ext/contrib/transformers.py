@@ -40,7 +40,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"bucket_moo_ext.contrib.transformers needs transformers and accelerate ({error}): "
-        "pip install 'bucket_moo_ext[transformers]', or pip install transformers accelerate"
+        "pip install 'transformers>=5.24,<6' 'accelerate>=1.15'"
     ) from error
 
 __all__ = ["PRIVATE", "Attached", "attach"]
@@ -174,7 +174,7 @@ class Attached:
         self._checkpoint: Path | None = None  # that training goes on from
         self._saved: dict[str, Any] | None = None  # of a state, to be restored behind a first backward pass
         self._logs = 0
-        slots = sampler_slots(trainer, options["layout"])
+        slots = _slots(trainer, options["layout"])
         if slots < 2:
             raise ValueError(
                 "a step has one pass of one objective only, so there is no conflict to resolve: give "
@@ -246,7 +246,7 @@ class Attached:
         return metrics_of(self.report())
 
 
-def sampler_slots(trainer: Any, layout: object) -> int:
+def _slots(trainer: Any, layout: object) -> int:
     """How many objectives a step has room for."""
     passes = int(trainer.args.gradient_accumulation_steps)
     return passes if layout == "passes" else passes * int(trainer.args.world_size)
