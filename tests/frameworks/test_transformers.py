@@ -91,6 +91,29 @@ def test_gradients_in_small_buckets_which_ddp_rebuilds(run_ranks: Runner) -> Non
     run_ranks(2, _against_a_plain_loop, 2, "ranks", SMALL_BUCKETS)
 
 
+def _under_autocast(rank: int, world: int) -> None:
+    trainers.rank_environment(rank, world)
+    recorder, gradients = trainers.Recorder(), trainers.gradient_recorder()
+    trainer = _trainer(recorder, gradients, gradient_accumulation_steps=2, max_steps=1, bf16=True)
+    attach(trainer, "mgda")
+    trainer.train()
+    model = trainers.tiny_llama()
+    wrapped = DistributedDataParallel(model)
+    state = moo.register(wrapped, "mgda")
+    for number, batch in enumerate(recorder.batches[:2]):
+        state.objective, state.weight = trainers.language_of(batch), _tokens(batch)
+        with contextlib.nullcontext() if number else state.accumulate():
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = wrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            losses = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten())
+            losses.backward()
+    trainers.assert_equal_gradients(gradients.steps[0], trainers.gradients_of(model), 0.02)  # of 8 bits
+
+
+def test_gradients_under_autocast(run_ranks: Runner) -> None:
+    run_ranks(2, _under_autocast)
+
+
 def _with_the_mean(rank: int, world: int, averages: bool) -> Any:
     trainers.rank_environment(rank, world)
     recorder, gradients = trainers.Recorder(), trainers.gradient_recorder()
@@ -123,12 +146,12 @@ def test_the_mean_counts_each_language_once_and_each_of_its_tokens(run_ranks: Ru
 def _alone(folder: str) -> None:
     trainers.no_hub()
     recorder, gradients = trainers.Recorder(), trainers.gradient_recorder()
-    trainer = _trainer(recorder, gradients, gradient_accumulation_steps=4)
+    trainer = _trainer(recorder, gradients, gradient_accumulation_steps=4, ddp_bucket_cap_mb=0.004)
     attached = attach(trainer, "upgrad")
     trainer.train()
     assert not isinstance(trainer.model_wrapped, DistributedDataParallel)
     model = trainers.tiny_llama()
-    state = moo.register(model, "upgrad")
+    state = moo.register(model, "upgrad", bucket_cap_mb=0.004)
     batches = iter(recorder.batches)
     for got in gradients.steps:
         step = [next(batches) for _ in range(4)]
@@ -140,6 +163,7 @@ def _alone(folder: str) -> None:
         model.zero_grad()
     assert attached.report().objectives == tuple(sorted(trainers.LANGUAGES))
     assert attached.report().passes == 4
+    assert len(attached.report().buckets) > 1
 
 
 def test_one_process(alone: Callable[..., None]) -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("accelerate", reason="needs requirements/frameworks.txt")
 from bucket_moo_ext.contrib import _trainer_checks as checks
 from bucket_moo_ext.contrib.transformers import PRIVATE, attach
 from datasets import Dataset, DatasetDict
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from tests.frameworks import trainers
 
@@ -183,6 +183,27 @@ def _mixed(folder: str) -> None:
 
 def test_batches_of_several_objectives_are_refused(alone: Callable[..., Any]) -> None:
     alone(_mixed)
+
+
+class _Another(TrainerCallback):  # type: ignore[misc]
+    """Makes a Trainer in the midst of a training."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        Trainer(model=trainers.tiny_llama(), args=trainers.arguments_of(args.output_dir, max_steps=1))
+
+
+def _interrupted(folder: str) -> None:
+    trainers.no_hub()
+    trainer = _trainer(folder)
+    trainer.add_callback(_Another())
+    attach(trainer, "mgda")
+    with pytest.raises(RuntimeError, match="another Trainer or Accelerator was made while this one trains"):
+        trainer.train()
+
+
+def test_a_trainer_made_while_another_trains(alone: Callable[..., Any]) -> None:
+    """Accelerate's settings are those of the process: passes would not be reduced, and nobody would say so."""
+    alone(_interrupted)
 
 
 # --- versions ---

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bucket_moo_ext as moo
@@ -83,8 +84,8 @@ def _sft(rank: int, world: int) -> Any:
     trainers.rank_environment(rank, world)
     gradients = trainers.gradient_recorder()
     config = SFTConfig(
-        **{**trainers.defaults(trainers.new_folder()), "max_steps": 3, "logging_steps": 1},
-        gradient_accumulation_steps=2, max_length=16, bf16=False, activation_checkpointing=False,
+        **{**trainers.defaults(trainers.new_folder()), "max_steps": 3, "logging_steps": 1, "save_strategy": "steps"},
+        save_steps=3, gradient_accumulation_steps=2, max_length=16, bf16=False, activation_checkpointing=False,
     )  # fmt: skip
     trainer = SFTTrainer(
         model=trainers.tiny_llama(),
@@ -102,6 +103,8 @@ def _sft(rank: int, world: int) -> Any:
     languages = _follow(
         trainers.tiny_llama(), batches, gradients.steps, _sft_loss, lambda b: int((b["labels"][:, 1:] != -100).sum()), 2
     )
+    if trainer.is_world_process_zero():
+        assert (Path(config.output_dir) / "checkpoint-3" / "bucket_moo.json").exists()
     metrics = trainer.evaluate()
     return languages, len(gradients.steps), attached.report().objectives, metrics, trainer.state.log_history[0]
 

@@ -37,6 +37,7 @@ try:
     import transformers
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+    from transformers.training_args import ParallelMode
 except ImportError as error:
     raise ImportError(
         f"bucket_moo_ext.contrib.transformers needs transformers and accelerate ({error}): "
@@ -207,7 +208,10 @@ class Attached:
         """On the module that the trainer has wrapped by now; once for each."""
         module = self._trainer.model_wrapped
         if self._module is not module:
-            self._state, self._module = moo.register(module, **self._options), module
+            args, options = self._trainer.args, dict(self._options)
+            if args.ddp_bucket_cap_mb is not None and args.parallel_mode != ParallelMode.DISTRIBUTED:
+                options["bucket_cap_mb"] = args.ddp_bucket_cap_mb  # of a plain module's buckets too
+            self._state, self._module = moo.register(module, **options), module
         if self._checkpoint is None:
             return
         path, self._checkpoint = self._checkpoint / STATE_NAME, None
@@ -359,6 +363,11 @@ class _ConflictAware:
             )
         state.objective = inputs.pop(KEY)  # type: ignore[attr-defined]
         passes = self.current_gradient_accumulation_steps
+        if passes > 1 and not self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch"):
+            raise RuntimeError(
+                "trainer: another Trainer or Accelerator was made while this one trains; they share settings in a "
+                "process, so that this one's passes would go unreduced. Make them before train()"
+            )
         with self._alone():
             _, items = self.get_batch_samples(iter([inputs]), 1, self.args.device)  # type: ignore[attr-defined]
             tokens = None if items is None else float(items)
