@@ -1,5 +1,6 @@
 """What a Trainer must have and must not do for its gradients to be reduced by us."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -72,6 +73,28 @@ def check_trainer(trainer: Any, column: str) -> None:
     if getattr(args, "packing", False):
         raise ValueError(
             "packing=True joins examples of different objectives into one and drops the column; give packing=False"
+        )
+
+
+def check_room(trainer: Any, layout: str, objectives: int) -> None:
+    """Whether a step has room for several objectives, and with a warning whether for all.
+
+    Raises:
+        ValueError: For one alone.
+    """
+    passes = int(trainer.args.gradient_accumulation_steps)
+    room = passes if layout == "passes" else passes * int(trainer.args.world_size)
+    if room < 2:
+        raise ValueError(
+            "a step has one pass of one objective only, so there is no conflict to resolve: give "
+            f"gradient_accumulation_steps (now {passes}) of at least 2"
+            + (", or train with several processes" if layout == "ranks" else "")
+        )
+    if room < objectives:
+        warnings.warn(
+            f"bucket_moo_ext: a step has room for {room} of {objectives} objectives, so they take turns; give a larger "
+            "gradient_accumulation_steps for all of them in every step",
+            stacklevel=3,
         )
 
 

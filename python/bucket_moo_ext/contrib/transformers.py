@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import bucket_moo_ext as moo
-from bucket_moo_ext.contrib._trainer_checks import PRIVATE, check_names, check_trainer
+from bucket_moo_ext.contrib._trainer_checks import PRIVATE, check_names, check_room, check_trainer
 from bucket_moo_ext.contrib._trainer_data import (
     KEY,
     LabelledCollator,
@@ -113,9 +113,8 @@ def attach(
         raise TypeError(f"objective must be the name of a column of train_dataset; got {objective!r}")
     if weight is not None and not callable(weight):
         moo.BucketMOO(weight=weight)  # or raises
-    for name, value in (("log_every", log_every),):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"{name} must be an int >= 0; got {value!r}")
+    if not isinstance(log_every, int) or isinstance(log_every, bool) or log_every < 0:
+        raise ValueError(f"log_every must be an int >= 0; got {log_every!r}")
     if not isinstance(evaluate_objectives, bool):
         raise TypeError(f"evaluate_objectives must be a bool; got {evaluate_objectives!r}")
     args = trainer.args
@@ -132,6 +131,7 @@ def attach(
     checked = moo.BucketMOO(**options)  # type: ignore[arg-type]  # or raises
     check_trainer(trainer, objective)
     labels = labels_of(trainer.train_dataset, objective)
+    check_room(trainer, checked.layout, len(set(labels)))
     sampler = ObjectiveSampler(
         labels,
         args.train_batch_size,
@@ -141,8 +141,7 @@ def attach(
         world_size=args.world_size,
         seed=int(seed),
     )
-    attached = Attached(trainer, objective, labels, sampler, options)
-    attached._weight, attached._log_every, attached._evaluates = weight, log_every, evaluate_objectives
+    attached = Attached(trainer, objective, labels, sampler, options, weight, log_every, evaluate_objectives)
     kind = type(trainer)
     trainer._bucket_moo = attached
     trainer.__class__ = type(
@@ -160,34 +159,30 @@ class Attached:
     """
 
     def __init__(
-        self, trainer: Any, column: str, labels: list[str], sampler: ObjectiveSampler, options: dict[str, Any]
+        self,
+        trainer: Any,
+        column: str,
+        labels: list[str],
+        sampler: ObjectiveSampler,
+        options: dict[str, Any],
+        weight: Any,
+        log_every: int,
+        evaluates: bool,
     ) -> None:
+        """By ``attach``; ``options``: of ``register``."""
         self.objectives: tuple[str, ...] = tuple(sorted(set(labels)))
         self._trainer = trainer
         self._column = column
         self._sampler = sampler
         self._options = options
-        self._weight: Any = None
-        self._log_every = 1
-        self._evaluates = True
+        self._weight = weight
+        self._log_every = log_every
+        self._evaluates = evaluates
         self._state: moo.BucketMOO | None = None
         self._module: nn.Module | None = None  # that the state is registered on
         self._checkpoint: Path | None = None  # that training goes on from
         self._saved: dict[str, Any] | None = None  # of a state, to be restored behind a first backward pass
         self._logs = 0
-        slots = _slots(trainer, options["layout"])
-        if slots < 2:
-            raise ValueError(
-                "a step has one pass of one objective only, so there is no conflict to resolve: give "
-                f"gradient_accumulation_steps (now {trainer.args.gradient_accumulation_steps}) of at least 2"
-                + (", or train with several processes" if options["layout"] == "ranks" else "")
-            )
-        if slots < len(self.objectives):
-            warnings.warn(
-                f"bucket_moo_ext: a step has room for {slots} of {len(self.objectives)} objectives, so they take "
-                "turns; give a larger gradient_accumulation_steps for all of them in every step",
-                stacklevel=3,
-            )
 
     @property
     def state(self) -> moo.BucketMOO:
@@ -248,12 +243,6 @@ class Attached:
         if not self._log_every or self._logs % self._log_every or self._state is None:
             return {}
         return metrics_of(self.report())
-
-
-def _slots(trainer: Any, layout: object) -> int:
-    """How many objectives a step has room for."""
-    passes = int(trainer.args.gradient_accumulation_steps)
-    return passes if layout == "passes" else passes * int(trainer.args.world_size)
 
 
 def _wrapped_by(module: Any) -> Any:
