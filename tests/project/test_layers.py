@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "python" / "bucket_moo_ext"
-TRAINERS = ["accelerate", "datasets", "deepspeed", "lightning", "megatron", "peft", "sentence_transformers", "transformers", "trl"]
+HUGGING_FACE = ("accelerate", "datasets", "peft", "sentence_transformers", "transformers", "trl")
+TRAINERS = (*HUGGING_FACE, "deepspeed", "lightning", "megatron")
 
 
 def _imports(path: Path) -> set[str]:
