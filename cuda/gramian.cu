@@ -22,6 +22,14 @@ constexpr int kTiledBlocks = 2;
 constexpr int kMostResident = 3;
 static_assert(small_resident(1) <= kMostResident && kTiledBlocks <= kMostResident);
 
+__global__ void __launch_bounds__(kGramianThreads) float64_gramian(const __grid_constant__ GramianPass pass) {
+  const int entries = packed_size(objective_count(pass));
+  if (entries == 0) return;
+  multiply_float64(pass, entries, std::int64_t{blockIdx.x} * kFloat64Tile, pass.rows.size,
+                   std::int64_t{gridDim.x} * kFloat64Tile);
+  finish_gramian(pass, entries);
+}
+
 using Kernel = void (*)(GramianPass);
 
 struct GramianKernel {

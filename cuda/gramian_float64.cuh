@@ -16,21 +16,20 @@ inline constexpr int kFloat64Tile = 1024;
 
 inline constexpr std::size_t kFloat64Shared = sizeof(double) * packed_size(kMaxObjectives);
 
-/// A warp an entry, in turn.
-__global__ void __launch_bounds__(kGramianThreads) float64_gramian(const __grid_constant__ GramianPass pass) {
-  const int entries = packed_size(objective_count(pass));
-  if (entries == 0) return;
+/// Writes a block's sums over the tiles that begin at `begin`, `begin` + `stride` and so on before `end` to its place
+/// in `pass.partial`. A warp an entry, in turn.
+__device__ inline void multiply_float64(const GramianPass& pass, int entries, std::int64_t begin, std::int64_t end,
+                                        std::int64_t stride) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const bool first_lane = threadIdx.x % kWarp == 0;
   double* const total = dynamic_shared<double>();
   for (int entry = static_cast<int>(threadIdx.x); entry < entries; entry += kGramianThreads) total[entry] = 0.0;
   __syncthreads();
-  for (std::int64_t tile = blockIdx.x; tile * kFloat64Tile < pass.rows.size; tile += gridDim.x) {
-    const std::int64_t begin = tile * kFloat64Tile;
-    const std::int64_t end = begin + kFloat64Tile < pass.rows.size ? begin + kFloat64Tile : pass.rows.size;
+  for (std::int64_t tile = begin; tile < end; tile += stride) {
+    const std::int64_t tile_end = tile + kFloat64Tile < end ? tile + kFloat64Tile : end;
     for (int entry = warp; entry < entries; entry += kGramianWarps) {
       const int i = packed_row(entry);
-      const double product = exact_product<DType::float64>(pass, i, entry - packed_size(i), begin, end);
+      const double product = exact_product<DType::float64>(pass, i, entry - packed_size(i), tile, tile_end);
       if (first_lane) total[entry] += product;
     }
   }
@@ -38,7 +37,6 @@ __global__ void __launch_bounds__(kGramianThreads) float64_gramian(const __grid_
   for (int entry = static_cast<int>(threadIdx.x); entry < entries; entry += kGramianThreads) {
     pass.partial[static_cast<std::int64_t>(blockIdx.x) * entries + entry] = total[entry];
   }
-  finish_gramian(pass, entries);
 }
 
 }  // namespace bucket_moo::cuda

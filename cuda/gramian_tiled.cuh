@@ -79,10 +79,14 @@ struct TiledShared {
 template <class Size, DType D>
 class TiledGramian {
  public:
-  __device__ TiledGramian(const GramianPass& pass, int k)
+  /// \param end      of the elements that are read
+  /// \param aligned  whether those of the tiles can be read 16 bytes at a time
+  __device__ TiledGramian(const GramianPass& pass, int k, std::int64_t end, bool aligned)
       : pass_(pass),
         shared_(*dynamic_shared<TiledShared<Size>>()),
         k_(k),
+        end_(end),
+        aligned_(aligned),
         one_to_one_(rows_are_objectives(pass)),
         shape_(k),
         warp_(static_cast<int>(threadIdx.x) / kWarp),
@@ -98,8 +102,7 @@ class TiledGramian {
   __device__ int columns() const { return shape_.columns; }
 
   __device__ void add_tile(std::int64_t begin) {
-    const std::int64_t size = pass_.rows.size;
-    const std::int64_t end = begin + shape_.columns < size ? begin + shape_.columns : size;
+    const std::int64_t end = begin + shape_.columns < end_ ? begin + shape_.columns : end_;
     __syncthreads();  // the last tile has been multiplied
 #pragma unroll 1
     for (int k = warp_; k < k_; k += kGramianWarps) fill_row(k, begin, end);
@@ -136,7 +139,7 @@ class TiledGramian {
     if constexpr (Whole) {
       return load_vector<D>(row, at);
     } else {
-      return load_elements<D>(row, at, pass_.rows.size);
+      return load_elements<D>(row, at, end_);
     }
   }
 
@@ -193,7 +196,7 @@ class TiledGramian {
     const int vectors = shape_.columns / kPerVector<D>;
     // A lane has the same vectors whether they are read whole or not: of 32 side by side all are, or none.
     const int count = static_cast<int>(end - begin) / kPerVector<D>;
-    const int whole = !pass_.aligned ? 0 : end - begin == shape_.columns ? vectors : count / kWarp * kWarp;
+    const int whole = !aligned_ ? 0 : end - begin == shape_.columns ? vectors : count / kWarp * kWarp;
     float squares = 0.0f;
     std::uint32_t nonzero = 0;
     fill_vectors<true>(k, begin, 0, whole, squares, nonzero);
@@ -267,6 +270,8 @@ class TiledGramian {
   const GramianPass& pass_;
   TiledShared<Size>& shared_;
   int k_;
+  std::int64_t end_;
+  bool aligned_;
   bool one_to_one_;
   TileShape<Size> shape_;
   int warp_;
@@ -277,7 +282,7 @@ template <class Size, DType D>
 __device__ void multiply_tiles(const GramianPass& pass) {
   const int k = objective_count(pass);
   if (k == 0) return;
-  TiledGramian<Size, D> gramian(pass, k);
+  TiledGramian<Size, D> gramian(pass, k, pass.rows.size, pass.aligned);
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * gramian.columns();
 #pragma unroll 1
   for (std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * gramian.columns(); begin < pass.rows.size;

@@ -7,6 +7,7 @@
 #include <bucket_moo/packed_triangle.hpp>
 #include <bucket_moo/solve.hpp>
 #include <bucket_moo/state_layout.hpp>
+#include <bucket_moo/supports.hpp>
 
 #include "bucket_gramian.cuh"
 #include "kept_weights.cuh"
@@ -105,14 +106,36 @@ __device__ void store(const Method& method, const SolveBatch& batch, const Probl
 /// The state of a bucket, which outlives the step, by objective.
 __device__ StateView<double> kept_state(const SolveStep& step) { return {step.state, step.capacity, step.slot}; }
 
+/// What a block of a step solves.
+struct StepProblem {
+  std::uint64_t key;
+  const double* packed;  // of step.gramian
+  BucketResult result;
+  bool exists;
+};
+
+__device__ StepProblem problem_of(const SolveStep& step) {
+  const PartProblems& problems = step.problems;
+  if (problems.each == 0) return {step.bucket, step.gramian.packed, step.result, true};
+  const int at = static_cast<int>(blockIdx.x);
+  const std::int64_t k = problems.capacity;
+  const BucketResult& first = problems.result;
+  return {problems.key[at],
+          problems.packed + at * static_cast<std::int64_t>(packed_size(problems.capacity)),
+          {first.header + at, first.solution + at, first.gramian + at * k * k, first.weights + at * k},
+          at % problems.each < problems.count[at / problems.each]};
+}
+
 /// The problem of a bucket, with the state of this step's objectives. By all threads of the block.
-__device__ Problem load(const Method& method, const SolveStep& step) {
+__device__ Problem load(const Method& method, const SolveStep& step, const StepProblem& own) {
   const StepHeader header = *step.table.header;
   const Problem problem =
-      place_problem(method, header.k, {step.seed, static_cast<std::uint64_t>(header.step), step.bucket});
+      place_problem(method, header.k, {step.seed, static_cast<std::uint64_t>(header.step), own.key});
   const int k = header.k;
-  double* const gramian = step.result.gramian;
-  add_up_gramian<kStepThreads>(step.gramian, step.table, k, dynamic_shared<double>(), [=](int i, int j, double entry) {
+  double* const gramian = own.result.gramian;
+  GramianParts parts = step.gramian;
+  parts.packed = own.packed;
+  add_up_gramian<kStepThreads>(parts, step.table, k, dynamic_shared<double>(), [=](int i, int j, double entry) {
     gramian[i * k + j] = entry;
     gramian[j * k + i] = entry;
   });
@@ -129,40 +152,46 @@ __device__ Problem load(const Method& method, const SolveStep& step) {
 }
 
 /// What a bucket's step keeps of its solve, and the coefficients of its combination.
-__device__ void store(const Method& method, const SolveStep& step, const Problem& problem, const Solution& solution) {
+__device__ void store(const Method& method, const SolveStep& step, const StepProblem& own, const Problem& problem,
+                      const Solution& solution) {
   const WarpLanes lanes;
+  if (step.scales_to_mean && solution.status != Status::nonfinite) {
+    scale_to_mean(lanes, step.importance, problem.k, own.result.gramian, problem.weights);
+  }
   if (step.slot != nullptr) {
     copy_state(lanes, method, problem.k, {problem.state, problem.k, nullptr}, kept_state(step));
     double* const met = step.state + state_size(method, step.capacity);
     BUCKET_MOO_UNROLL(1)
     for (int i = lanes.lane(); i < problem.k; i += lanes.count()) met[step.slot[i]] = 1.0;
   }
-  copy(static_cast<std::size_t>(problem.k), problem.weights, step.result.weights);
+  copy(static_cast<std::size_t>(problem.k), problem.weights, own.result.weights);
+  const int world = step.coefficients != nullptr ? step.world : 0;
   BUCKET_MOO_UNROLL(1)
-  for (int r = lanes.lane(); r < step.world; r += lanes.count()) {
+  for (int r = lanes.lane(); r < world; r += lanes.count()) {
     step.coefficients[r] = problem.weights[step.table.objective[r]] * step.table.share[r];
   }
   if (lanes.lane() == 0) {
-    *step.result.header = *step.table.header;
-    *step.result.solution = solution;
+    *own.result.header = *step.table.header;
+    *own.result.solution = solution;
     if (step.counters != nullptr) count_reduction(*step.counters, solution);
   }
   if (step.kept.header == nullptr) return;
   const bool is_first = step.kept.header->k == 0;
   lanes.sync();  // the result is complete, and the header not yet another
-  if (is_first || solution.status != Status::nonfinite) copy_result<kWarp>(step.result, step.kept);
+  if (is_first || solution.status != Status::nonfinite) copy_result<kWarp>(own.result, step.kept);
 }
 
 /// After an error the combination becomes NaN, so that nobody trains on without noticing. The host reports the error
 /// later.
-__device__ void refuse(const SolveStep& step) {
+__device__ void refuse(const SolveStep& step, const BucketResult& result) {
+  const int world = step.coefficients != nullptr ? step.world : 0;
   BUCKET_MOO_UNROLL(1)
-  for (int r = WarpLanes::lane(); r < step.world; r += WarpLanes::count()) {
+  for (int r = WarpLanes::lane(); r < world; r += WarpLanes::count()) {
     step.coefficients[r] = nan("");
   }
   if (WarpLanes::lane() == 0) {
-    *step.result.header = *step.table.header;
-    *step.result.solution = Solution{.status = Status::nonfinite};
+    *result.header = *step.table.header;
+    *result.solution = Solution{.status = Status::nonfinite};
   }
 }
 
@@ -179,19 +208,21 @@ template <class M>
 __global__ void __launch_bounds__(kStepThreads, 1) solve_kernel(const Arguments arguments) {
   const SolveBatch& batch = arguments.batch;
   const SolveStep& step = arguments.step;
+  const StepProblem own = arguments.in_step ? problem_of(step) : StepProblem{};
   if (arguments.in_step && step.table.header->error != StepError::none) {
-    if (threadIdx.x < kWarp) refuse(step);
+    if (threadIdx.x < kWarp) refuse(step, own.result);
     return;
   }
+  if (arguments.in_step && !own.exists) return;
   Method method = arguments.in_step ? step.method : batch.method;
   method.id = M::kId;  // as it is; now the compiler knows
-  const Problem problem = arguments.in_step ? load(method, step) : load(method, batch);
+  const Problem problem = arguments.in_step ? load(method, step, own) : load(method, batch);
   if (threadIdx.x >= kWarp) return;
   WarpLanes::sync();
   const Solution solution = solve_one<M>(WarpLanes(problem.k), method, problem.key, problem.k, problem.gramian,
                                          problem.weights, problem.scratch, problem.state);
   if (arguments.in_step) {
-    store(method, step, problem, solution);
+    store(method, step, own, problem, solution);
   } else {
     store(method, batch, problem, solution);
   }
@@ -243,7 +274,9 @@ cudaError_t launch_solve(const SolveStep& step, cudaStream_t stream) {
   if (!in_range(1, step.k_bound) || step.world < 1) return cudaErrorInvalidValue;
   const int tail = step.gramian.tail.size;
   if (!solve_takes_tail(step.k_bound, tail)) return cudaErrorInvalidValue;
-  const LaunchShape shape{1, kStepThreads, step_size(step.method, step.k_bound, tail) * sizeof(double)};
+  const int problems = step.problems.each == 0 ? 1 : step.problems.groups * step.problems.each;
+  const LaunchShape shape{static_cast<unsigned>(problems), kStepThreads,
+                          step_size(step.method, step.k_bound, tail) * sizeof(double)};
   return launch_kernel({.in_step = true, .batch = {}, .step = step}, step.method, shape, stream);
 }
 

@@ -62,6 +62,19 @@ struct GramianParts {
   int world = 0;                        ///< messages, which are added in their order
 };
 
+/// Problems of a step, by group, in device memory. A group has at most `each`, of which `count` are of step `begun`.
+struct PartProblems {
+  int groups = 0;
+  int each = 0;
+  int capacity = 0;                  ///< K is at most this
+  std::int64_t* begun = nullptr;     ///< [groups]
+  int* count = nullptr;              ///< [groups]
+  std::uint64_t* support = nullptr;  ///< [groups, each] objectives that the problem's parameters depend on
+  std::uint64_t* key = nullptr;      ///< [groups, each] of random choices
+  double* packed = nullptr;          ///< [groups, each, packed_size(capacity)] Gramians
+  BucketResult result = {};          ///< of the first; the others follow, with room for `capacity` objectives each
+};
+
 /// The problem of one bucket of a step, whose objectives only the device knows.
 struct SolveStep {
   Method method;              ///< as in SolveBatch
@@ -75,11 +88,18 @@ struct SolveStep {
   /// What becomes a copy of the result, device; null pointers: nothing does. It stays as it is if the step has an
   /// error, and if the Gramian has a NaN or Inf unless nothing is kept yet: then all of kept.header is zero.
   BucketResult kept = {};
-  double* coefficients = nullptr;      ///< [W] of the combination, device, out; NaN where the step has an error
+  /// [W] of the combination, device, out; NaN where the step has an error. nullptr: they are not wanted.
+  double* coefficients = nullptr;
   DeviceCounters* counters = nullptr;  ///< device, buckets and nonfinite are counted up; nullptr: they are not
   const int* slot = nullptr;           ///< [K] of the registry, device; nullptr for methods without a memory
   int capacity = 0;                    ///< of the registry
   double* state = nullptr;             ///< [state_size(method, capacity)], then [capacity] 1 for every name met; device
+  /// Problems to be solved in place of the bucket's, a block each: their Gramians, results and keys are in place of
+  /// `gramian`, `result` and `bucket`. `each` of 0: the bucket's.
+  PartProblems problems = {};
+  /// Of `problems`: whether scale_to_mean() follows, unless the Gramian has a NaN or Inf.
+  bool scales_to_mean = false;
+  const double* importance = nullptr;  ///< for that; device
 };
 
 /// How many objectives a method can have on the current device: a problem is solved in a block's shared memory. Where a
@@ -97,6 +117,7 @@ bool solve_takes_tail(int k_bound, std::int64_t size);
 
 /// Enqueues the sum of a bucket's Gramian, the same bits on every GPU, its solve, and the coefficients of its
 /// combination: coefficient[r] = weight[objective of r] * share[r].
+/// Or those of `problems`, all of which belong to the step.
 /// \return as launch_solve()
 cudaError_t launch_solve(const SolveStep& step, cudaStream_t stream);
 

@@ -54,6 +54,11 @@ std::vector<std::string> gather(int rank, int world, const AllGather& all_gather
 
 }  // namespace
 
+Configuration of_whole_model(Configuration configuration) {
+  std::erase_if(configuration, [](const auto& field) { return field.first == kPlaceOfPiece; });
+  return configuration;
+}
+
 void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration) {
   if (world == 1) {
     return;

@@ -15,6 +15,9 @@ using Configuration = std::vector<std::pair<std::string, std::string>>;
 /// The field that ranks of one model differ in: which piece of it they hold.
 inline constexpr const char* kPlaceOfPiece = "place in model_parallel_group";
 
+/// The fields that ranks of one model have alike.
+Configuration of_whole_model(Configuration configuration);
+
 /// Raises AgreedError, naming the field, the values and the ranks, unless all `world` ranks hold the same
 /// configuration. Collective: two all-gathers of host memory.
 void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration);

@@ -42,21 +42,24 @@ std::byte* bytes_of(const at::Tensor& tensor) { return static_cast<std::byte*>(t
 
 DeviceCollective::DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device,
                                    const Method& method, std::uint64_t seed, const SketchOptions& sketch,
-                                   StepRules rules, const RankGrid& grid, const GridGroups& groups)
+                                   StepRules rules, const RankGrid& grid, const GridGroups& groups,
+                                   c10::intrusive_ptr<c10d::ProcessGroup> pieces)
     : all_(group, device),
       exchange_(grid.has_levels() ? groups.across : std::move(group), device),
+      pieces_(std::move(pieces), device),
       device_(device),
       method_(method),
       seed_(seed),
       sketch_(sketch),
-      step_(all_, device, complete(rules, method, sketch), grid),
+      step_(all_, device, complete(rules, method, sketch), grid, pieces_),
       scratch_buffer_(device),
       tile_(device),
       outgoing_(device),
       messages_(device),
       scaled_(device),
       columns_(device),
-      workspace_(device) {
+      workspace_(device),
+      from_pieces_(device) {
   if (grid.has_levels()) {
     TORCH_CHECK_VALUE(world_size() == grid.across() && rank() == grid.across_of(all_.rank()),
                       "bucket_moo_ext: the group of ranks with different objectives must have the ", grid.across(),
@@ -447,10 +450,14 @@ cuda::SolveStep DeviceCollective::begin_sums(const DeviceTile& tile) {
   check_cuda(cuda::launch_make_sums_table(step_.sums(), tile.units(), capacity, step_.sums_table(),
                                           step_.registry_of_sums(), step_.failure_report(), stream()),
              "enqueueing the table of a bucket's sums");
+  return problem_of_sums(tile);
+}
+
+cuda::SolveStep DeviceCollective::problem_of_sums(const DeviceTile& tile) const {
   cuda::SolveStep step;
   step.table = step_.sums_table();
-  step.world = capacity;
-  step.k_bound = capacity;
+  step.world = tile.objectives();
+  step.k_bound = tile.objectives();
   return step;
 }
 
@@ -637,7 +644,8 @@ void DeviceCollective::reduce_scatter_scaled(const at::Tensor& output, const at:
 
 std::size_t DeviceCollective::scratch_bytes() const {
   return step_.bytes() + scratch_buffer_.capacity() + tile_.capacity() + outgoing_.capacity() + messages_.capacity() +
-         scaled_.capacity() + columns_.capacity() + workspace_.capacity() + (inside_ ? inside_->scratch_bytes() : 0);
+         scaled_.capacity() + columns_.capacity() + workspace_.capacity() + from_pieces_.capacity() +
+         (inside_ ? inside_->scratch_bytes() : 0);
 }
 
 }  // namespace bucket_moo

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
@@ -15,6 +16,7 @@
 #include "collective/device_inside.hpp"
 #include "collective/device_memory.hpp"
 #include "collective/device_own_rows.hpp"
+#include "collective/device_parts.hpp"
 #include "collective/device_results.hpp"
 #include "collective/device_step.hpp"
 #include "collective/device_tile.hpp"
@@ -66,6 +68,20 @@ struct DeviceSolve {
   bool counted = true;                       // whether these weights serve in this step
 };
 
+/// How parts find their problems.
+struct PartRules {
+  bool by_support = false;                ///< whether a group has a problem for each support
+  bool names_in_key = false;              ///< whether names of objectives count in the key of random choices
+  std::optional<std::uint64_t> key = {};  ///< of the one group, in the place of its name's hash
+};
+
+/// Of problems of parts.
+struct PartSolve {
+  const DeviceSolverState* state = nullptr;  ///< of a method with a memory, for a single problem
+  bool scales_to_mean = false;
+  const double* importance = nullptr;  ///< see cuda::SolveStep
+};
+
 /// MooCollective's counterpart for tensors in device memory: the same stages and wire bytes (less where a bucket is all
 /// tail, which has no partial Gramian to send), and a tile that holds the own block too. Everything is enqueued on the
 /// current stream of the calling thread; nothing waits for the device, and nothing is allocated once the buffers have
@@ -80,13 +96,16 @@ class DeviceCollective {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank. `method`: its pointers, if any, are
   /// device pointers. `rules`: without those that follow from method and sketch. `grid`: of the group's ranks, with an
-  /// exact Gramian only; or none, and then no `groups`.
+  /// exact Gramian only; or none, and then no `groups`. `pieces`: of the ranks with other pieces of the model; null
+  /// where there are none, and with a grid.
   DeviceCollective(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, const Method& method,
                    std::uint64_t seed, const SketchOptions& sketch, StepRules rules, const RankGrid& grid,
-                   const GridGroups& groups);
+                   const GridGroups& groups, c10::intrusive_ptr<c10d::ProcessGroup> pieces);
 
   /// Of all ranks.
   const DeviceExchange& exchange() const { return all_; }
+  /// Of the ranks with other pieces of the model.
+  const DeviceExchange& pieces() const { return pieces_; }
 
   /// The step that the next reductions are of.
   DeviceStep& step() { return step_; }
@@ -125,6 +144,21 @@ class DeviceCollective {
   void combine_tile(const DeviceBucket& bucket, const DeviceTile& tile) {
     combine_tile(bucket, tile, scratch_.coefficients, nullptr);
   }
+
+  // The same where parts of a bucket have weights of their own, see device_part_steps.cpp: in place of reduce_tile() a
+  // part_gramians(), a place_parts(), a solve_parts() once all parts of the problems are placed, and a combine_parts().
+
+  /// Enqueues the Gramians of a bucket's parts.
+  /// `call`: a number for it, which ranks with other pieces of the model must have alike.
+  void part_gramians(const DeviceBucket& bucket, const DeviceTile& tile, DeviceParts& parts, std::uint64_t call);
+  /// Enqueues the search for the problems that they belong to.
+  void place_parts(const DeviceParts& parts, const PartRules& rules);
+  /// Enqueues the solves of problems. `tile`: any of the step. `is_fresh`: nothing was enqueued since part_gramians()
+  /// of it but place_parts().
+  void solve_parts(const DeviceProblems& problems, const DeviceTile& tile, const PartSolve& solve, bool is_fresh);
+  /// Enqueues the combination of a bucket's parts, by the weights of their problems. `is_fresh`: nothing was enqueued
+  /// since part_gramians() of the tile but place_parts() and solve_parts().
+  void combine_parts(const DeviceBucket& bucket, const DeviceTile& tile, const DeviceParts& parts, bool is_fresh);
 
   // The same with sketches, see device_sketch_passes.cpp: what is exchanged and added up in a tile are the columns of
   // the sketches, as if they were a bucket, and each rank keeps its rows.
@@ -225,6 +259,7 @@ class DeviceCollective {
                     const ObjectiveRegistry& registry);
   void combine(const Bucket& bucket, const cuda::DeviceRows& tails);
   cuda::SolveStep begin_sums(const DeviceTile& tile);
+  cuda::SolveStep problem_of_sums(const DeviceTile& tile) const;
   cuda::GramianParts gramian_of_sums(const Bucket& bucket, const DeviceTile& tile);
   cuda::GramianParts of_all_parts(const cuda::GramianParts& parts, const ObjectiveTable& table, int k_bound);
   void gramian(const cuda::DeviceRows& rows, const ObjectiveTable& table, int likely_k, bool fixed_grid, bool add,
@@ -238,11 +273,15 @@ class DeviceCollective {
   void add_row(const at::Tensor& row, const DeviceOwnRows::Place& place);
   void weigh(const int* number, const double* unit, int count, const DeviceResult& used);
   static std::size_t packed_bytes(int k_bound);
+  void add_part_gramians(const DeviceParts& parts, const double* own, const std::byte* left_out,
+                         const cuda::GramianParts& messages, double* out);
+  cuda::GramianParts gather_pieces(std::size_t bytes, std::uint64_t call, const std::function<void(double*)>& write);
   std::int64_t limit_of_others(std::int64_t limit) const;
 
   const DeviceExchange all_;
   const DeviceExchange exchange_;
   std::optional<DeviceInside> inside_;
+  const DeviceExchange pieces_;
   const c10::Device device_;
   const Method method_;
   const std::uint64_t seed_;
@@ -259,6 +298,7 @@ class DeviceCollective {
   DeviceBuffer scaled_;    // of a reduce-scatter's input
   DeviceBuffer columns_;   // of the sketch of a row of a step of several passes
   DeviceBuffer workspace_;
+  DeviceBuffer from_pieces_;  // what ranks with other pieces of the model say, with their Gramians
 };
 
 }  // namespace bucket_moo

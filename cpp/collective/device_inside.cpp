@@ -123,11 +123,16 @@ at::Tensor DeviceInside::summed_across(const at::Tensor& shard) const {
 
 cuda::GramianParts DeviceInside::sum_over_parts(const cuda::GramianParts& parts, const StepHeader* header, int k_bound,
                                                 std::size_t bytes) {
+  return gather_gramians(bytes, [&](double* own) {
+    check_cuda(cuda::launch_sum_gramians(header, parts, k_bound, own, stream()), "enqueueing the sum of Gramians");
+  });
+}
+
+cuda::GramianParts DeviceInside::gather_gramians(std::size_t bytes, const std::function<void(double*)>& write) {
   const NvtxRange range("bucket_moo exchange");
   const std::size_t total = static_cast<std::size_t>(size()) * bytes;
   std::byte* const gramians = gramians_.reserve(total);
-  auto* const own = reinterpret_cast<double*>(gramians + static_cast<std::size_t>(rank()) * bytes);
-  check_cuda(cuda::launch_sum_gramians(header, parts, k_bound, own, stream()), "enqueueing the sum of Gramians");
+  write(reinterpret_cast<double*>(gramians + static_cast<std::size_t>(rank()) * bytes));
   exchange_.all_gather(gramians_.tensor(total));
   cuda::GramianParts of_all;
   of_all.messages = gramians;

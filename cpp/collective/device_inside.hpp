@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "bucket_moo/objective_table.hpp"
@@ -51,6 +52,9 @@ class DeviceInside {
   /// all ranks.
   cuda::GramianParts sum_over_parts(const cuda::GramianParts& parts, const StepHeader* header, int k_bound,
                                     std::size_t bytes);
+
+  /// What every rank writes, one message after the other. `write`: enqueues this rank's, of `bytes` bytes.
+  cuda::GramianParts gather_gramians(std::size_t bytes, const std::function<void(double*)>& write);
 
   /// From now on no device memory is let go: a graph has been captured that uses it.
   void keep_memory();

@@ -8,6 +8,7 @@
 #include <bit>
 #include <utility>
 
+#include "bucket_moo/hash.hpp"
 #include "bucket_moo/limits.hpp"
 #include "collective/agreed_error.hpp"
 #include "collective/grouped_records.hpp"
@@ -50,7 +51,8 @@ void write(T* device_memory, const T* host, std::size_t count, cudaStream_t stre
 
 }  // namespace
 
-DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules, RankGrid grid)
+DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules, RankGrid grid,
+                       const DeviceExchange& pieces)
     : exchange_(exchange),
       device_(device),
       rules_(rules),
@@ -60,6 +62,10 @@ DeviceStep::DeviceStep(const DeviceExchange& exchange, c10::Device device, StepR
       buffer_(device),
       registry_buffer_(device),
       first_failure_(device) {
+  if (pieces.size() > 1) {
+    pieces_.emplace(pieces.rank(), pieces.size(),
+                    [&pieces](const at::Tensor& blocks) { pieces.all_gather_host(blocks); });
+  }
   MemoryLayout needed(nullptr);
   lay_out(needed);
   MemoryLayout layout(buffer_.reserve(needed.used()));
@@ -178,6 +184,14 @@ std::vector<StepRecord> DeviceStep::gather_on_hosts(const StepRecord& own) const
   return records;
 }
 
+void DeviceStep::agree_with_pieces(const std::function<std::uint64_t()>& part) {
+  if (pieces_) {
+    pieces_->agree(part);
+  } else {
+    part();
+  }
+}
+
 Objectives DeviceStep::agree_on_objectives(const StepRecord& own) const {
   const std::vector<StepRecord> records = gather_on_hosts(own);
   Objectives objectives = read_objectives(records);
@@ -275,9 +289,14 @@ void DeviceStep::make_room(Line& line, const StepRecord& own) {
   if (knows_names) {
     line.names.insert(own.objective.text());
   } else if (!is_compared) {
-    for (const std::string& name : agree_on_objectives(own).names) {
-      line.names.insert(name);
-    }
+    agree_with_pieces([&] {
+      std::string names;
+      for (const std::string& name : agree_on_objectives(own).names) {
+        line.names.insert(name);
+        names += name + "\n";
+      }
+      return hash_text(names.c_str());
+    });
     is_compared = own.leaves_open == 0;
   }
   const int known = static_cast<int>(line.names.size());

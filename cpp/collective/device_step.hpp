@@ -5,7 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -17,6 +19,7 @@
 #include "collective/device_memory.hpp"
 #include "collective/failure_notice.hpp"
 #include "collective/memory_layout.hpp"
+#include "collective/model_pieces.hpp"
 #include "collective/objectives.hpp"
 #include "collective/rank_grid.hpp"
 #include "solve.cuh"
@@ -57,10 +60,16 @@ struct StepRules {
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceStep {
  public:
-  /// `exchange`: of all ranks; must outlive the step. `grid`: of them, or none.
-  DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules, RankGrid grid);
+  /// `exchange`: of all ranks; must outlive the step, as must `pieces`, of those with other pieces of the model. `grid`:
+  /// of all ranks, or none.
+  DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules, RankGrid grid,
+             const DeviceExchange& pieces);
   DeviceStep(const DeviceStep&) = delete;
   DeviceStep& operator=(const DeviceStep&) = delete;
+
+  /// Calls the function, which is collective over the ranks; where others hold other pieces of the model, as
+  /// ModelPieces::agree().
+  void agree_with_pieces(const std::function<std::uint64_t()>& part);
 
   /// The objectives of the first step, before it begins. Raises as read_objectives() does, as check_one_objective() if
   /// that is the rule, and as grouped_records() on a grid. Waits for the device.
@@ -94,6 +103,8 @@ class DeviceStep {
   int pass_capacity() const { return selected_->capacity; }
   /// The same, or more, and alike on all ranks even where their objectives are not: for what they send each other.
   int pass_limit() const { return selected_->limit; }
+  /// Of the selected line's newest step: no other step of this object has the same number.
+  std::int64_t begun() const { return selected_->begun; }
 
   /// Raises AgreedError if a step before the last one begun had an error and the host knows of it. Does not wait. To be
   /// called before a step begins.
@@ -215,6 +226,7 @@ class DeviceStep {
   FirstObjectives first_objectives() const { return rules_.keeps_objectives ? memory_.first : FirstObjectives{}; }
   cudaStream_t stream() const { return current_stream(device_); }
 
+  std::optional<ModelPieces> pieces_;
   const DeviceExchange& exchange_;
   const c10::Device device_;
   const StepRules rules_;

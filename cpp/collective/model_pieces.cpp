@@ -1,9 +1,10 @@
 #include "collective/model_pieces.hpp"
 
+#include <ATen/Functions.h>
 #include <c10/util/StringUtil.h>
 
-#include <cstring>
 #include <exception>
+#include <vector>
 
 #include "collective/agreed_error.hpp"
 
@@ -22,16 +23,15 @@ void ModelPieces::agree(const std::function<std::uint64_t()>& part) {
     failure = std::current_exception();
     own.failed = 1;
   }
-  const auto size = static_cast<std::size_t>(transport_->size());
-  std::byte* const all = said_.reserve(size * sizeof(Said));
-  std::memcpy(all + static_cast<std::size_t>(rank()) * sizeof(Said), &own, sizeof(Said));
-  transport_->all_gather(all, sizeof(Said));
+  std::vector<Said> all(static_cast<std::size_t>(size_));
+  all[static_cast<std::size_t>(rank_)] = own;
+  all_gather_(at::from_blob(all.data(), {size_, static_cast<std::int64_t>(sizeof(Said))},
+                            at::TensorOptions().dtype(at::kByte)));
   if (failure) {
     std::rethrow_exception(failure);
   }
-  for (std::size_t p = 0; p < size; ++p) {
-    Said other;
-    std::memcpy(&other, all + p * sizeof(Said), sizeof(Said));
+  for (std::size_t p = 0; p < all.size(); ++p) {
+    const Said& other = all[p];
     if (other.failed != 0) {
       throw AgreedError(c10::str("bucket_moo_ext: ranks that hold other pieces of the model (place ", p,
                                  " of model_parallel_group) have raised an error, which says what is wrong there"));

@@ -3,10 +3,9 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
+#include <utility>
 
-#include "collective/persistent_buffer.hpp"
-#include "collective/transport.hpp"
+#include "collective/all_gather.hpp"
 
 namespace bucket_moo {
 
@@ -14,9 +13,12 @@ namespace bucket_moo {
 /// of those that hold the same. All of these data-parallel groups make the same calls.
 class ModelPieces {
  public:
-  explicit ModelPieces(std::shared_ptr<Transport> transport) : transport_(std::move(transport)) {}
+  /// `all_gather`: over these ranks, of host memory.
+  ModelPieces(int rank, int size, AllGather all_gather)
+      : rank_(rank), size_(size), all_gather_(std::move(all_gather)) {}
 
-  int rank() const { return transport_->rank(); }
+  int rank() const { return rank_; }
+  int size() const { return size_; }
 
   /// Calls the function, which says what this rank's data-parallel group does, as a number that is the same on all of
   /// its ranks and raises AgreedError on all of them alike. Raises AgreedError on the ranks of all data-parallel
@@ -24,8 +26,9 @@ class ModelPieces {
   void agree(const std::function<std::uint64_t()>& part);
 
  private:
-  const std::shared_ptr<Transport> transport_;
-  PersistentBuffer said_;
+  const int rank_;
+  const int size_;
+  const AllGather all_gather_;
 };
 
 }  // namespace bucket_moo

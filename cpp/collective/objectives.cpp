@@ -106,6 +106,11 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
       throw AgreedError(c10::str("bucket_moo_ext: ranks along the dimensions of the mesh that `objectives` does not ",
                                  "name must have the same objective in a pass; in step ", header.step, " rank ",
                                  header.culprit, " had another than the first of them"));
+    case StepError::other_piece:
+      throw AgreedError(c10::str("bucket_moo_ext: ranks of model_parallel_group must reduce the same buckets, of ",
+                                 "parameters with the same names, in the same order, and have the same objective and ",
+                                 "weight; in step ", header.step, " place ", header.culprit,
+                                 " differed from this rank's, or had an error of its own"));
     case StepError::untold_objective:
       throw AgreedError(c10::str("bucket_moo_ext: accumulate(totals=...) of step ", header.step,
                                  " lacks the objective ", "of rank ", header.culprit));

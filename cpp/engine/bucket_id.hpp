@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "bucket_moo/hash.hpp"
+
 namespace bucket_moo {
 
 /// A parameter of a bucket.
@@ -37,12 +39,12 @@ inline std::vector<std::string> titles_of(const BucketId& bucket) {
   return titles;
 }
 
-/// A number for the names, the same on every rank: FNV-1a.
+/// A number for the names, the same on every rank.
 inline std::uint64_t hash_of(const BucketId& bucket) {
-  std::uint64_t hash = 0xcbf29ce484222325U;
+  std::uint64_t hash = kEmptyHash;
   for (const BucketParameter& parameter : bucket) {
     for (const char letter : parameter.name) {
-      hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
+      hash = hash_letter(hash, letter);
     }
   }
   return hash;

@@ -4,8 +4,10 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/jit_type.h>
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
+#include <iterator>
 #include <tuple>
 #include <utility>
 
@@ -13,6 +15,7 @@
 #include "collective/agreed_error.hpp"
 #include "collective/sparse_mean.hpp"
 #include "engine/on_side_stream.hpp"
+#include "engine/parts.hpp"
 #include "engine/solver_memory.hpp"
 #include "engine/weight_schedule.hpp"
 #include "nvtx_range.cuh"
@@ -45,7 +48,8 @@ DeviceBackend::DeviceMethod::DeviceMethod(const MethodConfig& config, c10::Devic
       method(config.method(preference.defined() ? preference.const_data_ptr<double>() : nullptr,
                            permutation.defined() ? permutation.const_data_ptr<int>() : nullptr)) {}
 
-DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options)
+DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options,
+                             c10::intrusive_ptr<c10d::ProcessGroup> pieces)
     : device_(outside_of_capture(device)),
       options_(std::move(options)),
       side_(device),
@@ -59,9 +63,17 @@ DeviceBackend::DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::
                                 {.expected_objectives = options_.method.expected_objectives(),
                                  .keeps_objectives = options_.keeps_weights(),
                                  .one_objective = options_.layout == Layout::passes},
-                                options_.grid, options_.grid_groups);
+                                options_.grid, options_.grid_groups, std::move(pieces));
       }()),
-      sketches_{DeviceBuffer(device)} {}
+      sketches_{DeviceBuffer(device)},
+      of_direct_calls_(Scope::bucket, {}, options_.grouping.by_support(), options_.grouping.keeps_mean_scale(),
+                       options_.grouping.has_pieces()) {
+  const Grouping& grouping = options_.grouping;
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !has_memory(method_.method) || !(grouping.by_support() || grouping.scope() == Scope::parameter),
+      "bucket_moo_ext: methods that remember earlier steps (GradVac, Smoothed) are supported on the "
+      "host alone with scope='parameter' or support=True");
+}
 
 void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_alone) {
   TORCH_CHECK(!shut_down_, "bucket_moo_ext: this state was shut down; make a new one");
@@ -85,11 +97,19 @@ FuturePtr DeviceBackend::submit(PlacedReduction call) {
   } catch (...) {  // ranks are out of step
     failure_ = std::current_exception();
     model_.reset();
-    std::vector<Deferred> waiting = std::exchange(deferred_, {});
+    std::vector<Deferred> waiting = take_deferred();
     in_order.unlock();
     give_up(std::move(waiting), std::current_exception());
     throw;
   }
+}
+
+/// All that is not done yet.
+std::vector<DeviceBackend::Deferred> DeviceBackend::take_deferred() {
+  std::vector<Deferred> all = std::exchange(deferred_, {});
+  std::vector<Deferred> combined = std::exchange(combined_, {});
+  std::move(combined.begin(), combined.end(), std::back_inserter(all));
+  return all;
 }
 
 FuturePtr DeviceBackend::enqueue(PlacedReduction& call) {
@@ -137,9 +157,11 @@ void DeviceBackend::check_capture(const Reduction& reduction, bool is_alone) {
               "captured in a graph: which steps solve is decided on the host, and a late solve goes on behind the ",
               "graph's end");
   TORCH_CHECK_NOT_IMPLEMENTED(
-      is_alone && options_.layout == Layout::ranks && options_.grouping.scope() == Scope::bucket,
-      "bucket_moo_ext: a step of several passes, with layout='passes' or scope='model', cannot be captured in "
-      "a graph yet; capture steps of one pass with layout='ranks' and scope='bucket'");
+      is_alone && options_.layout == Layout::ranks && options_.grouping.scope() == Scope::bucket &&
+          !options_.grouping.has_parts(),
+      "bucket_moo_ext: a step of several passes, with layout='passes', another scope than 'bucket' or support=True "
+      "cannot be captured in a graph yet; capture steps of one pass with layout='ranks', scope='bucket' and "
+      "support=False");
   TORCH_CHECK(collective_.is_reserved(), kWarmUp);
   const Book::Page* const page = reduction.output.is_sparse() ? nullptr : book_.find(reduction.bucket);
   TORCH_CHECK(page != nullptr && page->record && page->record->numel == reduction.gradient().numel() &&
@@ -168,6 +190,23 @@ void DeviceBackend::record_streams(const PlacedReduction& call) const {
 
 /// The first reduction: ranks compare what they were given while there is still a host to raise on.
 void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
+  int k = 0;
+  collective_.step().agree_with_pieces([&] {
+    k = agree_in_group(call);
+    return hash_of_call(call, c10::str(call.record.objective.text(), " ", call.record.weight));
+  });
+  if (has_pieces()) {
+    const DeviceExchange& pieces = collective_.pieces();
+    check_same_configuration(
+        pieces.rank(), pieces.size(), [&pieces](const at::Tensor& blocks) { pieces.all_gather_host(blocks); },
+        of_whole_model(options_.configuration));
+  }
+  collective_.reserve_for(k);
+  collective_.step().continue_from(call.step - 1);
+}
+
+/// Returns K.
+int DeviceBackend::agree_in_group(const PlacedReduction& call) {
   check_same_configuration(
       rank(), world_size(), [this](const at::Tensor& blocks) { collective_.exchange().all_gather_host(blocks); },
       options_.configuration);
@@ -175,8 +214,7 @@ void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
   if (call.is_alone_in_step()) {
     options_.check_objectives(k);
   }
-  collective_.reserve_for(k);
-  collective_.step().continue_from(call.step - 1);
+  return k;
 }
 
 /// The record of the bucket's last reduction, which becomes that of `call`.
@@ -192,6 +230,7 @@ DeviceBackend::DeviceRecord& DeviceBackend::open_record(const PlacedReduction& c
   record->is_of_model = false;
   record->is_kept = false;
   record->has_gramian = true;
+  record->parts = nullptr;
   record->line = call.line;
   record->passes = call.pass + 1;
   return *record;
@@ -208,14 +247,14 @@ void DeviceBackend::reduce_dense(const PlacedReduction& call) {
     return;
   }
   collective_.sum_inside(call.operation, call.output, call.input, call.pass);
-  collective_.reduce(exact_bucket(call), record.on_device, memory_of(book_.open(call.bucket)));
+  collective_.reduce(exact_bucket(call), record.on_device, memory_of_group(call.bucket));
 }
 
 void DeviceBackend::shutdown() {
   shut_down_ = true;
   std::unique_lock in_order(enqueue_);
   model_.reset();
-  std::vector<Deferred> broken = std::exchange(deferred_, {});
+  std::vector<Deferred> broken = take_deferred();
   in_order.unlock();
   give_up(std::move(broken), broken_off());
 }
@@ -363,12 +402,16 @@ std::vector<BucketRecord> DeviceBackend::records() const {
   const OnSideStream guard(device_, side_);
   std::vector<BucketRecord> last;
   for (const DeviceRecord* const record : book_.newest_records()) {
-    last.push_back(read(*record));
+    std::vector<BucketRecord> of_bucket = read(*record);
+    std::move(of_bucket.begin(), of_bucket.end(), std::back_inserter(last));
   }
   return last;
 }
 
-BucketRecord DeviceBackend::read(const DeviceRecord& record) const {
+std::vector<BucketRecord> DeviceBackend::read(const DeviceRecord& record) const {
+  if (record.parts) {
+    return read_parts(record);
+  }
   BucketRecord read = record;
   StepHeader header;
   std::tie(header, read.result) = record.on_device.read();
@@ -393,7 +436,7 @@ BucketRecord DeviceBackend::read(const DeviceRecord& record) const {
   read.solved_step = header.step;
   read.objectives = collective_.step().objective_names(record.line, header.k);
   read.rows = collective_.step().objective_rows(record.line, header.k);
-  return read;
+  return {read};
 }
 
 Counters DeviceBackend::counters() const {
@@ -411,6 +454,9 @@ std::size_t DeviceBackend::scratch_bytes() const {
     bytes += page.kept ? page.kept->sketches.memory.capacity() : 0;
     bytes += page.aside ? page.aside->bytes : 0;
   });
+  for (const auto& [name, group] : groups_) {
+    bytes += group.problems->capacity();
+  }
   return bytes;
 }
 
@@ -423,7 +469,7 @@ std::vector<SavedSolverState> DeviceBackend::solver_states() const {
   side_.follow_current();
   const OnSideStream guard(device_, side_);
   const std::vector<std::string> names = collective_.step().remembered_names();
-  for (const auto& [parameters, state] : book_.memories()) {
+  for (const auto& [parameters, state] : memories().memories()) {
     auto [slots, values] = state->read();
     std::vector<std::string> objectives;
     for (const int slot : slots) {
@@ -464,7 +510,8 @@ void DeviceBackend::set_solver_states(const std::vector<SavedSolverState>& saved
     check_distinct(fresh.add(bucket.parameters, std::move(state)));
   }
   collective_.step().set_remembered_names(names);
-  book_ = std::move(fresh);
+  book_ = {};
+  memories() = std::move(fresh);
   late_.clear();
 }
 

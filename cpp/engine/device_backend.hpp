@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -16,6 +18,7 @@
 
 #include "collective/device_collective.hpp"
 #include "collective/device_memory.hpp"
+#include "collective/device_parts.hpp"
 #include "collective/device_results.hpp"
 #include "collective/device_tile.hpp"
 #include "engine/backend.hpp"
@@ -33,7 +36,8 @@ namespace bucket_moo {
 /// AgreedError as it starts, or one behind it, as does every later one: see DeviceStep::check_past_steps(). After any
 /// other failure every later reduction fails at once with the same error.
 ///
-/// What is put aside between the passes of a step, and weights of the whole model: device_passes.cpp.
+/// What is put aside between the passes of a step, and weights of the whole model: device_passes.cpp. Parts of buckets:
+/// device_part_groups.cpp.
 ///
 /// Can be captured in a graph once the same buckets have been reduced; the graph repeats the objective and the weight
 /// of its capture, the device counts the steps, and the engine must outlive the graph. The host decides which steps
@@ -41,8 +45,10 @@ namespace bucket_moo {
 class DeviceBackend final : public Backend {
  public:
   /// `group`: the caller's, with a backend for `device`; null for a single rank.
-  DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options);
-  ~DeviceBackend() override { give_up(std::exchange(deferred_, {}), broken_off()); }
+  /// `pieces`: of the ranks with other pieces of the model; null: there are none.
+  DeviceBackend(c10::intrusive_ptr<c10d::ProcessGroup> group, c10::Device device, EngineOptions options,
+                c10::intrusive_ptr<c10d::ProcessGroup> pieces);
+  ~DeviceBackend() override { give_up(take_deferred(), broken_off()); }
 
   int rank() const override { return collective_.exchange().rank(); }
   int world_size() const override { return collective_.exchange().size(); }
@@ -70,6 +76,11 @@ class DeviceBackend final : public Backend {
     bool is_of_model = false;  // whether the weights are those that the model's buckets used
     bool is_kept = false;      // of the model: from an earlier step, as is the Gramian, if there was one
     bool has_gramian = true;
+    std::shared_ptr<DeviceParts> parts =
+        {};                                // that have weights of their own, in place of what is on_device; else null
+    std::vector<std::string> groups = {};  // of each of them
+    BucketId bucket = {};
+    std::int64_t begun = 0;  // its step, as DeviceStep numbers it
   };
 
   /// Which weights a bucket of a step of several passes, or of the model, is combined by.
@@ -94,6 +105,8 @@ class DeviceBackend final : public Backend {
     std::int64_t index = 0;        // of the bucket in the pass that reached it first
     WeightSource source;           // the same in all passes of a step
     int passes = 0;                // of the step, that have added to it
+    std::shared_ptr<DeviceParts> parts;
+    std::vector<std::string> groups;  // of each of them, as `parts` knows them
 
     /// Whether all of its sums are in the units of the step. `last`: its last pass.
     bool was_in_every_pass(int last) const { return passes == last + 1; }
@@ -133,6 +146,14 @@ class DeviceBackend final : public Backend {
     WeightSource::Of of;
   };
 
+  /// Parameters that share weights and may lie in several buckets.
+  struct PartGroup {
+    std::shared_ptr<DeviceProblems> problems;
+    std::int64_t begun = 0;  // the step that what follows is of, as DeviceStep numbers them
+    BucketId parameters;     // so far
+    bool is_solved = false;
+  };
+
   /// The method's options in device memory, and the method that points to them.
   struct DeviceMethod {
     DeviceMethod(const MethodConfig& config, c10::Device device);
@@ -144,10 +165,12 @@ class DeviceBackend final : public Backend {
   void check_capture(const Reduction& reduction, bool is_alone);
   bool is_of_model(std::uint64_t line) const { return options_.grouping.scope() == Scope::model && line == kHookLine; }
   bool is_of_passes(const PlacedReduction& call) const;
-  BucketRecord read(const DeviceRecord& record) const;
+  std::vector<BucketRecord> read(const DeviceRecord& record) const;
   FuturePtr enqueue(PlacedReduction& call);
   void record_streams(const PlacedReduction& call) const;
   void agree_on_first_step(const PlacedReduction& call);
+  int agree_in_group(const PlacedReduction& call);
+  bool has_pieces() const { return collective_.pieces().size() > 1; }
   void reduce_dense(const PlacedReduction& call);
   void reduce_sketched(const PlacedReduction& call, Book::Page& page);
   DeviceBucket exact_bucket(const PlacedReduction& call) const;
@@ -160,11 +183,30 @@ class DeviceBackend final : public Backend {
   DeviceKept* kept_of(const PlacedReduction& call) const;
   void close(const PlacedReduction& call, const std::shared_ptr<PutAside>& aside);
   void close_in_model(const PlacedReduction& call, const std::shared_ptr<PutAside>& aside);
+  // See device_part_groups.cpp.
+  const Grouping& grouping_of(std::uint64_t line) const;
+  bool groups_span_buckets(std::uint64_t line) const;
+  void close_parts(const PlacedReduction& call, const std::shared_ptr<PutAside>& aside);
+  void cut_parts(const PlacedReduction& call, const DeviceBucket& bucket, Rows& rows);
+  PartGroup& open_group(const std::string& name);
+  void solve_group(PartGroup& group, const DeviceTile& tile, bool is_fresh);
+  PartSolve part_solve() const;
+  const DeviceSolverState* memory_of_group(BucketId parameters);
+  bool is_solved(std::uint64_t line, const Rows& rows);
+  void combine_parts(const PlacedReduction& call, const Rows& rows, bool is_fresh);
+  void combine_solved();
+  void finish_parts();
+  std::vector<BucketRecord> read_parts(const DeviceRecord& record) const;
+  Book& memories() { return options_.grouping.has_parts() ? part_memories_ : book_; }
+  const Book& memories() const { return options_.grouping.has_parts() ? part_memories_ : book_; }
+
   void combine(const PlacedReduction& call, const Rows& rows, const DeviceResult& used, bool is_fresh);
+  void defer(const PlacedReduction& call, const std::shared_ptr<PutAside>& aside);
   std::vector<Deferred> solve_model();
   const DeviceResult& late_result();
   const DeviceResult& model_result();
   std::vector<Deferred> take_broken_off(const PlacedReduction& call);
+  std::vector<Deferred> take_deferred();
   static void give_up(std::vector<Deferred> buckets, const std::exception_ptr& error);
   DeviceRecord& open_record(const PlacedReduction& call, int k_bound);
   void solve_late(std::uint64_t line);
@@ -190,6 +232,10 @@ class DeviceBackend final : public Backend {
   std::optional<ModelProblem> model_;         // of the hook's step, if it solves
   std::optional<DeviceResult> model_result_;  // with the weights that the buckets of the newest one used
   std::vector<Deferred> deferred_;            // of the hook's step, in order
+  std::vector<Deferred> combined_;            // of them, whose Futures are still to be completed
+  std::map<std::string, PartGroup> groups_;   // of the hook's line
+  Grouping of_direct_calls_;
+  Book part_memories_;  // of methods, where buckets have parts
   std::optional<DeviceResult> late_result_;
   std::vector<DeviceResult> outgrown_results_;  // that a graph writes to
   std::int64_t sparse_ = 0;

@@ -20,9 +20,11 @@ const BucketId kModel{{.name = "model:"}};
 
 }  // namespace
 
-/// A pass of one objective is taken for one of several, and so is one whose weights come with the last bucket.
+/// A pass of one objective is taken for one of several, and so is one whose weights come with the last bucket or whose
+/// buckets have parts.
 bool DeviceBackend::is_of_passes(const PlacedReduction& call) const {
-  return !call.is_alone_in_step() || options_.layout == Layout::passes || is_of_model(call.line);
+  return !call.is_alone_in_step() || options_.layout == Layout::passes || is_of_model(call.line) ||
+         grouping_of(call.line).has_parts();
 }
 
 FuturePtr DeviceBackend::end_step(std::uint64_t line) {
@@ -32,7 +34,8 @@ FuturePtr DeviceBackend::end_step(std::uint64_t line) {
     return {};
   }
   const bool solves_model = is_of_model(line) && model_;
-  if (late_.empty() && !solves_model) {
+  const bool waits_for_groups = line == kHookLine && options_.grouping.has_parts() && !deferred_.empty();
+  if (late_.empty() && !solves_model && !waits_for_groups && combined_.empty()) {
     return {};
   }
   const at::NoGradGuard no_grad;
@@ -41,10 +44,15 @@ FuturePtr DeviceBackend::end_step(std::uint64_t line) {
     solve_late(line);
     if (solves_model) {
       done = solve_model();
+    } else if (line == kHookLine) {
+      if (waits_for_groups) {
+        finish_parts();
+      }
+      done = std::exchange(combined_, {});
     }
   } catch (...) {
     failure_ = std::current_exception();
-    done = solves_model ? std::exchange(deferred_, {}) : std::vector<Deferred>();
+    done = line == kHookLine ? take_deferred() : std::vector<Deferred>();
     in_order.unlock();
     give_up(std::move(done), std::current_exception());
     throw;
@@ -80,7 +88,9 @@ void DeviceBackend::put_aside(const PlacedReduction& call) {
     return;
   }
   aside->is_open = false;
-  if (is_of_model(call.line)) {
+  if (grouping_of(call.line).has_parts()) {
+    close_parts(call, aside);
+  } else if (is_of_model(call.line)) {
     close_in_model(call, aside);
   } else {
     close(call, aside);
@@ -165,7 +175,7 @@ void DeviceBackend::close(const PlacedReduction& call, const std::shared_ptr<Put
       open_record(call, std::max(rows.tile.objectives(), collective_.step().pass_capacity())).on_device;
   Book::Page& page = book_.open(call.bucket);
   if (rows.width == 0) {
-    collective_.reduce_tile(bucket, rows.tile, result, memory_of(page));
+    collective_.reduce_tile(bucket, rows.tile, result, memory_of_group(call.bucket));
     return;
   }
   switch (rows.source.of) {
@@ -217,15 +227,19 @@ void DeviceBackend::close_in_model(const PlacedReduction& call, const std::share
   if (rows.source.of == WeightSource::Of::totals) {
     combine(call, rows, record.on_device, /*is_fresh=*/false);
   } else if (rows.source.of == WeightSource::Of::step) {
-    Deferred& deferred = deferred_.emplace_back(Deferred{call, aside, nullptr});
-    if (rows.width == 0) {
-      deferred.call.input.reset();                                  // its row is in the tile
-    } else if (call.input.defined() && !call.is_alone_in_step()) {  // or is put aside: its size alone counts
-      deferred.call.input = at::empty_like(call.input, call.input.options().device(at::kMeta));
-    }
-    if (call.is_late) {
-      deferred.future = make_future(call);
-    }
+    defer(call, aside);
+  }
+}
+
+/// Until the weights of the bucket are there.
+void DeviceBackend::defer(const PlacedReduction& call, const std::shared_ptr<PutAside>& aside) {
+  Deferred& deferred = deferred_.emplace_back(Deferred{call, aside, nullptr});
+  if (call.input.defined() && !(aside->tile.width > 0 && call.is_alone_in_step())) {
+    // Its row is in the tile, or put aside: its size alone counts.
+    deferred.call.input = at::empty_like(call.input, call.input.options().device(at::kMeta));
+  }
+  if (call.is_late) {
+    deferred.future = make_future(call);
   }
 }
 
@@ -280,7 +294,7 @@ std::vector<DeviceBackend::Deferred> DeviceBackend::take_broken_off(const Placed
   if (is_next) {
     model_.reset();
   }
-  return is_next ? std::exchange(deferred_, {}) : std::vector<Deferred>();
+  return is_next ? take_deferred() : std::vector<Deferred>();
 }
 
 /// To be called, and to drop the buckets, without the lock.

@@ -13,6 +13,7 @@
 
 #include "collective/agreed_error.hpp"
 #include "collective/sparse_mean.hpp"
+#include "engine/parts.hpp"
 #include "engine/step_totals.hpp"
 #include "engine/weight_schedule.hpp"
 #include "torch_types/dtype.hpp"
@@ -63,7 +64,7 @@ HostBackend::HostBackend(Links links, EngineOptions options)
     inside_.emplace(links_.inside, options_.grid, rank());
   }
   if (links_.pieces) {
-    pieces_.emplace(links_.pieces);
+    pieces_.emplace(links_.pieces->rank(), links_.pieces->size(), all_gather_over(links_.pieces));
   }
 }
 
@@ -202,9 +203,8 @@ void HostBackend::agree(const PlacedReduction& call) {
       check_configuration();
       return std::uint64_t{0};
     });
-    Configuration of_model = options_.configuration;
-    std::erase_if(of_model, [](const auto& field) { return field.first == kPlaceOfPiece; });
-    check_same_configuration(pieces_->rank(), links_.pieces->size(), all_gather_over(links_.pieces), of_model);
+    check_same_configuration(pieces_->rank(), pieces_->size(), all_gather_over(links_.pieces),
+                             of_whole_model(options_.configuration));
     pieces_checked_ = true;
   }
   pieces_->agree([&] {
@@ -234,12 +234,7 @@ void HostBackend::agree_in_group(const PlacedReduction& call) {
 
 /// What ranks with other pieces of the model must have alike.
 std::uint64_t HostBackend::hash_of_call(const PlacedReduction& call) {
-  BucketId said = call.bucket;
-  const at::Tensor& gradient = call.gradient();
-  const std::string kind = !gradient.defined() ? "" : gradient.is_sparse() ? "sparse" : dtype_name(call.dtype());
-  said.push_back({.name = c10::str(static_cast<int>(call.operation), " ", call.step, " ", call.pass, " ", call.index,
-                                   " ", call.leaves_open, " ", kind, " ", steps_[call.line].said)});
-  return hash_of(said);
+  return bucket_moo::hash_of_call(call, steps_[call.line].said);
 }
 
 void HostBackend::begin_pass(const PlacedReduction& call) {

@@ -175,7 +175,6 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   std::vector<double> weights_of(std::uint64_t line, const BucketParts& parts) const;
   void solve_ready(std::uint64_t line);
   std::uint64_t random_bucket(const PartProblem& problem, std::span<const std::string> objectives) const;
-  void scale_to_mean(PartProblem& problem, std::size_t k) const;
   void keep_records(const PlacedReduction& call, const BucketParts& parts);
   void put_aside(const JobPtr& job);
   static JobPtr late_part(const PlacedReduction& call, const HostRows& rows);

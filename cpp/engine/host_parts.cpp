@@ -1,6 +1,5 @@
 // HostBackend's part for buckets that have parts with weights of their own.
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -9,7 +8,10 @@
 #include <string>
 #include <utility>
 
+#include "bucket_moo/lanes.hpp"
+#include "bucket_moo/supports.hpp"
 #include "engine/host_backend.hpp"
+#include "engine/parts.hpp"
 
 namespace bucket_moo {
 namespace {
@@ -46,35 +48,15 @@ bool HostBackend::spans_buckets(const PlacedReduction& call) const {
   return call.line == kHookLine && options_.grouping.spans_buckets(call.bucket);
 }
 
-/// A part for each parameter.
 Sections HostBackend::sections_of(const PlacedReduction& call, const ShardedBucket& bucket) const {
-  const auto* const output = static_cast<const std::byte*>(call.output.const_data_ptr());
-  const auto element = static_cast<std::int64_t>(element_size(call.dtype()));
-  std::vector<Section> all;
-  std::int64_t end = 0;
-  for (const BucketParameter& parameter : call.bucket) {
-    const std::size_t place = all.size();
-    const auto [begin, size] = place < call.places.ranges.size() ? call.places.ranges[place]
-                               : call.bucket.size() == 1
-                                   ? std::pair(std::int64_t{0}, call.output.numel())  // a direct call's
-                                   : std::pair(end, parameter.numel);
-    all.push_back({begin, size, static_cast<int>(place)});
-    end = begin + size;
-  }
-  TORCH_INTERNAL_ASSERT(
-      call.places.ranges.empty() ? end == call.output.numel() : call.places.ranges.size() == call.bucket.size(),
-      "the places of the parameters of bucket '", call.bucket[0].name, "'");
-  std::vector<int> counted_elsewhere;
+  Sections sections =
+      bucket_moo::sections_of(call, bucket.shard_out, bucket.shard_size, bucket.tail_out, bucket.tail_size);
   for (std::size_t p = 0; pieces_ && pieces_->rank() > 0 && p < call.bucket.size(); ++p) {
     if (options_.grouping.is_replicated(call.bucket[p])) {
-      counted_elsewhere.push_back(static_cast<int>(p));
+      sections.counted_elsewhere.push_back(static_cast<int>(p));
     }
   }
-  const bool is_apart = call.operation == Operation::reduce_scatter;
-  const std::int64_t shard = call.places.begin + (is_apart ? 0 : (bucket.shard_out - output) / element);
-  const std::int64_t tail = call.places.begin + (is_apart ? 0 : (bucket.tail_out - output) / element);
-  return {clip(all, shard, bucket.shard_size), clip(all, tail, bucket.tail_size), static_cast<int>(all.size()),
-          std::move(counted_elsewhere)};
+  return sections;
 }
 
 /// In a step of one pass, where no part of the bucket waits for others.
@@ -181,8 +163,10 @@ void HostBackend::solve_ready(std::uint64_t line) {
     const RandomKey key{options_.seed, static_cast<std::uint64_t>(step.number), random_bucket(problem, objectives)};
     collective_.solve(key, memory.empty() ? nullptr : memory.data(), problem.result);
     store_memory(owner, objectives, memory);
-    if (options_.grouping.by_support() && options_.grouping.keeps_mean_scale()) {
-      scale_to_mean(problem, objectives.size());
+    if (scales_to_mean(options_) && problem.result.solution.status != Status::nonfinite) {
+      const double* const importance = options_.method.preference().empty() ? nullptr : preference_.data();
+      scale_to_mean(HostLanes{}, importance, static_cast<int>(objectives.size()), problem.result.gramian.data(),
+                    problem.result.weights.data());
     }
     problem.is_solved = true;
   }
@@ -195,24 +179,6 @@ std::uint64_t HostBackend::random_bucket(const PartProblem& problem, std::span<c
     return hash_of(problem, objectives);
   }
   return grouping.scope() == Scope::model ? 0 : std::stoull(problem.group);
-}
-
-/// A method's weights are for the mean over the objectives that it counts; a mean over all of them, of which the others
-/// are zero here, is smaller.
-void HostBackend::scale_to_mean(PartProblem& problem, std::size_t k) const {
-  if (method_.id == MethodId::mean || problem.result.solution.status == Status::nonfinite) {
-    return;  // counts all
-  }
-  double counted = 0.0;
-  double total = 0.0;
-  for (std::size_t i = 0; i < k; ++i) {
-    const double importance = options_.method.preference().empty() ? 1.0 : preference_[i];
-    total += importance;
-    counted += problem.result.gramian[i * (k + 1)] > 0.0 ? importance : 0.0;
-  }
-  for (double& weight : problem.result.weights) {
-    weight *= counted / total;
-  }
 }
 
 /// One for each problem that the bucket has parameters in.

@@ -20,11 +20,11 @@ std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> gro
                                       EngineOptions options, c10::intrusive_ptr<c10d::ProcessGroup> pieces) {
   TORCH_CHECK_NOT_IMPLEMENTED(!options.grid.has_levels() || !options.sketch.enabled(),
                               "bucket_moo_ext: reductions in two levels are supported with the exact Gramian");
-  TORCH_CHECK_NOT_IMPLEMENTED(!reduces_on_device(device) || !(options.grouping.has_parts() || pieces),
-                              "bucket_moo_ext: parts of buckets with weights of their own, and pieces of models, are ",
-                              "supported on the host");
+  TORCH_CHECK_NOT_IMPLEMENTED(!options.grouping.has_parts() || !options.sketch.enabled(),
+                              "bucket_moo_ext: parts of buckets with weights of their own are supported with the exact "
+                              "Gramian");
   if (reduces_on_device(device)) {
-    return std::make_shared<DeviceBackend>(std::move(group), device, std::move(options));
+    return std::make_shared<DeviceBackend>(std::move(group), device, std::move(options), std::move(pieces));
   }
   return HostBackend::make(std::move(group), std::move(options), std::move(pieces));
 }

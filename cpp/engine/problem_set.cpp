@@ -6,17 +6,8 @@
 namespace bucket_moo {
 namespace {
 
-Support all_of(std::size_t k) { return k == 64 ? ~Support{0} : (Support{1} << k) - 1; }
-
-/// A NaN is a gradient, too.
-Support support_of(std::span<const double> gramian, std::size_t k) {
-  Support support = 0;
-  for (std::size_t i = 0; i < k; ++i) {
-    if (gramian[i * (k + 1)] != 0.0) {
-      support |= Support{1} << i;
-    }
-  }
-  return support;
+Support support_of_gramian(std::span<const double> gramian, std::size_t k) {
+  return support_of(static_cast<int>(k), [&](int i) { return gramian[static_cast<std::size_t>(i) * (k + 1)]; });
 }
 
 }  // namespace
@@ -28,7 +19,8 @@ std::vector<std::size_t> ProblemSet::add(const Grouping& grouping, const BucketI
     const std::span<const double> gramian = gramians.subspan(p * k * k, k * k);
     const std::string name = grouping.group_of(bucket[p], index);
     Group& group = groups_[name];
-    const std::size_t number = problem_of(group, name, grouping.by_support() ? support_of(gramian, k) : all_of(k), k);
+    const std::size_t number = problem_of(
+        group, name, grouping.by_support() ? support_of_gramian(gramian, k) : all_objectives(static_cast<int>(k)), k);
     PartProblem& problem = problems_[number];
     problem.parameters.push_back(bucket[p]);
     std::vector<double>& sum = problem.result.gramian;
@@ -42,17 +34,11 @@ std::vector<std::size_t> ProblemSet::add(const Grouping& grouping, const BucketI
 }
 
 std::size_t ProblemSet::problem_of(Group& group, const std::string& name, Support support, std::size_t k) {
-  const auto find = [&](Support wanted) {
-    return std::find_if(group.problems.begin(), group.problems.end(),
-                        [&](std::size_t problem) { return problems_[problem].support == wanted; });
-  };
-  auto found = find(support);
-  if (found == group.problems.end() && group.problems.size() + 1 >= kMaxSupports) {  // room for that of all
-    support = all_of(k);
-    found = find(support);
-  }
-  if (found != group.problems.end()) {
-    return *found;
+  const auto known = [&](int i) { return problems_[group.problems[static_cast<std::size_t>(i)]].support; };
+  const auto place = static_cast<std::size_t>(bucket_moo::problem_of(static_cast<int>(group.problems.size()), known,
+                                                                     all_objectives(static_cast<int>(k)), &support));
+  if (place < group.problems.size()) {
+    return group.problems[place];
   }
   PartProblem problem;
   problem.group = name;

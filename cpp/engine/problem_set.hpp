@@ -8,18 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "bucket_moo/supports.hpp"
 #include "collective/moo_collective.hpp"
 #include "engine/bucket_id.hpp"
 #include "engine/grouping.hpp"
 
 namespace bucket_moo {
-
-/// Objectives of a step, by number: bit k is objective k. There are at most 64.
-using Support = std::uint64_t;
-static_assert(kMaxObjectives <= 64);
-
-/// How many supports a group is split by. What has yet another one joins the problem of all objectives.
-inline constexpr std::size_t kMaxSupports = 16;
 
 /// Parameters that share weights.
 struct PartProblem {

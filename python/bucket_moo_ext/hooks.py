@@ -114,7 +114,7 @@ def register(
     if (root := find_sharded(module)) is not None:
         if bucket_cap_mb is not None:
             raise ValueError(f"bucket_cap_mb: FSDP2's groups of parameters are the buckets; got {bucket_cap_mb!r}")
-        return _register_sharded(root, new_state, process_group, mesh)
+        return _register_sharded(root, new_state, process_group, mesh, model_parallel_group is not None)
     if (root := find_flat(module)) is not None:
         if bucket_cap_mb is not None:
             raise ValueError(f"bucket_cap_mb: FSDP1's flat parameters are the buckets; got {bucket_cap_mb!r}")
@@ -141,18 +141,20 @@ def _register_sharded(
     new_state: Callable[..., BucketMOO],
     process_group: dist.ProcessGroup | None,
     mesh: "DeviceMesh | None",
+    has_pieces: bool,
 ) -> BucketMOO:
-    model = ShardedModel(root)
+    model = ShardedModel(root, has_pieces)
     group = model.shard_group
     if mesh is not None:
         group = parent_group(process_group)
     elif process_group is not None and parent_group(process_group) is not group:
         raise ValueError("process_group must be None or the group of the mesh that the module is sharded over")
     state = new_state(process_group=group)
-    _refuse_pieces(state, "fully_shard()")
     state.name_parameters(model.named_parameters())
+    if has_pieces:
+        state._pieces.note(model.pieces())
     scatter = Scatter()
-    if mesh is None and (others := private_torch.other_dimensions(model.mesh)):
+    if mesh is None and not has_pieces and (others := private_torch.other_dimensions(model.mesh)):
         warnings.warn(
             f"bucket_moo_ext: module is sharded over one dimension of a mesh that has others too ({others}), and mesh= "
             "was not given: replicas along them are not reduced here and drift apart unless something else joins them. "
@@ -172,7 +174,7 @@ def _refuse_pieces(state: BucketMOO, wrapper: str) -> None:
     """Raises NotImplementedError for models of which other ranks hold other pieces."""
     if state._pieces.is_given:
         raise NotImplementedError(
-            f"model_parallel_group is not supported with {wrapper}; it is for DDP and direct calls"
+            f"model_parallel_group is not supported with {wrapper}; it is for DDP, fully_shard() and direct calls"
         )
 
 

@@ -1,12 +1,12 @@
 """The ranks that hold other pieces of a model, and the parameters of which they all have copies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 
-from bucket_moo_ext import private_torch
-from bucket_moo_ext.process_group import parent_group, private_group
+from bucket_moo_ext import _C, private_torch
+from bucket_moo_ext.process_group import device_group, parent_group, private_group
 from bucket_moo_ext.scope import digest
 
 
@@ -38,6 +38,10 @@ class ModelParallel:
         """This parameter will be reduced."""
         if self.is_given:
             self._names[name] = private_torch.is_piece(parameter)
+
+    def note(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """Which of the parameters are pieces, where that is known better."""
+        self._names.update(pieces)
 
     @property
     def replicated(self) -> set[str]:
@@ -71,11 +75,11 @@ class ModelParallel:
             ("replicated", f"{len(copies)} of {len(self._names)} parameters ({digest([copies, list(self._names)])})"),
         ]
 
-    def connect(self, data_parallel: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-        """A group of its own over these ranks, or None where there is one. Collective over them.
+    def connect(self, data_parallel: dist.ProcessGroup | None, device: torch.device) -> dist.ProcessGroup | None:
+        """A group over these ranks for tensors on `device`, or None where there is one rank. Collective over them.
 
         Raises:
-            ValueError: The group has ranks that hold this rank's piece, too.
+            ValueError: The group has ranks that hold this rank's piece, too, or no backend for this device.
         """
         if self._group is None:
             return None
@@ -86,4 +90,6 @@ class ModelParallel:
                 "model_parallel_group must have this rank and ranks that hold other pieces of the model, none of "
                 f"which is in process_group; got ranks {mine} beside ranks {list(others)}"
             )
+        if _C.reduces_on_device(device):
+            return device_group(parent_group(self._group), device)
         return private_group(parent_group(self._group))

@@ -215,6 +215,21 @@ def mesh_of_group(group: Any) -> Any:
     return max(meshes, key=lambda mesh: mesh.ndim)
 
 
+def shard_mesh_of_group(group: Any) -> Any:
+    """The device mesh that ``fully_shard()`` was given for a group."""
+    return group.mesh_info.mesh
+
+
+def is_piece_beside(parameter: torch.Tensor, mesh: Any) -> bool:
+    """Whether a parameter that ``fully_shard()`` has sharded over ``mesh`` is cut along other dimensions too."""
+    spec: Any = parameter._spec  # type: ignore[attr-defined]
+    own = mesh.mesh_dim_names or ()
+    return any(
+        name not in own and not placement.is_replicate()
+        for name, placement in zip(spec.mesh.mesh_dim_names or (), spec.placements, strict=False)
+    )
+
+
 def other_dimensions(mesh: Any) -> str:
     """Names of the dimensions of the mesh that this one is a part of; empty if it is a whole, or torch does not say."""
     whole = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh

@@ -187,8 +187,9 @@ class BucketMOO:
             that all of them use the weights of the whole model. All of these ranks reduce the same buckets, of
             parameters with the same names and whatever sizes, in the same order, and have the same objective and
             weight; both are compared. Each holds a part of the elements of a parameter, or all of it (``replicated``).
-            For DDP and direct calls, gradients on the CPU, with the exact Gramian and without ``mesh``. A copy of a
-            state has none, and says so when it is used.
+            For DDP, ``fully_shard()`` and direct calls, with the exact Gramian and without ``mesh``. On a GPU it has a
+            backend for that, and after the first step what differs between pieces is an error of the step, as between
+            ranks. A copy of a state has none, and says so when it is used.
         replicated: A function of a parameter's name: whether all ranks of ``model_parallel_group`` have copies of it
             (norms, biases of row-parallel layers), with the same gradient. Then it counts once. None: where parameters
             are pieces of DTensors, those that are not; else none.
@@ -659,13 +660,6 @@ class BucketMOO:
         if self._levels is not None:
             grid = self._levels.in_group([0] if parent is None else dist.get_process_group_ranks(parent))
         objective = self._objective_name(self._objective)
-        if _C.reduces_on_device(device) and self._pieces.is_given:
-            raise NotImplementedError(f"model_parallel_group is not supported on {device} yet")
-        if _C.reduces_on_device(device) and self._scope.has_parts:
-            raise NotImplementedError(
-                "scope='parameter', a function as scope and support=True are not supported on "
-                f"{device} yet; use scope='bucket' or 'model' with support=False"
-            )
         if _C.reduces_on_device(device) and (names := self._method._objectives()):
             raise NotImplementedError(
                 f"{describe(self._method)} names objectives ({', '.join(names)}), which is not supported on {device} "
@@ -703,7 +697,7 @@ class BucketMOO:
             grid,
             across,
             inside,
-            self._pieces.connect(parent),
+            self._pieces.connect(parent, device),
             configuration,
         )
         self._estimator = estimator

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from tests.support.flat import FULL_SHARD, NO_SHARD, SHARD_GRAD_OP, whole_parameters, wrap
 from tests.support.sharded import Transformer, full, loss_of, shard, tokens_of
 
-pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.device, pytest.mark.filterwarnings("ignore")]
 
 Runner = Callable[..., list[Any]]
 LANGUAGES = ("a", "b", "c", "d")

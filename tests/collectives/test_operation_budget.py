@@ -104,10 +104,17 @@ def test_all_reduce(run_ranks: Runner, random_seed: int, world: int, dtype: torc
 
 
 def rank_passes(
-    rank: int, world: int, seed: int, layout: Any, n: int, gramian: Any = "exact", is_told: bool = False
+    rank: int,
+    world: int,
+    seed: int,
+    layout: Any,
+    n: int,
+    gramian: Any = "exact",
+    is_told: bool = False,
+    support: bool = False,
 ) -> list[list[Counts]]:
     """What the passes of a step ask for, by step, once memory has been allocated."""
-    state = moo.BucketMOO("mgda", layout=layout, gramian=gramian)
+    state = moo.BucketMOO("mgda", layout=layout, gramian=gramian, support=support)
     totals = {str(number): float(world) for number in range(3)} if is_told else None
     counts = []
     with emulated_cuda.stream():
@@ -132,17 +139,45 @@ def rank_passes(
 
 @counts_on_device
 @pytest.mark.parametrize("layout", ["ranks", "passes"])
-def test_passes(run_ranks: Runner, random_seed: int, layout: str) -> None:
-    for of_rank in run_ranks(2, rank_passes, random_seed, layout, 40_003, backend=emulated_cuda.nccl):
+@pytest.mark.parametrize("support", [False, True])
+def test_passes(run_ranks: Runner, random_seed: int, layout: str, support: bool) -> None:
+    behind = "parts, behind the passes" if support else "behind the passes"
+    arguments = (random_seed, layout, 40_003, "exact", False, support)
+    for of_rank in run_ranks(2, rank_passes, *arguments, backend=emulated_cuda.nccl):
         for *before, last in of_rank:
             for counted in before:
                 granted = together("a pass", f"{layout}, in a pass", "zeros handed back", "a wait for a result")
                 check(counted, granted, f"{layout}, open")
             check(
                 last,
-                together("a pass", f"{layout}, in a pass", "behind the passes", "a wait for a result"),
+                together("a pass", f"{layout}, in a pass", behind, "a wait for a result"),
                 f"{layout}, closing",
             )
+
+
+def rank_pieces(rank: int, world: int, seed: int, n: int) -> list[Counts]:
+    """What a step of one pass asks for, where pairs of ranks hold pieces of one model."""
+    counts = []
+    with emulated_cuda.stream():
+        mesh = init_device_mesh("cuda", (world // 2, 2), mesh_dim_names=("dp", "tp"))
+        state = moo.BucketMOO(
+            "mgda", process_group=mesh.get_group("dp"), model_parallel_group=mesh.get_group("tp"), objective=rank // 2
+        )
+        for step in range(6):
+            row = draw(seed, (step, rank), n, torch.float32).to("cuda")
+            with emulated_cuda.counting() as counted:
+                moo.all_reduce(row, state, bucket="x")
+            assert bool(row.cpu().isfinite().all())
+            counts.append(by_kind(counted) if step >= 3 else {})
+    return counts[3:]
+
+
+@counts_on_device
+def test_pieces_of_a_model(run_ranks: Runner, random_seed: int) -> None:
+    granted = ("a pass", "ranks, in a pass", "parts, behind the passes", "pieces of a model", "a wait for a result")
+    for counts in run_ranks(4, rank_pieces, random_seed, 40_003, backend=emulated_cuda.nccl):
+        for counted in counts:
+            check(counted, together(*granted), "a piece")
 
 
 def rank_levels(rank: int, world: int, seed: int, along: str, scatter: bool, n: int) -> list[list[Counts]]:

@@ -1,5 +1,6 @@
 """model_parallel_group: ranks that hold other pieces of the same model use the weights of the whole."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.support import scopes
+from tests.support.checks import ON_DEVICE
 from tests.support.ddp import same_on_all_ranks
 from tests.support.errors import error_of, expect
 from tests.support.reference import float64
 
-pytestmark = pytest.mark.host
+pytestmark = pytest.mark.device
 
 RunRanks = Callable[..., list[Any]]
 SEED = 11
@@ -122,6 +124,7 @@ def _other_sizes(rank: int, world: int) -> Any:
     return first
 
 
+@pytest.mark.host  # elsewhere the other pieces wait for it, as for any rank that makes other calls
 def test_an_error_of_one_piece_in_the_midst_of_a_step(run_ranks: RunRanks) -> None:
     for rank, error in enumerate(run_ranks(4, _other_sizes)):
         expect(error, ValueError, "is of another size" if rank % 2 else "have raised an error")
@@ -187,6 +190,7 @@ def _other_objectives(rank: int, world: int) -> Any:
     return errors
 
 
+@pytest.mark.host
 def test_ranks_of_one_model_have_the_same_objectives_and_weights(run_ranks: RunRanks) -> None:
     for first, objectives, weights, last in run_ranks(4, _other_objectives):
         assert first[0] is type(None), first
@@ -285,8 +289,49 @@ def test_steps_of_several_passes(run_ranks: RunRanks) -> None:
     for place, got in run_ranks(4, _several_passes, [1.0] * 4):
         for name, piece in _piece(expected, place, 2).items():
             np.testing.assert_allclose(got[name], piece, rtol=0, atol=1e-10 * np.abs(expected[name]).max())
+
+
+@pytest.mark.host
+def test_other_weights_in_one_of_several_passes(run_ranks: RunRanks) -> None:
     for error in run_ranks(4, _several_passes, [1.0, 2.0, 1.0, 2.0]):
         expect(error, ValueError, "have the same objective and weight")
+
+
+def _found_on_the_device(rank: int, world: int, objectives: list[str], weights: list[float], names: list[str]) -> Any:
+    """A step in which all is well, one that differs between pieces, and those behind it."""
+    data, pieces = _grid(2)
+    state = moo.BucketMOO("mgda", process_group=data, model_parallel_group=pieces)
+    rows, errors = [], []
+    moo.all_reduce(torch.ones(50), state, bucket="y")  # known, as "x" is from the first step on
+    for step in range(4):
+        is_other = step == 1
+        state.objective, state.weight = objectives[rank] if is_other else rank // 2, weights[rank] if is_other else 1.0
+        row = torch.full((50,), 1.0 + rank)
+        bucket = names[rank] if is_other else "x"
+        errors.append(error_of(functools.partial(moo.all_reduce, row, state, bucket=bucket)))
+        rows.append(bool(row.isfinite().all()))
+    return rows[:2], [error[0] is type(None) for error in errors[:3]], errors[3]
+
+
+@pytest.mark.skipif(not ON_DEVICE, reason="ranks compare on the host")
+@pytest.mark.parametrize(
+    ("objectives", "weights", "names"),
+    [
+        ("aabc", [1.0] * 4, "xxxx"),
+        ("aabb", [1.0, 1.0, 1.0, 2.0], "xxxx"),
+        ("aabb", [1.0] * 4, "xyxy"),
+        ("baab", [1.0] * 4, "xxxx"),
+    ],
+    ids=["objective", "weight", "bucket", "order"],
+)
+def test_pieces_that_differ_are_an_error_of_the_step(
+    run_ranks: RunRanks, objectives: str, weights: list[float], names: str
+) -> None:
+    """Its results are NaN on all ranks of the model, and the step after the next one raises, as for any such error."""
+    for finite, quiet, last in run_ranks(4, _found_on_the_device, list(objectives), weights, list(names)):
+        assert finite == [True, False]
+        assert quiet == [True, True, True]
+        expect(last, ValueError, "ranks of model_parallel_group must .* have the same objective and weight; in step")
 
 
 def _arguments(rank: int, world: int) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tests.support import reference as ref
 
-pytestmark = pytest.mark.host
+pytestmark = pytest.mark.device
 
 LANGUAGES = ("de", "sw", "tr")
 ROUTES = {"de": (0, 1), "sw": (1, 2), "tr": (0, 2)}  # to experts

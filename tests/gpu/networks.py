@@ -6,6 +6,11 @@ from torch import nn
 CAP_MB = 0.004  # of a bucket: the model has several
 
 
+def by_layer(name: str) -> str:
+    """A scope."""
+    return name.split(".")[0]
+
+
 def network(device: str, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(3)
     layers = nn.Sequential(nn.Linear(8, 60), nn.Tanh(), nn.Linear(60, 21), nn.Tanh(), nn.Linear(21, 5))

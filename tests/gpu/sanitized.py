@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.gpu.device import DEVICE
-from tests.gpu.networks import CAP_MB, backward, network
+from tests.gpu.networks import CAP_MB, backward, by_layer, network
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OBJECTIVES = "aab"  # of the ranks: one that is of two rows, and two for three
@@ -53,8 +53,8 @@ def collectives() -> None:
     """Reductions of the default group: with and without tails, memory, sketch and weights that are kept."""
     rank = dist.get_rank()
 
-    def state(method: str | moo.Method, gramian: str | moo.Sketch = "exact") -> moo.BucketMOO:
-        return moo.BucketMOO(method, objective=OBJECTIVES[rank], gramian=gramian)
+    def state(method: str | moo.Method, gramian: str | moo.Sketch = "exact", support: bool = False) -> moo.BucketMOO:
+        return moo.BucketMOO(method, objective=OBJECTIVES[rank], gramian=gramian, support=support)
 
     for dtype in DTYPES:
         for gramian in ("exact", moo.Sketch(64)):
@@ -108,6 +108,24 @@ def collectives() -> None:
                     with contextlib.nullcontext() if number == 1 else kept_apart.accumulate(totals):
                         moo.all_reduce(row, kept_apart)
             kept_apart.report()
+    for dtype in DTYPES:
+        parted = state("mgda", support=True)
+        for n in (1, 50_001):
+            moo.all_reduce(torch.randn(n, device=DEVICE.name).to(dtype), parted)
+        parted.report()
+    for scope in ("bucket", "parameter", by_layer):
+        ddp = DistributedDataParallel(network(DEVICE.name, torch.float32), bucket_cap_mb=CAP_MB)
+        grouped = moo.register(ddp, "mgda", scope=scope, support=True, objective=OBJECTIVES[rank])
+        for step in range(3):
+            backward(ddp, 0, rank, step, DEVICE.name, torch.float32)
+        grouped.report()
+    alone = [dist.new_group([r]) for r in range(dist.get_world_size())][rank]
+    in_pieces = moo.BucketMOO("mgda", process_group=alone, model_parallel_group=dist.group.WORLD)
+    for number in range(3):
+        in_pieces.objective = f"{number}"
+        with contextlib.nullcontext() if number == 2 else in_pieces.accumulate():
+            moo.all_reduce(torch.randn(5001, device=DEVICE.name), in_pieces)
+    in_pieces.report()
     one_objective = moo.BucketMOO("mean", objective="a")
     moo.all_reduce(torch.randn(5001, device=DEVICE.name), one_objective)
     one_objective.objective = f"o{rank}"  # another K than that of the first step

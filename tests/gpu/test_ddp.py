@@ -1,5 +1,6 @@
 """The DDP hook on a GPU, several ranks: against the same run on the CPU, and its memory."""
 
+import contextlib
 import gc
 import hashlib
 import itertools
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.gpu.device import DEVICE, note
-from tests.gpu.networks import CAP_MB, backward, network
+from tests.gpu.networks import CAP_MB, backward, by_layer, network
 from tests.gpu.one_gpu import run_gpu_ranks
 from tests.support.checks import raw
 
@@ -60,6 +61,33 @@ def test_ddp_is_as_on_the_cpu(run_ranks: Runner, run_gpu_ranks: Runner, random_s
         np.testing.assert_allclose(gradient, host[key][1], atol=tolerance * scale, err_msg=str(key))
     for dtype, method in itertools.product(TOLERANCE, ("mgda", "gradvac")):
         assert device[0][dtype, method, "native"][0] == device[0][dtype, method, "python"][0]
+
+
+SCOPES: dict[str, Any] = {"bucket": "bucket", "parameter": "parameter", "layer": by_layer, "model": "model"}
+
+
+def rank_scopes(rank: int, world: int, seed: int, device: str) -> dict[str, tuple[str, Any, list[Any]]]:
+    """Of every scope, split by support: digest of the gradient, the gradient, and what parts the report has."""
+    results = {}
+    for name, scope in SCOPES.items():
+        ddp = DistributedDataParallel(network(device, torch.float64), bucket_cap_mb=CAP_MB)
+        state = moo.register(ddp, "pcgrad", objective=f"o{rank}", scope=scope, support=True, seed=5)
+        for step in range(3):
+            with state.accumulate() if step == 1 else contextlib.nullcontext():
+                backward(ddp, seed, rank, step, device, torch.float64)
+        gradient = torch.cat([p.grad.flatten() for p in ddp.parameters() if p.grad is not None]).cpu()
+        parts = [(part.index, part.group, part.parameters) for part in state.report().buckets]
+        results[name] = (hashlib.sha256(raw(gradient)).hexdigest(), gradient.numpy(), sorted(parts))
+    return results
+
+
+def test_parts_are_as_on_the_cpu(run_ranks: Runner, run_gpu_ranks: Runner, random_seed: int) -> None:
+    host = run_ranks(3, rank_scopes, random_seed, "cpu")[0]
+    device = run_gpu_ranks(3, rank_scopes, random_seed, DEVICE.name)
+    for scope, (digest, gradient, parts) in device[0].items():
+        assert all(results[scope][0] == digest for results in device), scope
+        np.testing.assert_allclose(gradient, host[scope][1], rtol=0, atol=1e-9 * np.abs(gradient).max(), err_msg=scope)
+        assert parts == host[scope][2]
 
 
 LAYERS, WIDTH, CAP = DEVICE.pick((24, 1024, 25), dry=(4, 64, 1))

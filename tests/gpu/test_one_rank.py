@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.gpu.device import DEVICE
-from tests.gpu.networks import CAP_MB, backward, network
+from tests.gpu.networks import CAP_MB, backward, by_layer, network
 from tests.gpu.one_gpu import run_gpu_ranks, run_nccl_rank
 
 __all__ = ["run_gpu_ranks", "run_nccl_rank"]  # fixtures
@@ -122,6 +122,15 @@ def rank_quiet(rank: int, world: int, seed: int) -> None:
                 ddp(x).square().mean().backward()
             ddp(x).mean().backward()
     assert state.report().step == 7
+    for scope in ("bucket", "parameter", by_layer):
+        ddp = DistributedDataParallel(network(DEVICE.name, torch.float32), bucket_cap_mb=CAP_MB)
+        state = moo.register(ddp, "mgda", objective=f"o{rank}", scope=scope, support=True)
+        for step in range(4):
+            backward(ddp, seed, rank, step, DEVICE.name, torch.float32)
+        loss = ddp(torch.randn(6, 8, device=DEVICE.name)).square().mean()
+        with DEVICE.no_waiting() if is_nccl else contextlib.nullcontext():
+            loss.backward()
+        assert state.report().step == 5
     told = moo.BucketMOO("mgda", gramian=moo.Sketch(64, lag=1))
     totals = {"a": float(world), "b": float(world)}
     for step in range(4):

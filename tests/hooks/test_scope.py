@@ -14,6 +14,8 @@ from tests.support import scopes
 from tests.support.ddp import gradient_digest, same_on_all_ranks
 from tests.support.reference import float64
 
+pytestmark = pytest.mark.device
+
 RunRanks = Callable[..., list[Any]]
 
 CAP_MB = 0.03

@@ -20,8 +20,8 @@ inline constexpr double kSmallestShare = 0x1p-100;
 struct ObjectiveName {
   std::uint64_t words[(kMaxObjectiveName + 1) / sizeof(std::uint64_t)] = {};
 
-  char* text() { return reinterpret_cast<char*>(words); }
-  const char* text() const { return reinterpret_cast<const char*>(words); }
+  BUCKET_MOO_HD char* text() { return reinterpret_cast<char*>(words); }
+  BUCKET_MOO_HD const char* text() const { return reinterpret_cast<const char*>(words); }
 };
 
 BUCKET_MOO_HD inline bool same_name(const ObjectiveName& a, const ObjectiveName& b) {
@@ -79,6 +79,7 @@ enum class StepError : std::int32_t {
   untold_objective,     ///< `culprit` has an objective that has no total
   other_total,          ///< the rows of the objective of number `culprit` do not add up to its total
   no_rows,              ///< `culprit` objectives have a total and no row
+  other_piece,          ///< place `culprit` of the ranks with other pieces of the model says something else
 };
 
 /// The scalars of a step.

@@ -20,8 +20,8 @@ class ShardedModel:
     Made at registration, before anything is changed.
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        """``root``: what ``find_sharded`` found.
+    def __init__(self, root: nn.Module, has_pieces: bool = False) -> None:
+        """``root``: what ``find_sharded`` found. ``has_pieces``: whether other ranks hold other pieces of parameters.
 
         Raises:
             TypeError: A parameter, or the dtype to reduce in, of an unsupported dtype.
@@ -36,14 +36,20 @@ class ShardedModel:
             private_torch.note_replaced(group)
         named = {parameter: name for name, parameter in root.named_parameters()}
         self.names = [[named[parameter] for parameter in private_torch.registered(group)] for _, group in self.groups]
+        self._mesh_of = private_torch.shard_mesh_of_group if has_pieces else private_torch.mesh_of_group
         self.device = self._check()
-        self.mesh = private_torch.mesh_of_group(self.groups[0][1])
+        self.mesh = self._mesh_of(self.groups[0][1])
         self.shard_group: dist.ProcessGroup = self.mesh.get_group()
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Those that are sharded."""
         for (_, group), names in zip(self.groups, self.names, strict=True):
             yield from zip(names, private_torch.sharded_parameters(group), strict=True)
+
+    def pieces(self) -> Iterator[tuple[str, bool]]:
+        """Their names, and whether other ranks hold other pieces of them than shards."""
+        for name, parameter in self.named_parameters():
+            yield name, private_torch.is_piece_beside(parameter, self.mesh)
 
     def check_not_reduced_elsewhere(self) -> None:
         """Refuses a function of the user's that reduces over replicas what is reduced over them here.
@@ -61,7 +67,7 @@ class ShardedModel:
     def _check(self) -> torch.device:
         if not self.groups:
             raise ValueError("module: fully_shard() has sharded no parameter of it")
-        meshes = [private_torch.mesh_of_group(group) for _, group in self.groups]
+        meshes = [self._mesh_of(group) for _, group in self.groups]
         for mesh, names in zip(meshes, self.names, strict=True):
             _check_mesh(mesh, names[0])
             if mesh != meshes[0]:
@@ -114,8 +120,8 @@ def _check_mesh(mesh: Any, name: str) -> None:
             f"module: parameter {name!r} is sharded over a mesh of {mesh.ndim} dimensions ({dimensions}). Of such a "
             "mesh FSDP2 hands over the mean of a shard group alone. For hybrid sharding (HSDP) shard over one "
             "dimension and give the whole mesh here: fully_shard(model, mesh=mesh['shard']), moo.register(model, "
-            "method, mesh=mesh, objectives='replicate'). Tensor parallelism beside FSDP2 is not supported: ranks that "
-            "hold other pieces of a parameter would solve for weights of their own"
+            "method, mesh=mesh, objectives='replicate'). For tensor parallelism give the group of the ranks that hold "
+            "the other pieces, which would solve for weights of their own: model_parallel_group=mesh.get_group('tp')"
         )
     if mesh.size() == 1:
         raise ValueError(
