@@ -226,7 +226,7 @@ def _dealing(rank: int, world: int, passes: int) -> Any:
     recorder = trainers.Recorder()
     trainer = _trainer(recorder, trainers.gradient_recorder(), gradient_accumulation_steps=passes)
     attached = attach(trainer, "mgda")
-    expected = list(attached._sampler)  # flat: batch i is for rank i mod world
+    expected = list(attached._sampling)  # flat: batch i is for rank i mod world
     trainer.train()
     rows = trainers.sentences(0, 12)
     size = trainer.args.per_device_train_batch_size
@@ -236,7 +236,36 @@ def _dealing(rank: int, world: int, passes: int) -> Any:
         got = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
         assert got == examples, number
         step, pass_ = divmod(number, passes)
-        assert attached._sampler.objective(step, pass_, rank) == trainers.language_of(batch)
+        assert attached._sampling.objective(step, pass_, rank) == trainers.language_of(batch)
+
+
+def _streaming(rank: int, world: int, passes: int, layout: str) -> Any:
+    trainers.rank_environment(rank, world)
+    recorder, gradients = trainers.Recorder(), trainers.gradient_recorder()
+    trainer = _trainer(recorder, gradients, gradient_accumulation_steps=passes)
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset().map(lambda row: {**row, "other": "text"})
+    attached = attach(trainer, "mgda", layout=layout, objectives=trainers.LANGUAGES)
+    trainer.train()
+    batches = [[tuple(ids[ids > 0].tolist()) for ids in batch["input_ids"]] for batch in recorder.batches]
+    languages = [trainers.language_of(batch) for batch in recorder.batches[: 3 * passes]]
+    assert len(gradients.steps) == 3
+    return languages, batches[: 3 * passes], attached.report().objectives
+
+
+@pytest.mark.parametrize(("passes", "layout"), [(2, "ranks"), (4, "passes")])
+def test_a_stream_is_dealt_by_objective(run_ranks: Runner, passes: int, layout: str) -> None:
+    (first, mine, objectives), (second, other, _) = run_ranks(2, _streaming, passes, layout)
+    assert objectives == tuple(sorted(trainers.LANGUAGES))
+    for step in range(3):
+        of_step = slice(step * passes, (step + 1) * passes)
+        assert {*first[of_step], *second[of_step]} == {*trainers.LANGUAGES}
+    assert (first == second) == (layout == "passes")
+    seen = [example for batch in (*mine, *other) for example in batch]
+    assert len(seen) == 3 * passes * 2 * 2  # steps, passes, ranks, examples of a batch
+    known = {tuple(row["input_ids"]) for row in trainers.sentences(0, 12)}
+    assert known >= {*seen}
+    if passes == 2:
+        assert len({*seen}) == len(seen)  # of 12 a language, which two ranks share, 6 are read
 
 
 def test_accelerate_deals_batches_as_the_sampler_assumes(run_ranks: Runner) -> None:

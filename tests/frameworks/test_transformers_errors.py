@@ -95,7 +95,7 @@ def _bad_trainers(folder: str) -> None:
     _refused(trainer, ValueError, "no train_dataset")
     rows = Dataset.from_list(trainers.sentences(0, 4))
     trainer.train_dataset = rows.to_iterable_dataset()
-    _refused(trainer, NotImplementedError, "train_dataset is iterable")
+    _refused(trainer, ValueError, "objectives must name what occurs in column 'language'")
     trainer.train_dataset = DatasetDict(de=rows, sw=rows)
     _refused(trainer, NotImplementedError, "join them to one with the column 'language'")
     with pytest.warns(UserWarning, match="a step has room for 2 of 4 objectives, so they take turns"):

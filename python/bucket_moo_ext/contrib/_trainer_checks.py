@@ -59,13 +59,6 @@ def check_trainer(trainer: Any, column: str) -> None:
             "train_dataset is a dict of data sets, which the trainer samples itself; join them to one with the column "
             f"{column!r}"
         )
-    if isinstance(trainer.train_dataset, torch.utils.data.IterableDataset) or not hasattr(
-        trainer.train_dataset, "__len__"
-    ):
-        raise NotImplementedError(
-            "train_dataset is iterable, without a length: Accelerate cuts such batches across ranks. Give a data set "
-            "that can be indexed, or use bucket_moo_ext.data.ObjectiveStream in a loop of your own"
-        )
     if str(getattr(args, "batch_sampler", "batch_sampler")).rsplit(".", 1)[-1].lower() != "batch_sampler":
         raise ValueError(
             f"batch_sampler={args.batch_sampler!r}: attach() samples by objective itself; leave it at 'batch_sampler'"

@@ -4,6 +4,10 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
+from bucket_moo_ext.data import ObjectiveSampler, ObjectiveStream
+
 KEY = "bucket_moo_objective"
 """Under this a batch has the name of its objective."""
 
@@ -71,6 +75,35 @@ def parts_of(dataset: Any, column: str) -> dict[str, Any]:
     for place, name in enumerate(labels_of(dataset, column)):
         places.setdefault(name, []).append(place)
     return {name: dataset.select(places[name]) for name in sorted(places)}
+
+
+def sampling_of(
+    trainer: Any, column: str, objectives: Sequence[str] | None, layout: str, shares: Any, seed: int
+) -> ObjectiveSampler | ObjectiveStream:
+    """Where batches of one objective come from: an order of the data set, or what deals a stream.
+
+    Raises:
+        TypeError, ValueError: Bad labels, ``shares`` or ``objectives``.
+    """
+    args, dataset = trainer.args, trainer.train_dataset
+    size = args.train_batch_size
+    options: dict[str, Any] = {
+        "per": "rank" if layout == "ranks" else "pass",
+        "passes": args.gradient_accumulation_steps,
+        "shares": shares,
+        "world_size": args.world_size,
+    }
+    if hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset):
+        return ObjectiveSampler(labels_of(dataset, column), size, objectives=objectives, seed=seed, **options)
+    if objectives is None:
+        raise ValueError(
+            f"objectives must name what occurs in column {column!r}, since train_dataset has no length and is not read "
+            'ahead: objectives=("de", "sw")'
+        )
+    name_of = namer_of(dataset, column)
+    return ObjectiveStream(
+        dataset, lambda row: name_of(row[column]), objectives, size, args.max_steps, rank=args.process_index, **options
+    )
 
 
 class UnlabelledCollator:

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -26,12 +26,12 @@ from bucket_moo_ext.contrib._trainer_data import (
     KEY,
     LabelledCollator,
     UnlabelledCollator,
-    labels_of,
     namer_of,
     parts_of,
+    sampling_of,
 )
 from bucket_moo_ext.contrib._trainer_report import metrics_of
-from bucket_moo_ext.data import ObjectiveSampler
+from bucket_moo_ext.data import ObjectiveSampler, ObjectiveStream
 
 try:
     import transformers
@@ -58,6 +58,7 @@ def attach(
     weight: SupportsFloat | Callable[[Mapping[str, Any]], SupportsFloat] | None = None,
     layout: str = "ranks",
     shares: Any = "round_robin",
+    objectives: Sequence[str] | None = None,
     gramian: str | moo.Sketch = "exact",
     scope: str | Callable[[str], str | int] = "bucket",
     support: bool = False,
@@ -81,14 +82,16 @@ def attach(
     over examples, and every pass weighs the same.
 
     Args:
-        trainer: A ``transformers.Trainer`` or one of a subclass, not trained yet, with a ``train_dataset`` that has a
-            length.
+        trainer: A ``transformers.Trainer`` or one of a subclass, not trained yet.
         method: As for ``register``.
         objective: The column of ``train_dataset`` with each example's objective: strings, ints or a ``ClassLabel``.
         weight: Of a pass inside its objective: a number >= 0, a function of the batch, or None: its target tokens where
             the Trainer divides the loss by tokens, else 1.
         layout: "ranks" or "passes", as for ``register``.
-        shares: Which objective comes how often, as for ``bucket_moo_ext.data.ObjectiveSampler``.
+        shares: Which objective comes how often, as for ``bucket_moo_ext.data.ObjectiveSampler``, or of a
+            ``train_dataset`` without a length as for ``ObjectiveStream``.
+        objectives: The names that occur in the column: needed for a ``train_dataset`` without a length, which every
+            rank then reads whole, in its order. None: all that occur.
         gramian, scope, support, private_scale: As for ``register``.
         seed: Of the order of examples and of the method's random choices; None: the Trainer's ``data_seed``, or else
             its ``seed``.
@@ -130,18 +133,9 @@ def attach(
     }
     checked = moo.BucketMOO(**options)  # type: ignore[arg-type]  # or raises
     check_trainer(trainer, objective)
-    labels = labels_of(trainer.train_dataset, objective)
-    check_room(trainer, checked.layout, len(set(labels)))
-    sampler = ObjectiveSampler(
-        labels,
-        args.train_batch_size,
-        per="rank" if checked.layout == "ranks" else "pass",
-        passes=args.gradient_accumulation_steps,
-        shares=shares,
-        world_size=args.world_size,
-        seed=int(seed),
-    )
-    attached = Attached(trainer, objective, labels, sampler, options, weight, log_every, evaluate_objectives)
+    sampling = sampling_of(trainer, objective, objectives, checked.layout, shares, int(seed))
+    check_room(trainer, checked.layout, len(sampling.objectives))
+    attached = Attached(trainer, objective, sampling, options, weight, log_every, evaluate_objectives)
     kind = type(trainer)
     trainer._bucket_moo = attached
     trainer.__class__ = type(
@@ -155,25 +149,24 @@ class Attached:
     """What ``attach`` has put on a trainer.
 
     Attributes:
-        objectives: The names that occur in the column, sorted.
+        objectives: The names that occur in the column.
     """
 
     def __init__(
         self,
         trainer: Any,
         column: str,
-        labels: list[str],
-        sampler: ObjectiveSampler,
+        sampling: ObjectiveSampler | ObjectiveStream,
         options: dict[str, Any],
         weight: Any,
         log_every: int,
         evaluates: bool,
     ) -> None:
         """By ``attach``; ``options``: of ``register``."""
-        self.objectives: tuple[str, ...] = tuple(sorted(set(labels)))
+        self.objectives: tuple[str, ...] = tuple(map(str, sampling.objectives))
         self._trainer = trainer
         self._column = column
-        self._sampler = sampler
+        self._sampling = sampling
         self._options = options
         self._weight = weight
         self._log_every = log_every
@@ -262,7 +255,7 @@ class _Events(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The order of the epoch, also where Accelerate skips batches of it, and passes of a step cut off."""
-        self._attached._sampler.set_epoch(int(state.epoch or 0))
+        self._attached._sampling.set_epoch(int(state.epoch or 0))
         self._attached.state.discard()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -290,13 +283,15 @@ class _ConflictAware:
         if (column := self._bucket_moo._column) not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, column]
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> ObjectiveSampler:
-        return self._bucket_moo._sampler
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> ObjectiveSampler | ObjectiveStream:
+        return self._bucket_moo._sampling
 
     def get_batch_sampler(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Of sentence-transformers' trainers, which ask for no sampler."""
         if dataset is self.train_dataset:
-            return torch.utils.data.BatchSampler(self._bucket_moo._sampler, self.args.train_batch_size, drop_last=False)
+            return torch.utils.data.BatchSampler(
+                self._bucket_moo._sampling, self.args.train_batch_size, drop_last=False
+            )
         return super().get_batch_sampler(dataset, *args, **kwargs)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
@@ -304,7 +299,16 @@ class _ConflictAware:
         column = self._bucket_moo._column
         name_of = namer_of(self.train_dataset, column)
         with self._collating(LabelledCollator(self.data_collator, column, name_of)):
-            return super().get_train_dataloader()  # type: ignore[misc]
+            loader = super().get_train_dataloader()  # type: ignore[misc]
+        if not isinstance(self._bucket_moo._sampling, ObjectiveStream):
+            return loader
+        return torch.utils.data.DataLoader(  # which Accelerate is not to cut once more
+            self._bucket_moo._sampling,
+            batch_size=self.args.train_batch_size,
+            collate_fn=loader.collate_fn,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Batches without the column."""
