@@ -84,19 +84,19 @@ def test_a_resumed_run_has_the_same_bits(
     assert results == [([], (buckets, 9))] * 2
 
 
-def _resumed_alone(folder: str) -> None:
+def _resumed_alone(folder: str, streams: bool) -> None:
     trainers.no_hub()
-    options: dict[str, Any] = {
-        "max_steps": 6,
-        "gradient_accumulation_steps": 4,
-        "save_strategy": "steps",
-        "save_steps": 3,
-    }
-    whole = _trainer(folder, **options)
-    attach(whole, moo.GradVac())
+    options: dict[str, Any] = {"max_steps": 6, "gradient_accumulation_steps": 4, "save_strategy": "steps"}
+
+    def trainer_of() -> tuple[Any, Attached]:
+        trainer = _trainer(folder, save_steps=3, **options)
+        if streams:
+            trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+        return trainer, attach(trainer, moo.GradVac(), objectives=trainers.LANGUAGES)
+
+    whole, _ = trainer_of()
     whole.train()
-    resumed = _trainer(folder, **options)
-    attached = attach(resumed, moo.GradVac())
+    resumed, attached = trainer_of()
     (Path(folder) / "checkpoint-6").rename(Path(folder) / "done")
     resumed.train(resume_from_checkpoint=True)
     assert attached.state.step == 6
@@ -104,8 +104,9 @@ def _resumed_alone(folder: str) -> None:
         assert torch.equal(a, b), name
 
 
-def test_a_resumed_run_of_one_process_has_the_same_bits(alone: Callable[..., Any]) -> None:
-    alone(_resumed_alone)
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_resumed_run_of_one_process_has_the_same_bits(alone: Callable[..., Any], streams: bool) -> None:
+    alone(_resumed_alone, streams)
 
 
 def _resumed_without_state(folder: str) -> None:
