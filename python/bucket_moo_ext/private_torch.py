@@ -175,6 +175,17 @@ def sharded_parameters(group: Any) -> list[nn.Parameter]:
     return [parameter.sharded_param for parameter in group.fsdp_params]
 
 
+def note_replaced(group: Any) -> None:
+    """Has a group take the parameters that its modules have now, as it does itself before the first forward pass.
+
+    They are others than those that were sharded where a checkpoint was loaded with ``assign=True``, say.
+    """
+    for parameter in group.fsdp_params if group.is_sharded else ():
+        info = parameter._module_info
+        if getattr(info.module, info.param_name) is not parameter.sharded_param:
+            parameter.reset_sharded_param()
+
+
 def whole_numel(group: Any, world: int) -> int:
     """Elements, padding included, that a group's reduce-scatter takes if every trained parameter has a gradient."""
     trained = [parameter for parameter in group.fsdp_params if parameter.sharded_param.requires_grad]

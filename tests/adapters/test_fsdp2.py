@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from tests.support.sharded import (
     Reference,
@@ -18,6 +19,7 @@ from tests.support.sharded import (
     full,
     groups_of,
     loss_of,
+    mesh_of,
     shard,
     tokens_of,
 )
@@ -192,6 +194,32 @@ def _parts(model: Transformer) -> list[Any]:
 
 def test_the_mean_is_plain_fsdp2(run_ranks: Runner, random_seed: int) -> None:
     run_ranks(4, _options, random_seed)
+
+
+def _replaced(rank: int, world: int, seed: int) -> None:
+    """Sharded on the meta device, and then given parameters: new ones, as transformers loads models."""
+    torch.manual_seed(seed)
+    expected = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
+    mesh = mesh_of(world)
+    fully_shard(model, mesh=mesh)
+    whole = expected.state_dict()
+    for name, values in whole.items():
+        part, _, own = name.rpartition(".")
+        shards = distribute_tensor(values, mesh, [Shard(0)])
+        model.get_submodule(part).register_parameter(own, torch.nn.Parameter(shards))
+    state = moo.register(model, "mean")
+    inputs = torch.randn(world, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    model(inputs[rank]).square().mean().backward()
+    expected(inputs.flatten(0, 1)).square().mean().backward()
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(full(model.get_parameter(name).grad), parameter.grad)
+    assert sorted(state.report().buckets[0].parameters) == sorted(whole)
+
+
+def test_parameters_that_were_replaced_after_sharding(run_ranks: Runner, random_seed: int) -> None:
+    run_ranks(2, _replaced, random_seed)
 
 
 def _bfloat16(rank: int, world: int, seed: int) -> None:

@@ -79,6 +79,21 @@ NOT_RUN = (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/fsdp2/finetune.py --layout passes",
         "tests/examples/test_fsdp2_example.py runs it",
     ),
+    ('pip install --no-build-isolation ".[trl]"', "downloads"),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/frameworks/transformers_finetune.py",
+        "tests/frameworks/test_transformers_examples.py runs it",
+    ),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/frameworks/trl_sft.py",
+        "tests/frameworks/test_transformers_examples.py runs it",
+    ),
+    ("python examples/frameworks/tasks_sft.py", "tests/frameworks/test_transformers_examples.py runs it"),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/frameworks/replay.py",
+        "tests/frameworks/test_transformers_examples.py runs it",
+    ),
+    ("python examples/multilingual/corpus.py de hu tr ja", "downloads"),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),

@@ -32,6 +32,8 @@ class ShardedModel:
         private_torch.check_sharded_version()
         self.root = root
         self.groups = _groups_of(root)
+        for _, group in self.groups:
+            private_torch.note_replaced(group)
         named = {parameter: name for name, parameter in root.named_parameters()}
         self.names = [[named[parameter] for parameter in private_torch.registered(group)] for _, group in self.groups]
         self._mesh_of = private_torch.shard_mesh_of_group if has_pieces else private_torch.mesh_of_group
