@@ -120,7 +120,7 @@ test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-races test-emu
 test-quick: $(STAMP)/extension $(STAMP)/dev ## Run what a change in Python is tested with, in under two minutes (ARGS=tests/...)
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not build and not slow" $(ARGS)
 
-test-all: test ## Run all tests, and what has a nightly size at that size
+test-all: test test-frameworks ## Run all tests, with the trainers too, and what has a nightly size at that size
 	@echo "== nightly sizes"
 	@$(TREE)/tests/cpp/test_methods 12 && $(TREE)/tests/cpp/sweep_certificates 100000 20260601
 	@BUCKET_MOO_NIGHTLY=1 $(BIN)/python -m pytest -m nightly
