@@ -13,9 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 pytest.importorskip("deepspeed", reason="needs requirements/frameworks.txt")
 
+from tests.frameworks import deepspeed_engines as engines  # first: it sets up DeepSpeed
+
+# isort: split
 from bucket_moo_ext.contrib.deepspeed import register
 
-from tests.frameworks import deepspeed_engines as engines
 from tests.support.ddp import assert_close, assert_mgda, batch_of, digest, loss_of, same_on_all_ranks
 
 Runner = Callable[..., list[Any]]
@@ -126,7 +128,7 @@ def train_beside_ddp(rank: int, world: int, config: dict[str, Any], method: str,
 @pytest.mark.parametrize(("method", "passes", "stage"), [("mgda", 3, 2), ("cagrad", 1, 2), ("upgrad", 2, 1)])
 def test_trains_as_ddp_does(run_ranks: Runner, method: str, passes: int, stage: int) -> None:
     for error, way in run_ranks(2, train_beside_ddp, {"stage": stage}, method, passes):
-        assert error <= 1e-4 * way
+        assert error <= 1e-5 * way
 
 
 def mean_and_plain(rank: int, world: int) -> list[list[Any]]:
