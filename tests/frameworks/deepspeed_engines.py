@@ -34,22 +34,26 @@ def model_of(seed: int) -> nn.Module:
     return mlp(seed, torch.float32, SIZES)
 
 
+def config_of(passes: int, more: dict[str, Any] | None = None, **zero: Any) -> dict[str, Any]:
+    """``zero``: entries of ``zero_optimization``; ``more``: those beside it."""
+    return {
+        "train_micro_batch_size_per_gpu": 6,
+        "gradient_accumulation_steps": passes,
+        "gradient_clipping": 0.0,  # the default is 1
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        **(more or {}),
+    }
+
+
 def engine_of(model: nn.Module, rate: float = 0.0, passes: int = 1, **config: Any) -> Any:
-    """An engine with SGD. ``config``: ``zero_optimization``'s entries, and ``more`` with others beside it."""
+    """An engine with SGD."""
     os.environ.setdefault("LOCAL_RANK", "0")
-    more = config.pop("more", {})
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=rate),
-        config={
-            "train_micro_batch_size_per_gpu": 6,
-            "gradient_accumulation_steps": passes,
-            "gradient_clipping": 0.0,  # the default is 1
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": config,
-            **more,
-        },
+        config=config_of(passes, **config),
         dist_init_required=False,
     )
     return engine

@@ -159,7 +159,12 @@ def test_an_engine_that_is_not_registered_averages_and_mean_is_that_average(run_
 
 def one_row(rank: int, world: int) -> list[Any]:
     found = []
-    for stage, context in ((1, "no_sync"), (0, "no_sync"), (1, "coalesce_grad_reduction"), (2, "coalesce_grad_reduction")):
+    for stage, context in (
+        (1, "no_sync"),
+        (0, "no_sync"),
+        (1, "coalesce_grad_reduction"),
+        (2, "coalesce_grad_reduction"),
+    ):
         engine = engines.engine_of(engines.model_of(4), passes=2, stage=stage)
         state = register(engine, "mgda", objective="ab"[rank])
         batches = [batch_of(4, rank, engines.seed_of(0, number), sizes=engines.SIZES) for number in range(2)]

@@ -48,7 +48,21 @@ _REFUSED: tuple[tuple[Callable[[Any], bool], str], ...] = (
         lambda engine: not engine.enable_backward_allreduce,
         "an optimizer that communicates itself (1-bit Adam and the like)",
     ),
+    (
+        lambda engine: engine.zero_optimization_stage() == 1 and _offload(engine) != "none",
+        '"offload_optimizer" with ZeRO-1, which keeps gradients of earlier passes on the CPU: use ZeRO-2 or 3',
+    ),
+    (
+        lambda engine: _offload(engine) not in ("none", "cpu"),
+        '"offload_optimizer" to another device than "cpu"',
+    ),
 )
+
+
+def _offload(engine: Any) -> str:
+    """Where ZeRO keeps the optimizer."""
+    config = engine.zero_offload_optimizer()
+    return "none" if config is None else str(getattr(config.device, "value", config.device))
 
 
 def check_engine(engine: Any, zero: tuple[type, ...]) -> None:
@@ -58,7 +72,9 @@ def check_engine(engine: Any, zero: tuple[type, ...]) -> None:
         TypeError: It is no engine.
         NotImplementedError: A feature, named, with the reason.
     """
-    if not all(hasattr(engine, name) for name in ("backward", "is_gradient_accumulation_boundary", "zero_optimization")):
+    if not all(
+        hasattr(engine, name) for name in ("backward", "is_gradient_accumulation_boundary", "zero_optimization")
+    ):
         raise TypeError(f"engine must be what deepspeed.initialize() returns first; got {type(engine).__name__}")
     for is_there, reason in _REFUSED:
         if is_there(engine):

@@ -34,7 +34,7 @@ except ImportError as error:
 
 __all__ = ["PRIVATE", "register"]
 
-PRIVATE = {
+PRIVATE: dict[str, dict[str, tuple[str, ...]]] = {
     "engine": {
         "allreduce_gradients": ("bucket_size",),
         "allreduce_bucket": ("bucket", "dp_group", "dp_world_size"),
@@ -264,7 +264,7 @@ def _scatter_partitions(optimizer: Any, steps: _Steps) -> None:
         offset = 0
         for parameter, size in zip(params_to_reduce, sizes, strict=True):
             assert parameter.grad is not None
-            for shard, piece in zip(shards, parameter.grad.flatten().split(size), strict=False):
+            for shard, piece in zip(shards, torch.split(parameter.grad.flatten(), size), strict=False):
                 shard[offset : offset + piece.numel()].copy_(piece)
             offset += size
         output = torch.empty_like(shards[rank])
@@ -272,7 +272,7 @@ def _scatter_partitions(optimizer: Any, steps: _Steps) -> None:
         steps.reduce_scatter(output, shards.view(-1), bucket)
         output = output.to(optimizer.gradient_accumulation_dtype)
         pieces = []
-        for parameter, partition, size in zip(params_to_reduce, output.split(sizes), sizes, strict=True):
+        for parameter, partition, size in zip(params_to_reduce, torch.split(output, sizes), sizes, strict=True):
             assert parameter.grad is not None
             pieces.append(partition[: max(0, min(size, parameter.grad.numel() - rank * size))])
         return pieces
@@ -281,12 +281,12 @@ def _scatter_partitions(optimizer: Any, steps: _Steps) -> None:
 
 
 def _reduce_whole(engine: Any, steps: _Steps) -> None:
-    """ZeRO-0, and ZeRO-1 with bf16 parameters and fp32 gradients: the engine all-reduces all gradients, in one order."""
+    """ZeRO-0, and ZeRO-1 with bf16 parameters and fp32 gradients: the engine all-reduces all of them, in one order."""
     number = 0
 
     def reduce(bucket: list[torch.Tensor], dp_group: Any, dp_world_size: float | None = None) -> torch.Tensor:
         nonlocal number
-        flat = engine.flatten(bucket)
+        flat: torch.Tensor = engine.flatten(bucket)
         sent = flat.to(engine.communication_data_type)
         steps.all_reduce(sent, f"gradients {number} ({len(bucket)} tensors)")
         number += 1
