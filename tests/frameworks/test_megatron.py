@@ -32,8 +32,8 @@ Gradients = dict[str, np.ndarray]
 
 def on_cpu(world: int) -> None:
     """Megatron's groups over all ranks, and its buffers in host memory."""
-    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment]
-    torch.cuda.current_stream = lambda *_: SimpleNamespace(wait_event=lambda _: None)  # type: ignore[assignment, return-value]
+    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    torch.cuda.current_stream = lambda *_: SimpleNamespace(wait_event=lambda _: None)  # type: ignore[assignment]
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel()
 
