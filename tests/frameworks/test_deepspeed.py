@@ -9,6 +9,7 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 pytest.importorskip("deepspeed", reason="needs requirements/frameworks.txt")
@@ -18,7 +19,7 @@ from tests.frameworks import deepspeed_engines as engines  # first: it sets up D
 # isort: split
 from bucket_moo_ext.contrib.deepspeed import register
 
-from tests.support.ddp import assert_close, assert_mgda, batch_of, digest, loss_of, same_on_all_ranks
+from tests.support.ddp import assert_close, assert_mgda, batch_of, digest, gradients, loss_of, same_on_all_ranks
 
 Runner = Callable[..., list[Any]]
 
@@ -195,6 +196,26 @@ def test_passes_without_a_reduction_are_one_row(run_ranks: Runner) -> None:
         rows.append(np.concatenate([p.grad.flatten().numpy() for p in model.parameters() if p.grad is not None]))
     for found in run_ranks(2, one_row)[0]:
         assert_mgda(np.stack(rows), np.concatenate(list(found.values())), 2e-6)
+
+
+def reduce_in_two_levels(rank: int, world: int) -> list[engines.Gradients]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("node", "rank"))
+    found = []
+    for stage in (2, 3):
+        engine = engines.engine_of(engines.model_of(8), stage=stage)
+        register(engine, "mgda", objective="ab"[rank // 2], mesh=mesh, objectives="node")
+        engine.backward(engines.loss_on(engine, batch_of(8, rank, 0, sizes=engines.SIZES)))
+        found.append(engines.whole_gradients(engine))
+    return found
+
+
+def test_a_language_a_node(run_ranks: Runner) -> None:
+    model = engines.model_of(8).double()
+    by_rank = [gradients(model, lambda m, r=r: loss_of(m, batch_of(8, r, 0, sizes=engines.SIZES))) for r in range(4)]  # type: ignore[misc]
+    rows = np.stack([np.concatenate(list(row.values())) for row in by_rank]).reshape(2, 2, -1).mean(1)
+    for rank in run_ranks(4, reduce_in_two_levels):
+        for found in rank:
+            assert_mgda(rows, np.concatenate(list(found.values())), 2e-6)
 
 
 METHODS = {"pcgrad": moo.PCGrad, "gradvac": moo.GradVac}
