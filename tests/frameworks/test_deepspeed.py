@@ -50,6 +50,8 @@ CASES: dict[str, tuple[int, dict[str, Any], list[list[str]]]] = {
     "2": (1, {"stage": 2, **SMALL}, AS_THEY_COME),
     "2, one bucket": (1, {"stage": 2}, ALL),
     "2, reduce_scatter off": (1, {"stage": 2, "reduce_scatter": False, **SMALL}, AS_THEY_COME),
+    "2, sum": (2, {"stage": 2, "more": {"gradient_allreduce_op": "sum"}}, ALL),
+    "2, fp16": (2, {"stage": 2, "more": {"fp16": {"enabled": True, "initial_scale_power": 4}}}, ALL),
     "2, passes": (3, {"stage": 2, **SMALL}, AS_THEY_COME),
     "2, passes, overlap_comm": (3, {"stage": 2, "overlap_comm": True, **SMALL}, AS_THEY_COME),
     "2, passes, not contiguous": (2, {"stage": 2, "contiguous_gradients": False, **SMALL}, AS_THEY_COME),
@@ -63,6 +65,8 @@ CASES: dict[str, tuple[int, dict[str, Any], list[list[str]]]] = {
     "3, passes, bf16": (2, {"stage": 3, **SMALL, **BF16}, BY_LAYER),
 }
 STEPS = 2
+SCALE = {"2, sum": 2.0, "2, fp16": 2.0**4}
+"""What gradients are multiplied by: a sum over ranks, a loss scale."""
 
 
 def run_cases(rank: int, world: int) -> dict[str, list[engines.Gradients]]:
@@ -87,20 +91,32 @@ def gradients_of_cases() -> list[Any]:
 def test_every_bucket_gets_the_shortest_vector(gradients_of_cases: list[Any], name: str, run_ranks: Runner) -> None:
     number, (passes, config, buckets) = list(CASES).index(name), CASES[name]
     reference = engines.model_of(number)
-    is_bf16 = "bf16" in config.get("more", {})
-    reference = (reference.bfloat16() if is_bf16 else reference).double()
+    short = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    (dtype,) = [short[key] for key in config.get("more", {}) if key in short] or [torch.float32]
+    reference = reference.to(dtype).double()
     for step in range(STEPS):
         by_objective = engines.objective_gradients(reference, 2, number, step, passes)
         found = [rank[name][step] for rank in gradients_of_cases]
         for parameter in found[0]:
             np.testing.assert_array_equal(found[0][parameter], found[1][parameter])
         for bucket in buckets:
-            rows = engines.stack(by_objective, bucket)
+            rows = SCALE.get(name, 1.0) * engines.stack(by_objective, bucket)
             got = np.concatenate([found[0][parameter] for parameter in bucket])
-            if is_bf16:
+            if dtype != torch.float32:
                 assert_close(got, moo.aggregate(torch.from_numpy(rows), "mgda").numpy(), 0.03, f"{step}, {bucket}")
             else:
                 assert_mgda(rows, got, 2e-6, f"step {step}, {bucket}")
+
+
+def test_one_process(run_ranks: Runner) -> None:
+    (found,) = run_ranks(1, run_cases)
+    for number, (name, (passes, config, buckets)) in enumerate(CASES.items()):
+        if "more" in config:
+            continue
+        by_objective = engines.objective_gradients(engines.model_of(number).double(), 1, number, 0, passes)
+        for bucket in buckets:
+            got = np.concatenate([found[name][0][parameter] for parameter in bucket])
+            assert_mgda(engines.stack(by_objective, bucket), got, 2e-6, f"{name}, {bucket}")
 
 
 def train_beside_ddp(rank: int, world: int, config: dict[str, Any], method: str, passes: int) -> list[float]:
@@ -216,6 +232,31 @@ def test_a_language_a_node(run_ranks: Runner) -> None:
     for rank in run_ranks(4, reduce_in_two_levels):
         for found in rank:
             assert_mgda(rows, np.concatenate(list(found.values())), 2e-6)
+
+
+def reduce_by_passes(rank: int, world: int) -> list[engines.Gradients]:
+    found = []
+    for stage in range(4):
+        engine = engines.engine_of(engines.model_of(9), passes=3, stage=stage)
+        state = register(engine, "mgda", layout="passes")
+        for number, objective in enumerate(engines.OBJECTIVES):
+            state.objective = objective
+            engine.backward(engines.loss_on(engine, batch_of(9, rank, number, sizes=engines.SIZES)))
+            if number < 2:
+                engine.step()
+        found.append(engines.whole_gradients(engine))
+    return found
+
+
+def test_an_objective_a_pass(run_ranks: Runner) -> None:
+    model = engines.model_of(9).double()
+    rows = [
+        [gradients(model, lambda m, r=r, k=k: loss_of(m, batch_of(9, r, k, sizes=engines.SIZES))) for r in range(2)]  # type: ignore[misc]
+        for k in range(3)
+    ]
+    stacked = np.stack([[np.concatenate(list(row.values())) for row in of_pass] for of_pass in rows]).mean(1)
+    for found in run_ranks(2, reduce_by_passes)[0]:
+        assert_mgda(stacked, np.concatenate(list(found.values())), 2e-6)
 
 
 METHODS = {"pcgrad": moo.PCGrad, "gradvac": moo.GradVac}

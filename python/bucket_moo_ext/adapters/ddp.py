@@ -103,7 +103,9 @@ def _what_else(module: object) -> str:
     if inner is not module:
         got += f" around {type(inner).__name__}"
     if what := _wrapper_of(inner):
-        return f"{got}: {what}, and that is not supported here; use DistributedDataParallel(model) or fully_shard(model)"
+        return (
+            f"{got}: {what}, and that is not supported here; use DistributedDataParallel(model) or fully_shard(model)"
+        )
     if isinstance(inner, nn.Module):
         for path, part in inner.named_modules():
             if _has_ddp(part):

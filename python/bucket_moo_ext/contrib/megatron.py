@@ -60,7 +60,7 @@ def register(
 
     Args:
         module: ``megatron.core.distributed.DistributedDataParallel``, with ``use_distributed_optimizer``. In
-            Megatron-Bridge a post-wrap hook gets it.
+            Megatron-Bridge a post-wrap hook gets a list with it.
         method, objective, weight, gramian, layout, seed: As for ``moo.BucketMOO``.
 
     Returns:
