@@ -63,8 +63,8 @@ class DeviceParts {
   /// Whether it was made for such a bucket.
   bool fits(const Sections& sections, std::int64_t shard_size, std::int64_t tail_size) const;
 
-  /// Room for so many objectives: in rows of sums, and in what ranks send each other. What is known of the parts is from
-  /// now on that of step `begun`.
+  /// Room for so many objectives: in rows of sums, and in what ranks send each other. What is known of the parts is
+  /// from now on that of step `begun`.
   void begin(int rows, int limit, std::int64_t begun);
   std::int64_t begun() const { return begun_; }
 

@@ -60,8 +60,8 @@ struct StepRules {
 /// Calls are collective: every rank, same order, one thread at a time.
 class DeviceStep {
  public:
-  /// `exchange`: of all ranks; must outlive the step, as must `pieces`, of those with other pieces of the model. `grid`:
-  /// of all ranks, or none.
+  /// `exchange`: of all ranks; must outlive the step, as must `pieces`, of those with other pieces of the model.
+  /// `grid`: of all ranks, or none.
   DeviceStep(const DeviceExchange& exchange, c10::Device device, StepRules rules, RankGrid grid,
              const DeviceExchange& pieces);
   DeviceStep(const DeviceStep&) = delete;

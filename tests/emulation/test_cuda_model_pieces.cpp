@@ -1,5 +1,5 @@
-// What ranks with other pieces of a model say of a bucket: the same where all is the same, and an error of the step where
-// anything differs.
+// What ranks with other pieces of a model say of a bucket: the same where all is the same, and an error of the step
+// where anything differs.
 #include <cuda_runtime.h>
 
 #include <bucket_moo/limits.hpp>

@@ -94,6 +94,15 @@ NOT_RUN = (
         "tests/frameworks/test_transformers_examples.py runs it",
     ),
     ("python examples/multilingual/corpus.py de hu tr ja", "downloads"),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/frameworks/deepspeed_finetune.py",
+        "downloads; tests/frameworks/test_loop_examples.py runs it",
+    ),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/frameworks/accelerate_finetune.py",
+        "downloads; tests/frameworks/test_loop_examples.py runs it",
+    ),
+    ("DS_BUILD_OPS=0 pip install deepspeed==0.19.8", "downloads"),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),

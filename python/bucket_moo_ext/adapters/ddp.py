@@ -17,8 +17,8 @@ _INSIDE = ("_forward_module", "_orig_mod")
 _OTHER_WRAPPERS = {
     ("torch.distributed._composable", "ReplicateModule"): "FSDP2's replicate() made it, which takes no hook",
     ("torch.nn.parallel", "DataParallel"): "it has one process for all devices",
-    ("deepspeed", "DeepSpeedEngine"): "it is DeepSpeed's",
-    ("megatron", "DistributedDataParallel"): "it is Megatron's",
+    ("deepspeed", "DeepSpeedEngine"): "it is DeepSpeed's, for which there is bucket_moo_ext.contrib.deepspeed",
+    ("megatron", "DistributedDataParallel"): "it is Megatron's, for which there is bucket_moo_ext.contrib.megatron",
     ("apex", "DistributedDataParallel"): "it is Apex's",
 }
 
@@ -103,7 +103,9 @@ def _what_else(module: object) -> str:
     if inner is not module:
         got += f" around {type(inner).__name__}"
     if what := _wrapper_of(inner):
-        return f"{got}: {what}, and that is not supported; use DistributedDataParallel(model) or fully_shard(model)"
+        return (
+            f"{got}: {what}, and that is not supported here; use DistributedDataParallel(model) or fully_shard(model)"
+        )
     if isinstance(inner, nn.Module):
         for path, part in inner.named_modules():
             if _has_ddp(part):
