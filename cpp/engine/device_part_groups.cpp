@@ -66,9 +66,6 @@ void DeviceBackend::close_parts(const PlacedReduction& call, const std::shared_p
                            .names_in_key = has_own_keys(grouping),
                            .key = is_one_group ? std::optional(key_of_group(grouping, call.index)) : std::nullopt});
   aside->bytes += rows.parts->capacity();
-  if (!groups_span_buckets(call.line)) {
-    aside->bytes += rows.parts->groups().at(0).problems->capacity();
-  }
   if (groups_span_buckets(call.line)) {
     for (std::size_t p = 0; p < call.bucket.size(); ++p) {
       PartGroup& group = open_group(rows.groups[p]);
@@ -78,9 +75,11 @@ void DeviceBackend::close_parts(const PlacedReduction& call, const std::shared_p
       }
     }
   } else {
+    const DeviceProblems& problems = *rows.parts->groups().at(0).problems;
+    aside->bytes += problems.capacity();
     PartSolve solve = part_solve();
     solve.state = memory_of_group(call.bucket);
-    collective_.solve_parts(*rows.parts->groups().at(0).problems, rows.tile, solve, /*is_fresh=*/true);
+    collective_.solve_parts(problems, rows.tile, solve, /*is_fresh=*/true);
   }
   if (is_solved(call.line, rows)) {
     combine_parts(call, rows, /*is_fresh=*/true);
