@@ -68,6 +68,11 @@ def is_in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def is_end_of_nested_backward() -> bool:
+    """At the end of a backward pass: whether it went on inside a node of another one."""
+    return torch._C._current_autograd_node() is not None
+
+
 def not_compiled(function: Function) -> Function:
     """A function that torch.compile leaves alone; torch.compiler.disable would import the compiler for it."""
     from torch._compile import _disable_dynamo

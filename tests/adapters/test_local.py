@@ -313,3 +313,34 @@ def test_wrong_use(call: Callable[[moo.BucketMOO, nn.Module], Any], kind: type[E
     state = moo.register(model)
     expect(error_of(lambda: call(state, model)), kind, message)
     assert state.step == 0
+
+
+class _Nested(torch.autograd.Function):
+    """Gives a parameter its gradient in a backward pass of its own, as losses that cache gradients do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.weight = weight
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        with torch.enable_grad():
+            ctx.weight.square().sum().backward()
+        return gradients[0] * 2, None
+
+
+def test_a_backward_pass_inside_another_one_is_refused() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    state = moo.register(model, "mgda")
+    x = torch.ones(3, requires_grad=True)
+    expect(error_of(lambda: _Nested.apply(x, model.weight).sum().backward()), RuntimeError, "inside another one")
+    for step in range(2):
+        model.zero_grad()
+        with state.accumulate():
+            state.objective = "a"
+            model(x).sum().backward()
+        state.objective = "b"
+        model(x).square().sum().backward()
+    assert state.report().objectives == ("a", "b")
+    assert step == 1

@@ -30,10 +30,10 @@ def _label_of(batch: list[int], labels: Sequence[Hashable] = LABELS) -> Hashable
 
 
 @pytest.mark.parametrize(
-    ("world", "passes", "per"), [(1, 1, "rank"), (1, 3, "pass"), (3, 1, "rank"), (4, 2, "pass"), (5, 3, "rank")]
+    ("world", "passes", "per"), [(1, 1, "rank"), (1, 3, "pass"), (3, 1, "rank"), (4, 3, "pass"), (5, 3, "rank")]
 )
 def test_batches_have_one_objective_in_turn(world: int, passes: int, per: str) -> None:
-    """Round robin: turns 0, 1, 2, 0, ... over passes and ranks, or over passes."""
+    """Round robin: turns 0, 1, 2, 0, ... over passes and ranks, or over passes, where there is room for all."""
     ranks = _all_ranks(LABELS, 4, world, passes=passes, per=per, steps=7)
     batches = [list(sampler) for sampler in ranks]
     turns = itertools.cycle(["de", "sw", "tr"])
@@ -44,6 +44,17 @@ def test_batches_have_one_objective_in_turn(world: int, passes: int, per: str) -
             assert _label_of(batches[rank][number]) == name
             assert {s.objective(number // passes, number % passes, rank) for s in ranks} == {name}
             assert len(sampler) == len(batches[rank]) == 7 * passes
+
+
+def test_where_there_is_room_for_some_all_pairs_meet() -> None:
+    """Each round is of all objectives; no two of them are kept apart."""
+    names = [f"o{i}" for i in range(6)]
+    ranks = _all_ranks(names, 1, 2, steps=300)
+    turns = [sampler.objective(step) for step in range(300) for sampler in ranks]
+    assert all(set(turns[at : at + 6]) == set(names) for at in range(0, 600, 6))
+    assert {frozenset(turns[at : at + 2]) for at in range(0, 600, 2)} == set(
+        map(frozenset, itertools.combinations(names, 2))
+    )
 
 
 def test_every_objective_is_in_every_step_where_there_is_room() -> None:

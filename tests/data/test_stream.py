@@ -1,6 +1,7 @@
 """Streams: examples dealt by label, on several ranks, with workers, resumed, over sources that end or are skewed."""
 
 import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -125,6 +126,25 @@ def test_bad_arguments(options: Any, kind: type[Exception], words: str) -> None:
     given = {"source": Source("ab"), "label": "name", "objectives": ("a", "b"), "batch_size": 2, "steps": 3, **options}
     with pytest.raises(kind, match=words):
         ObjectiveStream(**given)
+
+
+class Shards(Source):
+    """As Hugging Face's streaming data sets, which divide shards among workers."""
+
+    num_shards = 2
+
+
+def test_a_source_that_divides_itself() -> None:
+    stream = ObjectiveStream(Shards("ab" * 20), "name", ("a", "b"), 2, 3)
+    loader = DataLoader(stream, batch_size=2, num_workers=2, collate_fn=list)
+    with pytest.raises(RuntimeError, match="divides its shards"):
+        list(loader)
+    assert len(list(DataLoader(stream, batch_size=2, num_workers=1, collate_fn=list))) == 3
+    source = Source("ab")
+    source._distributed = object()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="split_dataset_by_node"):
+        ObjectiveStream(source, "name", ("a", "b"), 1, 1)
+    assert pickle.loads(pickle.dumps(stream)).objectives == ("a", "b")
 
 
 def test_bad_sources() -> None:

@@ -220,6 +220,12 @@ class LocalBuckets:
     def _end(self) -> None:
         """The backward pass is over."""
         self._in_pass = False
+        if private_torch.is_end_of_nested_backward():
+            raise RuntimeError(
+                "bucket_moo_ext: a backward pass inside another one gave gradients, as activation checkpointing with "
+                "use_reentrant=True and losses that cache gradients (GradCache) make them: each would be a pass of its "
+                "own. Use use_reentrant=False; with such losses, DDP or a loss that does not cache"
+            )
         for parameter in self._names:
             if parameter not in self._bucket_of:
                 self._place(parameter)

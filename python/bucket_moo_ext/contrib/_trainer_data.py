@@ -1,7 +1,7 @@
 """The column with the objectives, on its way from the data set to a pass."""
 
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ class LabelledCollator(UnlabelledCollator):
                 "those that attach() samples: leave the data loader to it"
             )
         batch = super().__call__(examples)
-        if not hasattr(batch, "pop"):
+        if not isinstance(batch, MutableMapping):
             raise TypeError(f"data_collator must return a dict; got {type(batch).__name__}")
         batch[KEY] = names[0]
         return batch

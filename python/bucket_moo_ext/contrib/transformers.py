@@ -205,8 +205,8 @@ class Attached:
         path, self._checkpoint = self._checkpoint / STATE_NAME, None
         if not path.exists():
             warnings.warn(
-                f"bucket_moo_ext: {path} is not there, so the checkpoint was saved without attach(); the reduction "
-                "begins anew",
+                f"bucket_moo_ext: {path} is not there, so the checkpoint was saved without attach(), or just in time "
+                "(enable_jit_checkpoint), which has no event for it; the reduction begins anew",
                 stacklevel=2,
             )
             return
@@ -256,6 +256,10 @@ class _Events(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The order of the epoch, also where Accelerate skips batches of it, and passes of a step cut off."""
         self._attached._sampling.set_epoch(int(state.epoch or 0))
+        self._attached.state.discard()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Of passes that a callback has cut off in the midst of a step nothing is left, as in the Trainer itself."""
         self._attached.state.discard()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -370,8 +374,15 @@ class _ConflictAware:
             if attached._saved is not None:
                 self._warm_up(model, inputs, items)
                 attached._restore()
-            with contextlib.nullcontext() if self.accelerator.sync_gradients else state.accumulate():
+            closes, step = self.accelerator.sync_gradients, state.step
+            with contextlib.nullcontext() if closes else state.accumulate():
                 loss: torch.Tensor = super().training_step(model, inputs, items)  # type: ignore[misc]
+            if closes and state.step != step + 1:
+                raise RuntimeError(
+                    f"trainer: a batch made {state.step - step} reduced backward passes, where attach() takes each for "
+                    "a pass of a step: losses that cache gradients (sentence-transformers' Cached...Loss) are not "
+                    "supported; use the loss that does not cache"
+                )
         return loss / passes
 
     @contextlib.contextmanager
@@ -414,7 +425,12 @@ class _ConflictAware:
         if len(parts) < 2:
             return metrics
         if eval_dataset is not None:
-            metrics.update(super().evaluate(parts, **options))  # type: ignore[misc]
+            # The Trainer keeps persistent workers by one name for all data sets that it is given.
+            persistent, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
+            try:
+                metrics.update(super().evaluate(parts, **options))  # type: ignore[misc]
+            finally:
+                self.args.dataloader_persistent_workers = persistent
             return metrics
         self.eval_dataset = parts  # evaluated by name: the trainer has prepared it already
         try:

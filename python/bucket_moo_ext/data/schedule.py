@@ -62,11 +62,17 @@ def _number(value: object, what: str) -> float:
     return given
 
 
-def spread(shares: Sequence[float], count: int) -> torch.Tensor:
+def spread(shares: Sequence[float], count: int, room: int) -> torch.Tensor:
     """``count`` numbers of objectives, each as evenly spread as its share allows.
 
     The j-th turn of an objective of share s is due at (j + 1/2) / s; turns come in the order in which they are due,
-    those due together in the order of the objectives. So equal shares go round.
+    those due together in the order of the objectives. So equal shares go round. Where a step has room for several turns
+    but fewer than there are objectives, those due together come in another order each time, so that all pairs meet.
+
+    Args:
+        shares: Of each objective; they add up to 1.
+        count: Turns.
+        room: Turns of a step.
 
     Returns:
         [count] int64.
@@ -75,6 +81,10 @@ def spread(shares: Sequence[float], count: int) -> torch.Tensor:
     turns = [torch.arange(math.ceil((count + len(shares)) * share) + 1, dtype=torch.float64) for share in shares]
     due = torch.cat([(turn + 0.5) / share for turn, share in zip(turns, shares, strict=True)])
     objective = torch.cat([torch.full((len(turn),), k) for k, turn in enumerate(turns)])
+    if 1 < room < len(shares):
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(due), generator=generator)
+        due, objective = due[order], objective[order]
     return objective[torch.argsort(due, stable=True)][:count]
 
 
@@ -96,7 +106,7 @@ class Schedule:
         self.steps = steps
         self.world_size = world_size
         self._ranks = world_size if per == "rank" else 1  # that may have different objectives in a pass
-        turns = spread(shares, steps * passes * self._ranks)
+        turns = spread(shares, steps * passes * self._ranks, passes * self._ranks)
         counts = torch.bincount(turns, minlength=len(objectives))
         if (counts == 0).any():
             name = objectives[int(counts.argmin())]

@@ -10,6 +10,17 @@ from bucket_moo_ext import plain
 from bucket_moo_ext.data.schedule import Schedule, check_place, count, shares_of
 
 
+class _Key:
+    """The value of a key: not a lambda, for processes that are to be given a stream."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, example: Any) -> Hashable:
+        value: Hashable = example[self._key]
+        return value
+
+
 class ObjectiveStream(IterableDataset[Any]):
     """The examples of a stream in an order whose batches have one objective each: this rank's.
 
@@ -27,7 +38,8 @@ class ObjectiveStream(IterableDataset[Any]):
     more of an objective than its share can use: these examples are left out and counted in ``skipped``, or with
     ``surplus="error"`` are an error. When the source ends it is read again.
 
-    The DataLoader must have the same ``batch_size``. Its workers read the whole source each, and take batches in turn.
+    The DataLoader must have the same ``batch_size``. Its workers read the whole source each, and take batches in turn;
+    so a source must not divide itself among them. Hugging Face's streaming data sets do: use at most one worker.
 
     Args:
         source: An iterable that can be iterated anew, of examples; with ``set_epoch()``, that is called.
@@ -43,7 +55,7 @@ class ObjectiveStream(IterableDataset[Any]):
     Raises:
         TypeError, ValueError: A bad argument, named, with what is allowed. In iterating: an example with another label,
             or an objective of which the source has no example.
-        RuntimeError: In iterating, with ``surplus="error"``: a full buffer.
+        RuntimeError: In iterating, with ``surplus="error"``: a full buffer; or a source of shards with several workers.
     """
 
     def __init__(
@@ -71,7 +83,12 @@ class ObjectiveStream(IterableDataset[Any]):
         if isinstance(objectives, (str, bytes)) or not objectives or len(set(objectives)) != len(objectives):
             raise ValueError(f"objectives must be distinct labels, one at least; got {objectives!r}")
         self._source = source
-        self._label_of: Callable[[Any], Hashable] = label if callable(label) else lambda example: example[label]
+        if getattr(source, "_distributed", None) is not None:  # of Hugging Face's streaming data sets
+            raise ValueError(
+                "source was divided among ranks (split_dataset_by_node()); give the whole one: every rank reads it and "
+                "takes what is its own"
+            )
+        self._label_of: Callable[[Any], Hashable] = label if callable(label) else _Key(label)
         self.objectives: tuple[Hashable, ...] = tuple(objectives)
         self.batch_size = count("batch_size", batch_size)
         self._buffer_size = plain.integer_within("buffer_size", buffer_size, self.batch_size, 2**62)
@@ -129,6 +146,11 @@ class ObjectiveStream(IterableDataset[Any]):
         """The rest of the epoch; in a worker its part."""
         worker = get_worker_info()
         workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        if workers > 1 and hasattr(self._source, "num_shards"):
+            raise RuntimeError(
+                f"source ({type(self._source).__name__}) divides its shards among a DataLoader's workers, each of "
+                f"which must read all of it here; use num_workers 0 or 1, not {workers}"
+            )
         start, self._start = self._start, 0
         for number, batch in enumerate(self._batches()):
             if number >= start and (number - start) % workers == own:
