@@ -335,7 +335,7 @@ def test_a_backward_pass_inside_another_one_is_refused() -> None:
     state = moo.register(model, "mgda")
     x = torch.ones(3, requires_grad=True)
     expect(error_of(lambda: _Nested.apply(x, model.weight).sum().backward()), RuntimeError, "inside another one")
-    for step in range(2):
+    for _ in range(2):
         model.zero_grad()
         with state.accumulate():
             state.objective = "a"
@@ -343,4 +343,3 @@ def test_a_backward_pass_inside_another_one_is_refused() -> None:
         state.objective = "b"
         model(x).square().sum().backward()
     assert state.report().objectives == ("a", "b")
-    assert step == 1
