@@ -1,5 +1,51 @@
 """Tests that need trainers (requirements/frameworks.txt). Only `make test-frameworks` collects them."""
 
+import multiprocessing
 import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 collect_ignore_glob = [] if os.environ.get("BUCKET_MOO_FRAMEWORKS") else ["test_*.py"]
+
+
+def _main(connection: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    try:
+        connection.send(("ok", function(*arguments)))
+    except BaseException:
+        connection.send(("error", traceback.format_exc()))
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Callable[..., Any]:
+    """``alone(function, *arguments)``: ``function(folder, *arguments)`` in one process, without a process group.
+
+    Trainers keep what they find in the environment for as long as a process lives, so each gets its own.
+    """
+
+    def run(function: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> Any:
+        context = multiprocessing.get_context("forkserver")
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_main, args=(theirs, function, (str(tmp_path), *arguments)))
+        process.start()  # no daemon: it may have workers
+        theirs.close()
+        try:
+            assert mine.poll(timeout), f"no result in {timeout} s"
+            status, value = mine.recv()
+        except EOFError:
+            process.join(5.0)
+            status, value = "error", f"exit code {process.exitcode}"
+        finally:
+            process.join(5.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        assert status == "ok", value
+        return value
+
+    return run
