@@ -158,14 +158,18 @@ def _ddp(**options: Any) -> Any:
     return DDPStrategy(bucket_cap_mb=SMALL_BUCKETS, **options)
 
 
-def _replay(batches: Any, wrapped: Any, net: nn.Module, state: Any, passes: int, weigh: Any) -> Any:
+def _replay(
+    batches: Any, wrapped: Any, net: nn.Module, state: Any, passes: int, weigh: Any, in_bfloat16: bool = False
+) -> Any:
     """Yields what the gradients of each step are in a plain loop."""
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.5)
     for start in range(0, len(batches), passes):
         for number, batch in enumerate(batches[start : start + passes]):
             state.objective, state.weight = batch["language"][0], weigh(batch)
             with contextlib.nullcontext() if number == passes - 1 else state.accumulate():
-                _loss(wrapped, batch).backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+                    loss = _loss(wrapped, batch)
+                loss.backward()
         yield _gradients(net)
         optimizer.step()
         optimizer.zero_grad()
@@ -191,7 +195,7 @@ def _under_ddp(rank: int, world: int, passes: int, layout: str) -> Any:
     for got, gradient in zip(recorder.gradients, expected, strict=True):
         _assert_near(got, gradient)
     assert len(expected) == 4
-    assert len(state.report().buckets) == len(callback.report().buckets) > 2
+    assert len(state.report().buckets) == len(callback.report().buckets) > 1, str(callback.report())
     assert callback.report().passes == passes
     assert "block_backward_sync" not in vars(trainer.strategy)
     return [batch["language"] for batch in recorder.batches], [batch["index"].tolist() for batch in recorder.batches]
@@ -239,14 +243,13 @@ def _alone(folder: str, precision: str) -> None:
     trainer.fit(module)
     net = _net()
     state = moo.register(net, "upgrad", bucket_cap_mb=SMALL_BUCKETS)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        expected = list(_replay(recorder.batches, net, net, state, 3, lambda batch: 1.0))
+    expected = list(_replay(recorder.batches, net, net, state, 3, lambda batch: 1.0, precision == "bf16-mixed"))
     for got, gradient in zip(recorder.gradients, expected, strict=True):
         _assert_near(got, gradient)
     assert callback.report().objectives == LANGUAGES
     trainer.fit_loop.epoch_loop.max_steps = 8
     trainer.fit(module)  # goes on with the same state
-    assert callback.state.step == 8 * 3
+    assert callback.state.step == 8
     assert trainer.global_step == 8
 
 
@@ -340,9 +343,16 @@ def test_logs(run_ranks: Runner, log_every: int | None, expected: list[int]) -> 
 METHOD = moo.Smoothed(moo.PCGrad(), 0.5)  # that remembers, and draws
 
 
-def _resume(rank: int, world: int, folder: str, strategy: str, stop: int, steps: int, workers: int) -> Any:
-    _ranks(rank, world)
+def _without_epoch_means(log: Log) -> dict[int, dict[str, float]]:
+    return {step: metrics for step, metrics in log.entries if "loss" in metrics}
 
+
+def _resume_ranks(rank: int, world: int, *arguments: Any) -> Any:
+    _ranks(rank, world)
+    return _resume(world, *arguments)
+
+
+def _resume(world: int, folder: str, strategy: str, stop: int, steps: int, workers: int) -> Any:
     def run(max_steps: int, resume: str | None = None, save: int = 0) -> Any:
         kind = Sharded if strategy == "fsdp2" else Module
         module, recorder, callback = kind(passes=2, steps=steps, workers=workers), Recorder(), MooCallback(METHOD)
@@ -354,27 +364,37 @@ def _resume(rank: int, world: int, folder: str, strategy: str, stop: int, steps:
         trainer = _trainer(world, callback, recorder, saver, folder=folder, logger=log, log_every_n_steps=1, **options)
         trainer.fit(module, ckpt_path=resume)
         rest = [batch["index"].tolist() for batch in recorder.batches]
-        return _parameters(module), callback.state.state_dict(), rest, dict(log.entries)
+        return _parameters(module), callback.state.state_dict(), rest, _without_epoch_means(log)
 
     whole, state, batches, log = run(6, save=stop)
     resumed, state_after, rest, log_after = run(6, resume=f"{folder}/stopped.ckpt")
     assert rest == batches[2 * stop :]
     assert state_after == state
-    assert state["step"] > 6 and state["buckets"]
+    assert state["step"] == 6
+    assert state["buckets"]
     assert log_after == {step: metrics for step, metrics in log.items() if step >= stop}
-    return {name: bool(np.array_equal(value, resumed[name])) for name, value in whole.items()}
+    return {
+        name: bool(np.array_equal(value, resumed[name]))
+        for name, value in whole.items()
+        if strategy != "fsdp2" or "running" not in name  # of which checkpoints have one rank's
+    }
 
 
-@pytest.mark.parametrize(
-    ("strategy", "stop", "steps", "workers"),
-    [("ddp", 4, 8, 0), ("ddp", 4, 5, 1), ("ddp", 4, 4, 1), ("ddp", 4, 4, 0), ("fsdp2", 4, 8, 0)],
-)
-def test_a_resumed_run_has_the_same_bits(
-    run_ranks: Runner, tmp_path: Path, strategy: str, stop: int, steps: int, workers: int
-) -> None:
+@pytest.mark.parametrize(("strategy", "steps"), [("ddp", 8), ("ddp", 5), ("ddp", 4), ("fsdp2", 8)])
+def test_a_resumed_run_has_the_same_bits(run_ranks: Runner, tmp_path: Path, strategy: str, steps: int) -> None:
     """In the midst of an epoch and at its end."""
-    for same in run_ranks(2, _resume, str(tmp_path), strategy, stop, steps, workers):
+    for same in run_ranks(2, _resume_ranks, str(tmp_path), strategy, 4, steps, 0):
         assert all(same.values()), same
+
+
+def _resume_alone(folder: str, steps: int) -> None:
+    same = _resume(1, folder, "none", 4, steps, 2)
+    assert all(same.values()), same
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_a_resumed_run_with_workers_that_read_ahead(alone: Callable[..., None], steps: int) -> None:
+    alone(_resume_alone, steps)
 
 
 def _saved_within_a_step(folder: str) -> None:
