@@ -6,6 +6,7 @@ Two ranks with two passes each: in a pass every rank has another language.
 """
 
 import argparse
+import os
 from typing import Any
 
 import torch
@@ -40,13 +41,16 @@ class FineTuning(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
-    def train_dataloader(self) -> Any:  # here the ranks are known
-        sampler = ObjectiveBatchSampler(self.train_rows["language"], batch_size=8, passes=PASSES, steps=self.steps)
-        return DataLoader(self.train_rows, batch_sampler=sampler, collate_fn=self.collate)
+    def train_dataloader(self) -> Any:
+        return self.loader(self.train_rows, 8, self.steps)
 
     def val_dataloader(self) -> Any:
-        sampler = ObjectiveBatchSampler(self.test_rows["language"], batch_size=32, passes=PASSES, steps=4)
-        return DataLoader(self.test_rows, batch_sampler=sampler, collate_fn=self.collate)
+        return self.loader(self.test_rows, 32, 4)
+
+    def loader(self, rows: Any, size: int, steps: int) -> Any:
+        """Batches of one language; called by Lightning when ranks are known."""
+        sampler = ObjectiveBatchSampler(rows["language"], size, passes=PASSES, steps=steps)
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=self.collate)
 
     def collate(self, rows: list[dict[str, str]]) -> dict[str, Any]:
         """One language, its name beside the tokens."""
@@ -69,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     moo_callback = MooCallback(arguments.method, objective="language", weight="tokens")  # the one line
     trainer = Trainer(
-        callbacks=[moo_callback], use_distributed_sampler=False, accumulate_grad_batches=PASSES, devices="auto",
+        callbacks=[moo_callback], use_distributed_sampler=False, accumulate_grad_batches=PASSES, devices=int(os.environ.get("WORLD_SIZE", 1)),
         strategy=DDPStrategy(bucket_cap_mb=0.25), max_steps=arguments.steps, default_root_dir=arguments.output,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
     )  # fmt: skip

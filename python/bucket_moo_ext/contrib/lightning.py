@@ -11,6 +11,7 @@ what was tested.
 import contextlib
 import copy
 import inspect
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
     passes is as long as others. The loss of ``training_step`` is to be a mean over its batch.
 
     What Lightning logs has, beside the module's own, ``moo/conflict_share``, ``moo/residual`` and others, and for each
-    objective ``moo/weight_...`` and ``moo/norm_...``, of the last step. Checkpoints have the state of the reduction, and
+    objective ``moo/weight_...`` and ``moo/norm_...``, of the last step (NaN if it has no part in it). Checkpoints have the state of the reduction, and
     where a train data loader reads from ``bucket_moo_ext.data``, the place in the epoch.
 
     A resumed run under DDP runs its first batch once more and throws the gradients away, so that DDP has the buckets
@@ -121,6 +122,7 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
         self._pass = contextlib.ExitStack()  # what holds while a step is to stay open
         self._leaves_open = False
         self._open_passes = 0
+        self._logged: set[str] = set()  # names of metrics
 
     @property
     def state(self) -> moo.BucketMOO:
@@ -149,8 +151,6 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
                 "lightning.pytorch"
             )
         check_names(trainer.fit_loop, lightning.__version__)
-        if sum(isinstance(callback, MooCallback) for callback in trainer.callbacks) > 1:
-            raise ValueError("trainer has several MooCallbacks; a model takes one reduction")
         check_strategy(trainer.strategy)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -287,7 +287,10 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
         every = trainer.log_every_n_steps if self._log_every is None else self._log_every
         if self._leaves_open or self._open_passes or not every or trainer.global_step % every:
             return
-        pl_module.log_dict(metrics_of(self.report()), on_step=True, on_epoch=False)
+        metrics = metrics_of(self.report())
+        # Lightning would repeat what objectives that are not in this step had in an earlier one.
+        pl_module.log_dict({**dict.fromkeys(self._logged, math.nan), **metrics}, on_step=True, on_epoch=False)
+        self._logged.update(metrics)
 
     # --- checkpoints ---
 
