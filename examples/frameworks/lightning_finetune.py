@@ -14,9 +14,10 @@ from bucket_moo_ext.contrib.lightning import MooCallback
 from bucket_moo_ext.data import ObjectiveBatchSampler
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from small import model_of, texts
+from small import LANGUAGES, model_of, texts
 from torch.utils.data import DataLoader
 
+# ruff: noqa: D102
 PASSES = 2
 
 
@@ -29,39 +30,31 @@ class FineTuning(LightningModule):
         self.train_rows, self.test_rows, self.tokenizer = texts()
         self.model = model_of(self.tokenizer)
 
-    def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
-        loss: torch.Tensor = self.model(**batch["inputs"]).loss
-        self.log("loss", loss, prog_bar=True)
-        return loss
+    def training_step(self, batch: dict[str, Any]) -> Any:
+        return self.model(**batch["inputs"]).loss
 
-    def validation_step(self, batch: dict[str, Any]) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int) -> None:
         loss = self.model(**batch["inputs"]).loss
-        self.log(f"held_out/{batch['language'][0]}", loss, batch_size=len(batch["language"]), sync_dist=True)
+        self.log(f"held_out/{batch['language']}", loss, batch_size=batch["tokens"], add_dataloader_idx=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
-    def train_dataloader(self) -> Any:
-        return self.loader(self.train_rows, 8, self.steps)
+    def train_dataloader(self) -> Any:  # here Lightning has started the ranks, which the sampler asks for
+        sampler = ObjectiveBatchSampler(self.train_rows["language"], 8, passes=PASSES, steps=self.steps)
+        return DataLoader(self.train_rows, batch_sampler=sampler, collate_fn=self.collate)
 
-    def val_dataloader(self) -> Any:
-        return self.loader(self.test_rows, 32, 4)
-
-    def loader(self, rows: Any, size: int, steps: int) -> Any:
-        """Batches of one language; called by Lightning when ranks are known."""
-        sampler = ObjectiveBatchSampler(rows["language"], size, passes=PASSES, steps=steps)
-        return DataLoader(rows, batch_sampler=sampler, collate_fn=self.collate)
+    def val_dataloader(self) -> Any:  # all of it on every rank
+        parts = [[row for row in self.test_rows if row["language"] == language] for language in LANGUAGES]
+        return [DataLoader(part, batch_size=32, collate_fn=self.collate) for part in parts]
 
     def collate(self, rows: list[dict[str, str]]) -> dict[str, Any]:
         """One language, its name beside the tokens."""
-        texts_of = [row["text"] for row in rows]
-        inputs = self.tokenizer(texts_of, truncation=True, max_length=64, padding=True, return_tensors="pt")
+        options = {"truncation": True, "max_length": 64, "padding": True, "return_tensors": "pt"}
+        inputs = self.tokenizer([row["text"] for row in rows], **options)
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-        return {
-            "inputs": {**inputs, "labels": labels},
-            "language": [row["language"] for row in rows],
-            "tokens": int((labels[:, 1:] != -100).sum()),
-        }
+        tokens = int((labels[:, 1:] != -100).sum())
+        return {"inputs": {**inputs, "labels": labels}, "language": rows[0]["language"], "tokens": tokens}
 
 
 def main() -> None:
@@ -69,19 +62,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--method", default="mgda")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--output", default="runs/lightning_finetune")
     arguments = parser.parse_args()
     moo_callback = MooCallback(arguments.method, objective="language", weight="tokens")  # the one line
     trainer = Trainer(
-        callbacks=[moo_callback], use_distributed_sampler=False, accumulate_grad_batches=PASSES, devices=int(os.environ.get("WORLD_SIZE", 1)),
-        strategy=DDPStrategy(bucket_cap_mb=0.25), max_steps=arguments.steps, default_root_dir=arguments.output,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
+        callbacks=[moo_callback], use_distributed_sampler=False, accumulate_grad_batches=PASSES,
+        devices=int(os.environ.get("WORLD_SIZE", 1)), strategy=DDPStrategy(bucket_cap_mb=0.25), logger=False,
+        max_steps=arguments.steps, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(FineTuning(arguments.steps))
     if trainer.is_global_zero:
         print(moo_callback.report())
-        names = sorted(name for name in trainer.callback_metrics if name.startswith("held_out/"))
-        print("held-out loss:", {name[9:]: round(trainer.callback_metrics[name].item(), 3) for name in names})
+        print(
+            "held-out loss:",
+            {name: round(float(trainer.callback_metrics[f"held_out/{name}"]), 3) for name in LANGUAGES},
+        )
 
 
 if __name__ == "__main__":

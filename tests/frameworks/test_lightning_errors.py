@@ -7,15 +7,15 @@ import pytest
 
 pytest.importorskip("lightning", reason="needs requirements/frameworks.txt")
 
+import bucket_moo_ext as moo
 import torch
+from bucket_moo_ext.contrib import _lightning_checks
+from bucket_moo_ext.contrib.lightning import MooCallback
+from bucket_moo_ext.data import ObjectiveBatchSampler, ObjectiveSampler
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader
 
-import bucket_moo_ext as moo
-from bucket_moo_ext.contrib import _lightning_checks
-from bucket_moo_ext.contrib.lightning import MooCallback
-from bucket_moo_ext.data import ObjectiveBatchSampler, ObjectiveSampler
 from tests.frameworks.test_lightning import LABELS, Examples, Module, Recorder, Sharded, _ddp, _ranks, _trainer
 from tests.support.errors import error_of, expect
 

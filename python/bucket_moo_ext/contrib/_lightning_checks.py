@@ -41,7 +41,8 @@ def check_strategy(strategy: Any) -> None:
         raise NotImplementedError(f"trainer: {name}: XLA reduces gradients itself; train on CPUs or CUDA devices")
     if strategy.handles_gradient_accumulation:
         raise NotImplementedError(
-            f"trainer: {name} accumulates gradients itself, past the reduction; use DDPStrategy or ModelParallelStrategy"
+            f"trainer: {name} accumulates gradients itself, past the reduction; use DDPStrategy or "
+            "ModelParallelStrategy"
         )
     if getattr(strategy, "_ddp_comm_hook", None) is not None:
         raise ValueError(
@@ -117,8 +118,8 @@ def value_in(batch: Any, what: str, key: str | Callable[[Any], Any]) -> Any:
         return key(batch)
     if not isinstance(batch, Mapping):
         raise TypeError(
-            f"{what}={key!r} is a key of a batch, and this one is a {type(batch).__name__}, no mapping; give a function "
-            "of the batch"
+            f"{what}={key!r} is a key of a batch, and this one is a {type(batch).__name__}, no mapping; give a "
+            "function of the batch"
         )
     if key not in batch:
         raise ValueError(f"{what}={key!r}: the batch has {', '.join(map(repr, batch))}")

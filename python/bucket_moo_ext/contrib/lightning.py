@@ -54,9 +54,9 @@ _SET_BY_BATCH = ("module", "method", "objective", "weight")
 class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by mypy
     """Makes a Trainer reduce gradients conflict-aware instead of averaging them.
 
-    For ``DDPStrategy``, for ``ModelParallelStrategy`` with modules that ``configure_model()`` gives to
-    ``fully_shard()`` (FSDP2), and for one device, where a step has as many objectives as passes. ``moo.register()`` is
-    called on ``trainer.model`` as training begins.
+    For ``DDPStrategy``; for ``ModelParallelStrategy`` with modules that ``configure_model()`` gives to
+    ``fully_shard()`` (FSDP2); for ``FSDPStrategy``; and for one device, where a step has as many objectives as passes.
+    ``moo.register()`` is called on ``trainer.model`` as training begins.
 
     A batch is a pass, of one objective. ``accumulate_grad_batches`` is the number of passes of a step, as in
     ``BucketMOO.accumulate()``: each is reduced, where Lightning alone adds up on each rank and reduces once. The update
@@ -64,8 +64,9 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
     passes is as long as others. The loss of ``training_step`` is to be a mean over its batch.
 
     What Lightning logs has, beside the module's own, ``moo/conflict_share``, ``moo/residual`` and others, and for each
-    objective ``moo/weight_...`` and ``moo/norm_...``, of the last step (NaN if it has no part in it). Checkpoints have the state of the reduction, and
-    where a train data loader reads from ``bucket_moo_ext.data``, the place in the epoch.
+    objective ``moo/weight_...`` and ``moo/norm_...``, of the last step (NaN if it has no part in it). Checkpoints have
+    the state of the reduction and, where a train data loader reads from ``bucket_moo_ext.data``, the place in the
+    epoch.
 
     A resumed run under DDP runs its first batch once more and throws the gradients away, so that DDP has the buckets
     that it had when the checkpoint was saved: what it logs counts once, what ``training_step`` counts itself twice.
@@ -265,7 +266,7 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
                 "gradients would not be reduced by objective; bucket_moo_ext.contrib.lightning was written for "
                 "lightning 2.6"
             )
-        loss.register_hook(lambda gradient: gradient * passes)
+        loss.register_hook(lambda gradient: gradient * passes)  # type: ignore[no-untyped-call]
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """The pass is over."""
