@@ -24,9 +24,8 @@ PASSES = 2
 class FineTuning(LightningModule):
     """A language model and its text."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.steps = steps
         self.train_rows, self.test_rows, self.tokenizer = texts()
         self.model = model_of(self.tokenizer)
 
@@ -41,7 +40,7 @@ class FineTuning(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
     def train_dataloader(self) -> Any:  # here Lightning has started the ranks, which the sampler asks for
-        sampler = ObjectiveBatchSampler(self.train_rows["language"], 8, passes=PASSES, steps=self.steps)
+        sampler = ObjectiveBatchSampler(self.train_rows["language"], 8, passes=PASSES)
         return DataLoader(self.train_rows, batch_sampler=sampler, collate_fn=self.collate)
 
     def val_dataloader(self) -> Any:  # all of it on every rank
@@ -50,8 +49,8 @@ class FineTuning(LightningModule):
 
     def collate(self, rows: list[dict[str, str]]) -> dict[str, Any]:
         """One language, its name beside the tokens."""
-        options = {"truncation": True, "max_length": 64, "padding": True, "return_tensors": "pt"}
-        inputs = self.tokenizer([row["text"] for row in rows], **options)
+        lines = [row["text"] for row in rows]
+        inputs = self.tokenizer(lines, truncation=True, max_length=64, padding=True, return_tensors="pt")
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
         tokens = int((labels[:, 1:] != -100).sum())
         return {"inputs": {**inputs, "labels": labels}, "language": rows[0]["language"], "tokens": tokens}
@@ -67,15 +66,13 @@ def main() -> None:
     trainer = Trainer(
         callbacks=[moo_callback], use_distributed_sampler=False, accumulate_grad_batches=PASSES,
         devices=int(os.environ.get("WORLD_SIZE", 1)), strategy=DDPStrategy(bucket_cap_mb=0.25), logger=False,
-        max_steps=arguments.steps, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
+        limit_train_batches=PASSES * arguments.steps, max_epochs=1, enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
-    trainer.fit(FineTuning(arguments.steps))
+    trainer.fit(FineTuning())
     if trainer.is_global_zero:
         print(moo_callback.report())
-        print(
-            "held-out loss:",
-            {name: round(float(trainer.callback_metrics[f"held_out/{name}"]), 3) for name in LANGUAGES},
-        )
+        losses = {name: round(float(trainer.callback_metrics[f"held_out/{name}"]), 3) for name in LANGUAGES}
+        print("held-out loss:", losses)
 
 
 if __name__ == "__main__":

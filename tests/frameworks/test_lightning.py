@@ -198,7 +198,11 @@ def _under_ddp(rank: int, world: int, passes: int, layout: str) -> Any:
     assert len(state.report().buckets) == len(callback.report().buckets) > 1, str(callback.report())
     assert callback.report().passes == passes
     assert "block_backward_sync" not in vars(trainer.strategy)
-    return [batch["language"] for batch in recorder.batches], [batch["index"].tolist() for batch in recorder.batches]
+    trainer.fit_loop.epoch_loop.max_steps = 6
+    trainer.fit(module)  # in another DDP module
+    assert trainer.global_step == callback.state.step == 6
+    batches = recorder.batches[: 4 * passes]
+    return [batch["language"] for batch in batches], [batch["index"].tolist() for batch in batches]
 
 
 @pytest.mark.parametrize(("passes", "layout"), [(1, "ranks"), (2, "ranks"), (3, "passes")])
@@ -233,32 +237,37 @@ def test_one_process_with_a_pass_a_language(alone: Callable[..., None], precisio
     alone(_alone, precision)
 
 
-def _by_hand(rank: int, world: int) -> None:
+def _by_hand(rank: int, world: int, passes: int) -> Any:
     _ranks(rank, world)
+    callback, recorder = MooCallback("mgda"), Recorder()
 
     class Manual(Module):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(passes=passes)
             self.automatic_optimization = False
 
         def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(_loss(self.net, batch))
-            optimizer.step()
+            closes = batch_idx % passes == passes - 1
+            with contextlib.nullcontext() if closes else callback.state.accumulate():
+                self.manual_backward(_loss(self.net, batch))
+            if closes:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
 
-    recorder = Recorder()
-    _trainer(world, MooCallback("mgda"), recorder).fit(Manual())
+    log = Log()
+    _trainer(world, callback, recorder, logger=log, log_every_n_steps=1).fit(Manual())
     net = _net()
     wrapped = DistributedDataParallel(net, bucket_cap_mb=SMALL_BUCKETS)
     state = moo.register(wrapped, "mgda")
-    expected = list(_replay(recorder.batches, wrapped, net, state, 1, lambda batch: 1.0))
+    expected = list(_replay(recorder.batches, wrapped, net, state, passes, lambda batch: 1.0))
     for got, gradient in zip(recorder.gradients, expected, strict=True):
         _assert_near(got, gradient)
+    return len(expected), len({metrics["moo/residual"] for _, metrics in log.entries if "moo/residual" in metrics})
 
 
-def test_manual_optimization(run_ranks: Runner) -> None:
-    run_ranks(2, _by_hand)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_manual_optimization(run_ranks: Runner, passes: int) -> None:
+    assert run_ranks(2, _by_hand, passes) == [(4, 4), (4, 4)]
 
 
 # --- what a run without the callback sees of one with it ---

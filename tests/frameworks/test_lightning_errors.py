@@ -110,6 +110,13 @@ def _one_process(folder: str) -> None:
 
     expect(error_of(_fit(1, Several())), NotImplementedError, "automatic_optimization=False with 2 optimizers")
 
+    class Searching(Module):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters())
+
+    searching = error_of(_fit(1, Searching(passes=2), accumulate_grad_batches=2))
+    expect(searching, NotImplementedError, "LBFGS with accumulate_grad_batches=2")
+
     class Skipping(Module):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return None if batch_idx == 1 else super().training_step(batch, batch_idx)

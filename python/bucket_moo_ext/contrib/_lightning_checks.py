@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceXLAStrategy, XLAStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -57,11 +58,19 @@ def check_strategy(strategy: Any) -> None:
 
 
 def check_optimizers(trainer: Any, automatic: bool) -> None:
-    """Raises NotImplementedError for several optimizers: a pass of one would close a step of all."""
+    """Raises NotImplementedError for optimizers whose backward passes are not those of a step.
+
+    A pass of one of several would close a step of all.
+    """
     if len(trainer.optimizers) > 1:
         raise NotImplementedError(
             f"automatic_optimization={automatic} with {len(trainer.optimizers)} optimizers: a backward pass is reduced "
             "as one, and MooCallback cannot tell which of them closes a step; use one optimizer (with parameter groups)"
+        )
+    if trainer.accumulate_grad_batches > 1 and any(isinstance(one, torch.optim.LBFGS) for one in trainer.optimizers):
+        raise NotImplementedError(
+            f"LBFGS with accumulate_grad_batches={trainer.accumulate_grad_batches} repeats the last pass of a step "
+            "without those before; use accumulate_grad_batches=1 or another optimizer"
         )
 
 

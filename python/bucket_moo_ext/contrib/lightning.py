@@ -123,6 +123,8 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
         self._pass = contextlib.ExitStack()  # what holds while a step is to stay open
         self._leaves_open = False
         self._open_passes = 0
+        self._has_reduced = False  # in this batch
+        self._steps = 0  # of the optimizer, before this batch
         self._logged: set[str] = set()  # names of metrics
 
     @property
@@ -251,6 +253,7 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
             self._warm_up(trainer, pl_module, batch, batch_idx)
             self._restore()
         self._pass.close()
+        self._has_reduced, self._steps = False, trainer.global_step
         self._leaves_open = trainer.fit_loop._should_accumulate()
         if self._leaves_open:
             self._pass.enter_context(state.accumulate())
@@ -271,6 +274,7 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """The pass is over."""
         self._pass.close()
+        self._has_reduced = True
         self._open_passes = self._open_passes + 1 if self._leaves_open else 0
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -286,7 +290,7 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
         self._pass.close()  # there may have been no backward pass
         self._place = {"epoch": trainer.current_epoch, "position": batch_idx + 1}
         every = trainer.log_every_n_steps if self._log_every is None else self._log_every
-        if self._leaves_open or self._open_passes or not every or trainer.global_step % every:
+        if not every or trainer.global_step % every or trainer.global_step == self._steps or not self._has_reduced:
             return
         metrics = metrics_of(self.report())
         # Lightning would repeat what objectives that are not in this step had in an earlier one.
