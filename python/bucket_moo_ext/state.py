@@ -131,12 +131,30 @@ _accumulated: "weakref.WeakSet[BucketMOO]" = weakref.WeakSet()
 def _watch_optimizers() -> None:
     """Makes every optimizer refuse a step with parameters whose gradients are put aside."""
 
-    def check(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    def check(optimizer: torch.optim.Optimizer) -> None:
         for state in list(_accumulated):
             if any(id(p) in state._parameters for group in optimizer.param_groups for p in group["params"]):
                 state._check_closed("optimizer.step()")
 
-    register_optimizer_step_pre_hook(check)
+    def check_or_wrap(
+        optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = kwargs.get("closure") or next(iter(args[1:]), None)  # behind the optimizer itself
+        if not callable(closure):
+            check(optimizer)
+            return None
+
+        @functools.wraps(closure)
+        def closing() -> Any:  # the closure may run the pass that closes the step
+            result = closure()
+            check(optimizer)
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closing}
+        return (args[0], closing, *args[2:]), kwargs
+
+    register_optimizer_step_pre_hook(check_or_wrap)
 
 
 class BucketMOO:

@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import functools
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,44 @@ def test_objectives_of_losses_are_those_of_the_state(gramian: Any) -> None:
         assert dict(zip(bucket.objectives, bucket.rows, strict=True)) == rows
         first, last = inputs[:-1].mean(0), inputs[-1]
         torch.testing.assert_close(model.weight.grad, ((first + last) / 2).expand(3, -1))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_pass_that_closes_a_step_may_be_in_the_closure_of_the_optimizer(by_name: bool) -> None:
+    losses: list[float] = []
+
+    def train(closes_inside: bool) -> nn.Module:
+        model = mlp(1)
+        state = moo.register(model, "mgda")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with state.accumulate():
+            state.objective = "de"
+            loss_of(model, batch_of(5, 0, 0)).backward()
+
+        def closing() -> float:
+            state.objective = "sw"
+            loss = loss_of(model, batch_of(5, 1, 0))
+            loss.backward()
+            losses.append(loss.item())
+            return losses[-1]
+
+        def not_closing() -> float:
+            with state.accumulate():
+                return closing()
+
+        for closure in (None, not_closing):
+            refused = error_of(functools.partial(optimizer.step, closure))
+            expect(refused, RuntimeError, r"optimizer.step\(\): the step is open")
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), mlp(1).parameters(), strict=True))
+        if not closes_inside:
+            closing()
+            optimizer.step()
+        else:
+            assert (optimizer.step(closure=closing) if by_name else optimizer.step(closing)) == losses[-1]
+        return model
+
+    pairs = zip(train(True).parameters(), train(False).parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("scope", ["bucket", "model"])

@@ -103,6 +103,10 @@ NOT_RUN = (
         "downloads; tests/frameworks/test_loop_examples.py runs it",
     ),
     ("DS_BUILD_OPS=0 pip install deepspeed==0.19.8", "downloads"),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/frameworks/lightning_finetune.py",
+        "tests/frameworks/test_lightning_example.py runs it",
+    ),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),
