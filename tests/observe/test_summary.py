@@ -6,7 +6,7 @@ import bucket_moo_ext as moo
 import numpy as np
 import pytest
 import torch
-from bucket_moo_ext.observe.noise import CosineNoise
+from bucket_moo_ext.observe.noise import CosineNoise, student_tail
 from scipy import stats
 
 from tests.support.recorded import Linear, cosines, draw, train_step
@@ -122,6 +122,12 @@ def test_noise_alone_is_seldom_a_conflict(rng: np.random.Generator, window: int 
     assert min(tails) - slack <= share <= max(tails) + slack
 
 
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 99, 999, 5000])
+def test_the_tail_of_students_t(freedom: int) -> None:
+    for z in (0.5, 2.0, 3.0, 5.0):
+        assert student_tail(z, freedom) == pytest.approx(stats.t.sf(z, freedom), rel=0.05 if freedom > 1000 else 1e-6)
+
+
 def test_what_a_summary_prints(rng: np.random.Generator) -> None:
     model = Linear((2, 3))
     state = moo.register(model, "mgda", bucket_cap_mb=8 * 2 / 2**20)
@@ -139,7 +145,7 @@ def test_what_a_summary_prints(rng: np.random.Generator) -> None:
     assert "below 0 by more than 3 standard errors, from 10 records on" in lines[0]
     assert lines[1] == "whole gradients"
     (line,) = (line for line in lines if line.startswith("parts:"))
-    assert "1 of 2 pairs conflict above noise (noise alone: about 0.0027)" in line
+    assert "1 of 2 pairs conflict above noise (noise alone: about 0.012)" in line
     assert "2 have too few records" in line
     assert lines[-1].split()[:2] == ["de", "sw"]
     assert lines[-1].split()[-2:] == ["conflict", "a"]

@@ -79,6 +79,7 @@ NOT_RUN = (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/fsdp2/finetune.py --layout passes",
         "tests/examples/test_fsdp2_example.py runs it",
     ),
+    ("python -m bucket_moo_ext doctor", "tests/observe/test_doctor.py runs it"),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),

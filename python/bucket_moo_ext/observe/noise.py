@@ -102,3 +102,22 @@ class CosineNoise:
         place = self._places(stay)
         numbers[:, : len(stay), : len(stay)] = self.numbers[:, place[:, None], place]
         self.objectives, self.numbers = union, numbers
+
+
+def student_tail(z: float, freedom: int) -> float:
+    """How often Student's t is above ``z`` > 0, for ``freedom`` >= 1 degrees of freedom.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    if freedom > 1000:
+        return 0.5 * math.erfc(z / math.sqrt(2))
+    angle = math.atan(z / math.sqrt(freedom))
+    square = math.cos(angle) ** 2
+    is_odd = freedom % 2 == 1
+    term = math.sin(angle) * (math.cos(angle) if is_odd else 1.0)
+    inside = 0.0
+    for n in range(2 + is_odd, freedom + 1, 2):
+        inside += term
+        term *= square * (n - 1) / n
+    inside = 2 / math.pi * (angle + inside) if is_odd else inside
+    return max((1 - inside) / 2, 0.0)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bucket_moo_ext.observe.noise import CosineNoise
+from bucket_moo_ext.observe.noise import CosineNoise, student_tail
 from bucket_moo_ext.observe.records import PartKey
 
 MOST_LINES = 20
@@ -72,8 +72,10 @@ class Summary:
 
     @property
     def by_chance(self) -> float:
-        """How many conflicts noise alone would show in the parts: decided pairs times the normal tail."""
-        return sum(pair.verdict != "undecided" for pair in self.parts) * 0.5 * math.erfc(self.z / math.sqrt(2))
+        """How many conflicts noise alone would show in the parts: the tails of Student's t, added up."""
+        most = math.inf if self.window is None else self.window
+        decided = [pair for pair in self.parts if pair.verdict != "undecided"]
+        return sum(student_tail(self.z, int(min(pair.records, most)) - 1) for pair in decided)
 
     def to_dict(self) -> dict[str, Any]:
         """Strings, numbers, lists and dicts only, ready for JSON: what is undefined (NaN, Inf) becomes None."""
