@@ -31,6 +31,7 @@ def run(*arguments: str, **variables: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_in_json() -> None:
     status, said = run("--json", TORCH_NCCL_NAN_CHECK="0")
     found = json.loads(said)

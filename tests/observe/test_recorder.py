@@ -1,6 +1,5 @@
 """moo.Recorder: what it keeps of a training, against the gradients themselves."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.support import reference as ref
-from tests.support.ddp import batch_of, loss_of, mlp
 from tests.support.errors import error_of, expect
 from tests.support.recorded import Linear, cosines, draw, train_step
 
@@ -254,52 +251,6 @@ def test_weights_that_a_sketch_keeps_are_not_new_cosines(rng: np.random.Generato
     assert [record.parts[0].solved_step for record in recorder.history] == [1, 1, 1, 4, 4, 4, 7]
     assert {pair.records for pair in recorder.summary().parts} == {3}
     assert {pair.records for pair in recorder.summary().whole} == {3}
-
-
-# --- a wrapper: buckets that are rebuilt, parameters without names ---
-
-
-def ddp_history(rank: int, world: int, way: str) -> list[tuple[int, float, list[tuple[Any, float, float]]]]:
-    """By record: step, cosine of the whole, and for each part its key, cosine and noise."""
-    model = mlp(3)
-    ddp = DistributedDataParallel(model, bucket_cap_mb=0.016)
-    if way == "register":
-        state = moo.register(ddp, "mgda", objective=("de", "sw")[rank])
-    else:
-        state = moo.BucketMOO("mgda", objective=("de", "sw")[rank], bucket_cap_mb=0.016)
-        ddp.register_comm_hook(state, moo.bucket_moo_hook)
-    recorder = moo.Recorder(state, 1)
-    for step in range(4):
-        ddp.zero_grad()
-        loss_of(ddp, batch_of(1, rank, step)).backward()
-        recorder.step()
-    return [
-        (
-            record.step,
-            record.whole.cosine("de", "sw"),
-            [(tuple(p.key), p.cosine("de", "sw"), float(p.noise[0, 1])) for p in record.parts],
-        )
-        for record in recorder.history
-    ]
-
-
-@pytest.mark.parametrize("way", ["register", "hook"])
-def test_under_ddp_the_same_on_every_rank(run_ranks: Callable[..., list[Any]], way: str) -> None:
-    first, second = run_ranks(2, ddp_history, way)
-    np.testing.assert_equal(first, second)
-    layouts = [{key for key, _, _ in parts} for _, _, parts in first]
-    assert len(layouts[0]) < len(layouts[1])  # DDP rebuilt its buckets
-    assert layouts[1] == layouts[2] == layouts[3]
-    assert all(len(layout) == len(parts) for layout, (_, _, parts) in zip(layouts, first, strict=True))
-    of_key: dict[Any, list[float]] = {}
-    for _, _, parts in first:
-        for key, cosine, noise in parts:
-            of_key.setdefault(key, []).append(cosine)
-            values = of_key[key]
-            if len(values) == 1:
-                assert np.isnan(noise)
-    key = next(iter(layouts[1]))
-    assert len(of_key[key]) == 3
 
 
 # --- errors ---
