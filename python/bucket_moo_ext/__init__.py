@@ -39,6 +39,7 @@ from bucket_moo_ext.functional import aggregate, combine, gramian, sketch, weigh
 from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.hooks import bucket_moo_hook, register
 from bucket_moo_ext.methods import *
+from bucket_moo_ext.observe import Recorder
 from bucket_moo_ext.report import BucketReport, Report
 from bucket_moo_ext.state import BucketMOO
 
@@ -61,6 +62,7 @@ def build_info() -> dict[str, str | int | bool]:
 __all__ = [
     "BucketMOO",
     "BucketReport",
+    "Recorder",
     "Report",
     "Sketch",
     "__version__",

@@ -107,6 +107,7 @@ NOT_RUN = (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/frameworks/lightning_finetune.py",
         "tests/frameworks/test_lightning_example.py runs it",
     ),
+    ("python -m bucket_moo_ext doctor", "tests/observe/test_doctor.py runs it"),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),

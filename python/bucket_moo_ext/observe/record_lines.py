@@ -1,0 +1,196 @@
+"""Records as JSON Lines: a header, the parts, a record a line, the noise of each part.
+
+docs/observe.md describes the format. Numbers that JSON has not are the strings "NaN", "Infinity" and "-Infinity", as in
+the JSON mapping of Protocol Buffers.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bucket_moo_ext.observe.noise import CosineNoise
+from bucket_moo_ext.observe.records import PartKey, PartRecord, Record
+from bucket_moo_ext.plain import integer_within
+
+SCHEMA = "bucket_moo_ext.recorder"
+VERSION = 1
+
+_FIELDS = {
+    "header": "this line: what the file is and the recorder's settings; lines and parts: how many follow",
+    "part": "id: what other lines name it by; group, parameters, numel, number, is_whole: as PartKey",
+    "record": "a recorded step, as Record; in whole and parts: as PartRecord, part is an id, K objectives in one order",
+    "noise": "of a part's cosines up to the newest record, [N, N] for N objectives: count, weight = sum(w), "
+    "squared_weight = sum(w^2), mean, squares = sum(w (x - mean)^2)",
+    "numbers": 'float64; not finite: "NaN", "Infinity", "-Infinity"',
+}
+_TENSORS = ("weights", "norms", "cosines", "noise")
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseLine:
+    """The noise of one part, as ``CosineNoise`` has it."""
+
+    key: PartKey
+    objectives: tuple[str, ...]
+    solved_step: int
+    index: int
+    numbers: torch.Tensor
+
+
+class Content(NamedTuple):
+    """What a file holds: a recorder's settings and counters, records with the newest one last, noise."""
+
+    settings: dict[str, Any]
+    records: list[Record]
+    noise: list[NoiseLine]
+
+
+def write(path: Path, content: Content) -> None:
+    """Writes a file, or leaves what was there."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            for line in _lines(content):
+                file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Content:
+    """Reads a file.
+
+    Raises:
+        ValueError: It is none of ours, of another version, or damaged: with the line.
+    """
+    settings: dict[str, Any] = {}
+    keys: list[PartKey] = []
+    content = Content(settings, [], [])
+    take: dict[str, Callable[[dict[str, Any]], None]] = {
+        "part": lambda line: keys.append(_read_key(line, len(keys))),
+        "record": lambda line: content.records.append(_read_record(line, keys)),
+        "noise": lambda line: content.noise.append(_read_noise(line, keys)),
+    }
+    number = promised = 0
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+                if number == 1:
+                    settings.update(_read_header(line))
+                    promised = settings.pop("lines")
+                else:
+                    take[line.pop("type")](line)
+            except _NotOurs as error:
+                raise ValueError(f"{path}: {error}") from None
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                said = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{path}, line {number}: it is damaged: {said}") from error
+    if number == 0:
+        raise ValueError(f"{path}: it is empty; a file of Recorder.save() has a header")
+    if promised != number:
+        raise ValueError(f"{path}: it is damaged: it has {number} lines, and the header says {promised}")
+    return content
+
+
+class _NotOurs(ValueError):
+    """The first line is no header of a version that we read."""
+
+
+def _lines(content: Content) -> Iterator[dict[str, Any]]:
+    ids: dict[PartKey, int] = {}
+    for record in content.records:
+        for part in (record.whole, *record.parts):
+            ids.setdefault(part.key, len(ids))
+    for noise in content.noise:
+        ids.setdefault(noise.key, len(ids))
+    yield {
+        "type": "header",
+        "schema": SCHEMA,
+        "version": VERSION,
+        "lines": 1 + len(ids) + len(content.records) + len(content.noise),
+        "settings": content.settings,
+        "fields": _FIELDS,
+    }
+    for key, number in ids.items():
+        yield {"type": "part", "id": number, **key._asdict()}
+    for record in content.records:
+        parts = [_plain_part(part, ids) for part in record.parts]
+        yield {"type": "record", **vars(record), "whole": _plain_part(record.whole, ids), "parts": parts}
+    for noise in content.noise:
+        yield {
+            "type": "noise",
+            "part": ids[noise.key],
+            "objectives": noise.objectives,
+            "solved_step": noise.solved_step,
+            "index": noise.index,
+            **{name: _plain(numbers) for name, numbers in zip(CosineNoise.NUMBERS, noise.numbers, strict=True)},
+        }
+
+
+def _plain_part(part: PartRecord, ids: dict[PartKey, int]) -> dict[str, Any]:
+    rest = {name: _plain(value) for name, value in vars(part).items() if name != "key"}
+    return {"part": ids[part.key], **rest}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _read_header(line: dict[str, Any]) -> dict[str, Any]:
+    """Settings, and the number of lines as "lines"."""
+    if not isinstance(line, dict) or line.get("schema") != SCHEMA:
+        raise _NotOurs(f"it is no file of Recorder.save(): its first line must be a header with schema {SCHEMA!r}")
+    if line["version"] != VERSION:
+        raise _NotOurs(f"it is of version {line['version']!r} of the format; this package reads version {VERSION}")
+    return {**line["settings"], "lines": line["lines"]}
+
+
+def _read_key(line: dict[str, Any], place: int) -> PartKey:
+    if line.pop("id") != place:
+        raise ValueError(f"the part must have id {place}")
+    return PartKey(**{**line, "parameters": tuple(line["parameters"])})
+
+
+def _read_record(line: dict[str, Any], keys: list[PartKey]) -> Record:
+    for name in ("index", "step"):
+        integer_within(name, line[name], 0, 2**63)
+    parts = tuple(_read_part(part, keys) for part in line["parts"])
+    return Record(**{**line, "whole": _read_part(line["whole"], keys), "parts": parts})
+
+
+def _read_part(line: dict[str, Any], keys: list[PartKey]) -> PartRecord:
+    objectives = tuple(line["objectives"])
+    k = len(objectives)
+    shapes = dict(zip(_TENSORS, ((k,), (k,), (k, k), (k, k)), strict=True))
+    tensors = {name: _tensor(name, line[name], shape) for name, shape in shapes.items()}
+    single = {name: float(line[name]) for name in ("residual", "certificate")}
+    rest = {name: value for name, value in line.items() if name != "part"}
+    return PartRecord(**{**rest, **tensors, **single, "key": keys[line["part"]], "objectives": objectives})
+
+
+def _read_noise(line: dict[str, Any], keys: list[PartKey]) -> NoiseLine:
+    objectives = tuple(line["objectives"])
+    shape = (len(objectives),) * 2
+    numbers = torch.stack([_tensor(name, line[name], shape) for name in CosineNoise.NUMBERS])
+    return NoiseLine(keys[line["part"]], objectives, line["solved_step"], line["index"], numbers)
+
+
+def _tensor(name: str, values: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
+    numbers = [[float(x) for x in row] for row in values] if len(shape) == 2 else [float(x) for x in values]
+    tensor = torch.tensor(numbers, dtype=torch.float64)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have the shape {list(shape)}; got {list(tensor.shape)}")
+    return tensor

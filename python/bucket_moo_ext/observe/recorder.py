@@ -1,0 +1,303 @@
+"""Reports over time, in bounded memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import SupportsIndex
+
+import torch
+
+from bucket_moo_ext.observe.noise import CosineNoise
+from bucket_moo_ext.observe.record_lines import Content, NoiseLine, read, write
+from bucket_moo_ext.observe.records import (
+    PartKey,
+    Record,
+    keyed_parts,
+    part_record,
+    whole_cosines,
+    whole_key,
+    whole_record,
+)
+from bucket_moo_ext.observe.summary import Summary, summarize_part
+from bucket_moo_ext.observe.writers import Writer, find_writer, scalars
+from bucket_moo_ext.plain import choice, integer_within, number
+from bucket_moo_ext.report import Report
+from bucket_moo_ext.state import BucketMOO
+
+_MOST = 2**53
+_COUNTERS = ("steps", "records", "stride")
+
+
+@dataclass
+class _Seen:
+    """What is known of a part over all records.
+
+    Attributes:
+        key: The part: the one object that stands for it in all records.
+        noise: Of its cosines.
+        solved_step: The newest step that is in ``noise``.
+        index: The newest record that it was in.
+    """
+
+    key: PartKey
+    noise: CosineNoise
+    solved_step: int = -1
+    index: int = -1
+
+
+def _check_state(state: BucketMOO | None) -> BucketMOO | None:
+    if state is not None and not isinstance(state, BucketMOO):
+        raise TypeError(f"state must be a BucketMOO, as register() returns it, or None; got {type(state).__name__}")
+    return state
+
+
+class Recorder:
+    """Keeps what ``state.report()`` says of every n-th training step, and how far cosines are noise.
+
+        recorder = moo.Recorder(state, every=10)
+        for batch in loader:
+            loss_fn(ddp(x), y).backward()
+            optimizer.step()
+            recorder.step()
+        print(recorder.summary())
+
+    A step that is not recorded costs nothing and does not wait for a GPU. All ranks know the same, and recording sends
+    nothing, so a recorder on one rank is enough. Parts of the gradients are known by their parameters and groups, so
+    buckets may be rebuilt and objectives may change; a part that is in none of the last ``keep`` records is forgotten.
+
+    Args:
+        state: Of any wrapper, or of direct calls of the collectives, each of which is a step. None: records that were
+            loaded are only looked at.
+        every: Steps from one record to the next, >= 1. The first step is recorded.
+        keep: Records to keep, >= 2. A part of a record takes ``16 K**2 + 16 K`` bytes for K objectives, and some
+            hundred.
+        when_full: What becomes of older records. "thin": every second one is dropped, so that those that are kept,
+            always at least half of ``keep`` then, are spread evenly over the whole training: numbers 0, s, 2s, ... for
+            an s that doubles. "drop": the oldest is dropped. Noise, writers and ``last`` have all records.
+        window: How many records means and noise look back, >= 2: recent ones count more, and the standard error of a
+            mean is that of the plain mean of so many. None: all records count alike.
+
+    Raises:
+        TypeError, ValueError: A bad argument, named, with what is allowed.
+    """
+
+    def __init__(
+        self,
+        state: BucketMOO | None,
+        every: SupportsIndex = 10,
+        *,
+        keep: SupportsIndex = 500,
+        when_full: str = "thin",
+        window: SupportsIndex | None = 100,
+    ) -> None:
+        self._state = _check_state(state)
+        self._every = integer_within("every", every, 1, _MOST)
+        self._keep = integer_within("keep", keep, 2, _MOST)
+        self._when_full = choice("when_full", when_full, ("thin", "drop"))
+        self._window = None if window is None else integer_within("window", window, 2, _MOST)
+        self._steps = 0
+        self._records = 0
+        self._stride = 1  # of the records that are kept
+        self._kept: list[Record] = []
+        self._last: Record | None = None
+        self._seen: dict[PartKey, _Seen] = {}
+        self._recorded: tuple[int, int] | None = None  # step and count of buckets: to know what was recorded already
+        self._writers: list[Writer] = []
+
+    @property
+    def every(self) -> int:
+        """Steps from one record to the next."""
+        return self._every
+
+    @property
+    def history(self) -> tuple[Record, ...]:
+        """The records that are kept, oldest first."""
+        return tuple(self._kept)
+
+    @property
+    def last(self) -> Record | None:
+        """The newest record, kept or not; None before the first."""
+        return self._last
+
+    def step(self) -> Record | None:
+        """To be called once a training step, after ``backward()``: before or after the optimizer's step.
+
+        Returns:
+            The record; None if this step is not recorded, or if nothing was reduced since the last record.
+
+        Raises:
+            RuntimeError: There is no state; and from ``state.report()``: nothing was reduced yet, or the step is open.
+        """
+        if self._state is None:
+            raise RuntimeError("this recorder has no state to ask: give one to Recorder.load(path, state=...)")
+        self._steps += 1
+        if (self._steps - 1) % self._every:
+            return None
+        report = self._state.report()
+        if (report.step, report.reduced) == self._recorded:
+            return None
+        self._recorded = (report.step, report.reduced)
+        return self._add(report)
+
+    def __call__(self, *_: object, **__: object) -> None:
+        """``step()``, as a hook of an optimizer: ``optimizer.register_step_post_hook(recorder)``."""
+        self.step()
+
+    def to(self, writer: object, *, prefix: str = "moo", details: bool = False) -> "Recorder":
+        """Sends scalars of every record from now on to TensorBoard, Weights & Biases or MLflow.
+
+        Args:
+            writer: A ``SummaryWriter`` or what else has ``add_scalar(tag, value, step)``; a run of wandb or what else
+                has ``log(dict)`` and ``define_metric``; the module mlflow or what else has
+                ``log_metrics(dict, step=...)``.
+            prefix: What names begin with, before a slash.
+            details: Cosines of all pairs in every part too, which may be many.
+
+        Returns:
+            This recorder.
+
+        Raises:
+            TypeError: ``writer`` is none of these.
+        """
+        self._writers.append(find_writer(writer, prefix, details))
+        return self
+
+    def summary(self, *, z: float = 3.0, minimum: SupportsIndex = 10) -> Summary:
+        """Which conflicts stand above noise.
+
+        A pair of objectives conflicts in a part of the gradients if the mean of its cosine is below 0 by more than
+        ``z`` standard errors. docs/observe.md says when that holds, and how often noise alone looks so.
+
+        Args:
+            z: > 0.
+            minimum: Records of a pair that a verdict takes, >= 2.
+
+        Raises:
+            TypeError, ValueError: A bad argument.
+            RuntimeError: There are no records.
+        """
+        limit = None if isinstance(z, bool) else number(z)
+        if limit is None:
+            raise TypeError(f"z must be a number; got {type(z).__name__} {z!r}")
+        if not 0 < limit < float("inf"):
+            raise ValueError(f"z must be finite and > 0; got {z!r}")
+        least = integer_within("minimum", minimum, 2, _MOST)
+        if self._last is None:
+            raise RuntimeError("there is nothing to summarize: no step was recorded yet")
+        pairs = [pair for seen in self._seen.values() for pair in summarize_part(seen.key, seen.noise, limit, least)]
+        return Summary(
+            records=self._records,
+            first_step=self._kept[0].step,
+            last_step=self._last.step,
+            window=self._window,
+            z=limit,
+            minimum=least,
+            whole=tuple(pair for pair in pairs if pair.part.is_whole),
+            parts=tuple(pair for pair in pairs if not pair.part.is_whole),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the kept records and the noise as JSON Lines; docs/observe.md has the format.
+
+        The file is replaced as a whole, or stays as it was.
+        """
+        settings = {
+            "every": self._every,
+            "keep": self._keep,
+            "when_full": self._when_full,
+            "window": self._window,
+            "steps": self._steps,
+            "records": self._records,
+            "stride": self._stride,
+        }
+        kept = list(self._kept)
+        if self._last is not None and (not kept or kept[-1] is not self._last):
+            kept.append(self._last)
+        noise = [
+            NoiseLine(seen.key, seen.noise.objectives, seen.solved_step, seen.index, seen.noise.numbers)
+            for seen in self._seen.values()
+        ]
+        write(Path(path), Content(settings, kept, noise))
+
+    @staticmethod
+    def load(path: str | Path, state: BucketMOO | None = None) -> "Recorder":
+        """What ``save()`` wrote; writers are not in it.
+
+        Args:
+            path: The file.
+            state: To go on recording.
+
+        Raises:
+            ValueError: It is no such file, of another version, or damaged: with the line.
+            TypeError: ``state`` is no state.
+        """
+        _check_state(state)
+        settings, records, noise = read(Path(path))
+        try:
+            steps, count, stride = (integer_within(name, settings.pop(name), 0, _MOST) for name in _COUNTERS)
+            recorder = Recorder(state, **settings)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line 1: the settings are damaged: {error}") from error
+        recorder._steps, recorder._records, recorder._stride = steps, count, max(stride, 1)
+        recorder._kept = [record for record in records if record.index % recorder._stride == 0]
+        recorder._last = records[-1] if records else None
+        for line in noise:
+            seen = _Seen(line.key, CosineNoise(recorder._window), line.solved_step, line.index)
+            seen.noise.restore(line.objectives, line.numbers)
+            recorder._seen[line.key] = seen
+        return recorder
+
+    def _add(self, report: Report) -> Record:
+        index = self._records
+        parts = []
+        for key, bucket in keyed_parts(report):
+            seen = self._observe(key, index, report.step, bucket.solved_step, bucket.objectives, bucket.cosines)
+            parts.append(part_record(seen.key, bucket, seen.noise.of(bucket.objectives).spread))
+        solved = max(bucket.solved_step for bucket in report.buckets)
+        whole = self._observe(whole_key(report), index, report.step, solved, report.objectives, whole_cosines(report))
+        record = Record(
+            index=index,
+            step=report.step,
+            passes=report.passes,
+            whole=whole_record(whole.key, report, whole.noise.of(report.objectives).spread),
+            parts=tuple(parts),
+            conflict_share=report.conflict_share,
+            global_conflict_share=report.global_conflict_share,
+            fallbacks=report.fallbacks,
+        )
+        self._records += 1
+        self._last = record
+        self._retain(record)
+        for writer in self._writers:
+            writer.write(scalars(record, writer.details), record.step)
+        return record
+
+    def _observe(
+        self,
+        key: PartKey,
+        index: int,
+        step: int,
+        solved_step: int,
+        objectives: tuple[str, ...],
+        cosines: torch.Tensor,
+    ) -> _Seen:
+        """Adds to a part's noise, unless these are the very cosines of the record before (kept by a ``Sketch``)."""
+        seen = self._seen.get(key)
+        if seen is None:
+            seen = self._seen[key] = _Seen(key, CosineNoise(self._window))
+        if solved_step == step or solved_step != seen.solved_step:
+            seen.noise.add(objectives, cosines)
+        seen.solved_step, seen.index = solved_step, index
+        return seen
+
+    def _retain(self, record: Record) -> None:
+        if record.index % self._stride == 0:
+            self._kept.append(record)
+        if len(self._kept) > self._keep:
+            if self._when_full == "thin":
+                self._stride *= 2
+                self._kept = [kept for kept in self._kept if kept.index % self._stride == 0]
+            else:
+                del self._kept[0]
+        gone = [key for key, seen in self._seen.items() if seen.index + self._keep <= record.index]
+        for key in gone:
+            del self._seen[key]
