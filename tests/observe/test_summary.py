@@ -102,6 +102,25 @@ def test_a_known_signal_is_found_and_noise_is_not(rng: np.random.Generator) -> N
     assert first.mean == pytest.approx(-0.5 / 5, abs=4 * first.error)
 
 
+def test_a_training_of_noise_has_no_conflicts(rng: np.random.Generator) -> None:
+    """132 pairs, of which each looks like a conflict with 0.28 %: more than four do with a probability of 4e-5."""
+    names = [f"language {number}" for number in range(12)]
+    model = Linear((300, 200))
+    state = moo.register(model, "mean", scope="parameter")
+    recorder = moo.Recorder(state, 1, window=None)
+    conflicts = 0.0
+    for _ in range(30):
+        train_step(model, state, draw(rng, names, (300, 200)))
+        record = recorder.step()
+        assert record is not None
+        conflicts += record.conflict_share / 30
+    summary = recorder.summary()
+    assert conflicts == pytest.approx(0.5, abs=0.05)  # of the pairs of a single step
+    assert len(summary.parts) == 132
+    assert summary.by_chance == pytest.approx(132 * stats.t.sf(3, 29))
+    assert sum(pair.verdict == "conflict" for pair in summary.parts) <= 4
+
+
 @pytest.mark.parametrize(("window", "records"), [(None, 10), (None, 30), (20, 100)])
 def test_noise_alone_is_seldom_a_conflict(rng: np.random.Generator, window: int | None, records: int) -> None:
     """Cosines of independent gradients, of many pairs: the share of conflicts at z = 2 is that of Student's t.
