@@ -65,9 +65,8 @@ def main() -> None:
     moo_callback = MooCallback(arguments.method, objective="language", weight="tokens")  # the one line
     trainer = Trainer(
         callbacks=[moo_callback], use_distributed_sampler=False, accumulate_grad_batches=PASSES,
-        devices=int(os.environ.get("WORLD_SIZE", 1)), strategy=DDPStrategy(bucket_cap_mb=0.25), logger=False,
-        limit_train_batches=PASSES * arguments.steps, max_epochs=1,
-        enable_checkpointing=False, enable_progress_bar=False,
+        devices=int(os.environ.get("WORLD_SIZE", 1)), strategy=DDPStrategy(bucket_cap_mb=0.25), max_epochs=1,
+        limit_train_batches=PASSES * arguments.steps, logger=False, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(FineTuning())
     if trainer.is_global_zero:
