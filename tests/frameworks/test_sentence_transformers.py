@@ -15,7 +15,10 @@ pytest.importorskip("sentence_transformers", reason="needs requirements/framewor
 from bucket_moo_ext.contrib.transformers import attach
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
 
 from tests.frameworks import trainers
 
@@ -140,3 +143,23 @@ def _other_batches(folder: str) -> None:
 
 def test_other_batch_samplers_are_refused(alone: Callable[..., Any]) -> None:
     alone(_other_batches)
+
+
+def _cached_gradients(folder: str) -> None:
+    trainers.no_hub()
+    model = SentenceTransformer(modules=[_Bag()], device="cpu")
+    options = {**trainers.defaults(folder), "max_steps": 2, "gradient_accumulation_steps": 4}
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(**options),
+        train_dataset=_pairs(16),
+        loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=2),
+    )
+    with pytest.raises(
+        NotImplementedError, match="CachedMultipleNegativesRankingLoss makes backward passes inside one"
+    ):
+        attach(trainer, "mgda")
+
+
+def test_losses_that_cache_gradients_are_refused(alone: Callable[..., Any]) -> None:
+    alone(_cached_gradients)

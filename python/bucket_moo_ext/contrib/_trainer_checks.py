@@ -63,6 +63,11 @@ def check_trainer(trainer: Any, column: str) -> None:
         raise ValueError(
             f"batch_sampler={args.batch_sampler!r}: attach() samples by objective itself; leave it at 'batch_sampler'"
         )
+    if any("Cached" in kind.__name__ for kind in type(getattr(trainer, "loss", None)).__mro__):
+        raise NotImplementedError(
+            f"loss={type(trainer.loss).__name__} makes backward passes inside one (it caches gradients), of which each "
+            "would be a pass of a step; use the loss that does not cache"
+        )
     if getattr(args, "packing", False):
         raise ValueError(
             "packing=True joins examples of different objectives into one and drops the column; give packing=False"

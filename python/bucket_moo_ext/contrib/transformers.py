@@ -175,6 +175,7 @@ class Attached:
         self._module: nn.Module | None = None  # that the state is registered on
         self._checkpoint: Path | None = None  # that training goes on from
         self._saved: dict[str, Any] | None = None  # of a state, to be restored behind a first backward pass
+        self._steps = 0  # of the state, at the end of the last one
         self._logs = 0
 
     @property
@@ -214,10 +215,20 @@ class Attached:
         if not isinstance(_wrapped_by(module), DistributedDataParallel):
             self._restore()
 
+    def _discard(self) -> None:
+        self.state.discard()
+        self._steps = self.state.step
+
+    def _has_made_one_step(self) -> bool:
+        """Since the last one; to be asked at the end of each."""
+        before, self._steps = self._steps, self.state.step
+        return self._steps == before + 1
+
     def _restore(self) -> None:
         assert self._saved is not None
         self.state.load_state_dict(self._saved)
         self._saved = None
+        self._steps = self.state.step
 
     def _save(self, folder: Path) -> None:
         (folder / STATE_NAME).write_text(json.dumps(self.state.state_dict()), encoding="utf-8")
@@ -256,11 +267,11 @@ class _Events(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The order of the epoch, also where Accelerate skips batches of it, and passes of a step cut off."""
         self._attached._sampling.set_epoch(int(state.epoch or 0))
-        self._attached.state.discard()
+        self._attached._discard()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Of passes that a callback has cut off in the midst of a step nothing is left, as in the Trainer itself."""
-        self._attached.state.discard()
+        self._attached._discard()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint was saved."""
@@ -374,13 +385,13 @@ class _ConflictAware:
             if attached._saved is not None:
                 self._warm_up(model, inputs, items)
                 attached._restore()
-            closes, step = self.accelerator.sync_gradients, state.step
+            closes = self.accelerator.sync_gradients
             with contextlib.nullcontext() if closes else state.accumulate():
                 loss: torch.Tensor = super().training_step(model, inputs, items)  # type: ignore[misc]
-            if closes and state.step != step + 1:
+            if closes and not attached._has_made_one_step():
                 raise RuntimeError(
-                    f"trainer: a batch made {state.step - step} reduced backward passes, where attach() takes each for "
-                    "a pass of a step: losses that cache gradients (sentence-transformers' Cached...Loss) are not "
+                    "trainer: a batch made several backward passes that were reduced, where attach() takes each for a "
+                    "pass of a step: losses that cache gradients (sentence-transformers' Cached...Loss) are not "
                     "supported; use the loss that does not cache"
                 )
         return loss / passes
