@@ -69,12 +69,17 @@ class Module(LightningModule):  # type: ignore[misc]
         self.dealing: dict[str, Any] = {"per": per, "passes": passes, "steps": steps}
         self.workers = workers
         self.draws: list[float] = []  # random numbers, one a call
+        self.losses = 0  # that were logged
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.draws.append(torch.rand(()).item())
         loss = _loss(self.net, batch)
         self.log("loss", loss, on_step=True, on_epoch=True)
         return loss
+
+    def log(self, name: str, *arguments: Any, **options: Any) -> None:
+        self.losses += name == "loss"
+        super().log(name, *arguments, **options)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.5)
@@ -355,10 +360,10 @@ def _resume(world: int, folder: str, strategy: str, passes: int, steps: int, wor
         trainer = _trainer(world, callback, recorder, saver, folder=folder, logger=log, log_every_n_steps=1, **options)
         trainer.fit(module, ckpt_path=resume)
         batches = [batch["index"].tolist() for batch in recorder.batches]
-        return _parameters(module), callback.state.state_dict(), batches, _known(log), module.draws
+        return _parameters(module), callback.state.state_dict(), batches, _known(log), module.draws, module.losses
 
-    whole, state, batches, log, _ = run()
-    resumed, state_after, rest, log_after, draws = run(f"{folder}/stopped.ckpt")
+    whole, state, batches, log, *_ = run()
+    resumed, state_after, rest, log_after, draws, losses = run(f"{folder}/stopped.ckpt")
     assert rest == batches[STOP * passes :]
     assert state_after == state
     assert state["step"] == 6
@@ -369,6 +374,7 @@ def _resume(world: int, folder: str, strategy: str, passes: int, steps: int, wor
             metrics.pop("loss_epoch", None)
     assert log_after == expected, (log_after, expected)
     assert len(draws) == len(rest) + (strategy == "ddp")
+    assert losses == len(rest)
     assert (draws[0] == draws[1]) == (strategy == "ddp")
     return {
         name: bool(np.array_equal(value, resumed[name]))
