@@ -236,14 +236,10 @@ def is_piece_beside(parameter: torch.Tensor, mesh: Any) -> bool:
 
 
 def other_dimensions(mesh: Any) -> str:
-    """Names of the dimensions of the mesh that this one is a part of; empty if it is a whole, or torch does not say.
-
-    Dimensions of size 1 are left out: nothing lies along them.
-    """
+    """Names of the dimensions of the mesh that this one is a part of; empty if it is a whole, or torch does not say."""
     whole = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh
-    own = mesh.mesh_dim_names or ()
-    names = enumerate(whole.mesh_dim_names or ())
-    return ", ".join(name for place, name in names if name not in own and whole.size(place) > 1)
+    names = whole.mesh_dim_names or ()
+    return ", ".join(name for name in names if name not in (mesh.mesh_dim_names or ())) if whole.ndim > 1 else ""
 
 
 def reduce_scatter_interface() -> type:

@@ -196,7 +196,10 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
             return
         if self._state is not None and self._saved is None:  # of a fit() before
             self._saved = self._saved_state()
-        self._state = moo.register(module, self._method, **self._options)
+        with warnings.catch_warnings():
+            # Of ModelParallelStrategy's mesh, where that dimension has size 1: nothing drifts apart along it.
+            warnings.filterwarnings("ignore", message=r".*has others too \(tensor_parallel\)")
+            self._state = moo.register(module, self._method, **self._options)
         self._module = weakref.ref(module)
 
     def _go_to_place(self, trainer: Any) -> None:
