@@ -1,7 +1,9 @@
 """Tests that need trainers (requirements/frameworks.txt). Only `make test-frameworks` collects them."""
 
+import json
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "multilingual"))
+
+import corpus
 
 collect_ignore_glob = [] if os.environ.get("BUCKET_MOO_FRAMEWORKS") else ["test_*.py"]
 
@@ -49,3 +55,20 @@ def alone(tmp_path: Path) -> Callable[..., Any]:
         return value
 
     return run
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with parsed text for the examples, so that nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("cache")
+    segments = folder / "bucket_moo_ext" / f"segments-v{corpus._VERSION}-{corpus.SHA256[:12]}"
+    segments.mkdir(parents=True)
+    for language in ("de", "hu", "tr", "ja"):
+        text = {
+            f"part{c}": {
+                f"k{k}": f"{language}wort{c} {language}satz{k} und {language}text{c * k % 7}" for k in range(10)
+            }
+            for c in range(60)
+        }
+        (segments / f"{language}.json").write_text(json.dumps(text))
+    return folder

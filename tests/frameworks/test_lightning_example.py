@@ -1,6 +1,5 @@
 """The example with Lightning, as it says to be run, with fewer steps and text made up here."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,27 +12,6 @@ pytest.importorskip("lightning", reason="needs requirements/frameworks.txt")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAM = EXAMPLES / "frameworks" / "lightning_finetune.py"
 LANGUAGES = ("de", "hu", "tr", "ja")
-
-sys.path.insert(0, str(EXAMPLES / "multilingual"))
-
-import corpus  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with parsed text, so that nothing is downloaded."""
-    folder = tmp_path_factory.mktemp("cache")
-    segments = folder / "bucket_moo_ext" / f"segments-v{corpus._VERSION}-{corpus.SHA256[:12]}"
-    segments.mkdir(parents=True)
-    for language in LANGUAGES:
-        text = {
-            f"part{c}": {
-                f"k{k}": f"{language}wort{c} {language}satz{k} und {language}text{c * k % 7}" for k in range(10)
-            }
-            for c in range(60)
-        }
-        (segments / f"{language}.json").write_text(json.dumps(text))
-    return folder
 
 
 def test_four_languages(cache: Path) -> None:

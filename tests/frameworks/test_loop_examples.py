@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import runpy
 import sys
@@ -24,25 +23,6 @@ from tests.frameworks import deepspeed_engines  # noqa: F401  # sets up DeepSpee
 Runner = Callable[..., list[Any]]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LANGUAGES = ("de", "hu", "tr", "ja")
-
-sys.path.insert(0, str(EXAMPLES / "multilingual"))
-
-import corpus  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with parsed text, so that nothing is downloaded."""
-    folder = tmp_path_factory.mktemp("cache")
-    segments = folder / "bucket_moo_ext" / f"segments-v{corpus._VERSION}-{corpus.SHA256[:12]}"
-    segments.mkdir(parents=True)
-    for language in LANGUAGES:
-        parts = {
-            f"part{part}": {f"key{key}": f"{language}wort{part} {language}satz{key} und text" for key in range(10)}
-            for part in range(60)
-        }
-        (segments / f"{language}.json").write_text(json.dumps(parts))
-    return folder
 
 
 def run_example(rank: int, world: int, name: str, cache: str, arguments: tuple[str, ...]) -> str:
