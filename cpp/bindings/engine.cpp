@@ -67,8 +67,8 @@ Grouping new_grouping(const std::string& scope, std::map<std::string, std::strin
 }
 
 EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, const MethodConfig& method,
-                     std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, Grouping grouping,
-                     const std::vector<std::vector<int>>& grid, std::optional<GroupPtr> across,
+                     std::uint64_t seed, const std::optional<Sketch>& sketch, bool by_passes, bool row_norms,
+                     Grouping grouping, const std::vector<std::vector<int>>& grid, std::optional<GroupPtr> across,
                      std::optional<GroupPtr> inside, std::optional<GroupPtr> pieces, Configuration configuration) {
   const py::gil_scoped_release no_gil;
   const auto [sketch_options, schedule] = sketch.value_or(Sketch());
@@ -77,6 +77,7 @@ EnginePtr new_engine(std::optional<GroupPtr> group, const at::Device& device, co
                         .sketch = sketch_options,
                         .schedule = schedule,
                         .layout = by_passes ? Layout::passes : Layout::ranks,
+                        .takes_row_norms = row_norms,
                         .grouping = std::move(grouping),
                         .grid = grid_of(grid),
                         .grid_groups = {across.value_or(GroupPtr()), inside.value_or(GroupPtr())},
@@ -188,6 +189,8 @@ py::dict to_dict(const BucketRecord& record) {
   fields["width"] = record.width;
   fields["solved_step"] = record.solved_step;
   fields["gramian"] = record.result.gramian;
+  fields["row_squares"] = record.result.norms.squares;
+  fields["row_shares"] = record.result.norms.shares;
   fields["weights"] = record.result.weights;
   fields["status"] = static_cast<int>(record.result.solution.status);
   fields["iterations"] = record.result.solution.iterations;
@@ -255,8 +258,8 @@ void bind_engine(py::module_& module) {
   // Functions that wait or take the engine's locks release the GIL.
   py::class_<Engine, EnginePtr>(module, "Engine")
       .def(py::init(&new_engine), py::arg("group"), py::arg("device"), py::arg("method"), py::arg("seed"),
-           py::arg("sketch"), py::arg("by_passes"), py::arg("grouping"), py::arg("grid"), py::arg("across"),
-           py::arg("inside"), py::arg("pieces"), py::arg("configuration"))
+           py::arg("sketch"), py::arg("by_passes"), py::arg("row_norms"), py::arg("grouping"), py::arg("grid"),
+           py::arg("across"), py::arg("inside"), py::arg("pieces"), py::arg("configuration"))
       .def("set_objective", torch::wrap_pybind_function_no_gil(&Engine::set_objective), py::arg("name"))
       .def("set_weight", torch::wrap_pybind_function_no_gil(&Engine::set_weight), py::arg("weight"))
       .def("set_accumulating", torch::wrap_pybind_function_no_gil(&Engine::set_accumulating),

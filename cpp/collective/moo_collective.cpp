@@ -10,6 +10,7 @@
 #include "bucket_moo/packed_triangle.hpp"
 #include "bucket_moo/solve.hpp"
 #include "collective/memory_layout.hpp"
+#include "collective/section_rows.hpp"
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
 #include "kernels/sketch.hpp"
@@ -46,31 +47,26 @@ void pack(const std::vector<double>& gramians, int k, std::byte* packed) {
   }
 }
 
+void add_squares(const std::byte* packed, std::vector<double>& squares) {
+  for (double& sum : squares) {
+    double value = 0.0;
+    std::memcpy(&value, packed, sizeof(value));
+    packed += sizeof(value);
+    sum += value;
+  }
+}
+
+void copy_squares(const std::vector<double>& squares, std::byte* packed) {
+  if (!squares.empty()) {
+    std::memcpy(packed, squares.data(), squares.size() * sizeof(double));
+  }
+}
+
 /// Of Gramians of k objectives, [parts, k, k].
 std::size_t packed_bytes(const std::vector<double>& gramians, int k) {
   const std::size_t part = static_cast<std::size_t>(k) * static_cast<std::size_t>(k);
   return gramians.size() / part * static_cast<std::size_t>(packed_size(k)) * sizeof(double);
 }
-
-/// A section of rows, as rows.
-class SectionRows {
- public:
-  SectionRows(const Rows& rows, const Section& section) : size_(section.size), dtype_(rows.dtype) {
-    const std::size_t offset = static_cast<std::size_t>(section.begin) * element_size(rows.dtype);
-    for (int r = 0; r < rows.count; ++r) {
-      const void* const row = rows.data[r];
-      data_.push_back(row == nullptr ? nullptr : static_cast<const std::byte*>(row) + offset);
-    }
-  }
-  Rows rows() const { return {data_.data(), static_cast<int>(data_.size()), size_, dtype_}; }
-
- private:
-  std::vector<const void*> data_;
-  std::int64_t size_;
-  DType dtype_;
-};
-
-using GramianKernel = void (*)(const Rows& rows, const ObjectiveMap& map, double* out);
 
 /// Adds the Gramian of every section to that of its part.
 void add_gramians(GramianKernel kernel, const Rows& rows, std::span<const Section> sections, const ObjectiveMap& map,
@@ -85,10 +81,12 @@ void add_gramians(GramianKernel kernel, const Rows& rows, std::span<const Sectio
 
 }  // namespace
 
-MooCollective::MooCollective(std::shared_ptr<Transport> transport, Method method, std::shared_ptr<Transport> pieces)
+MooCollective::MooCollective(std::shared_ptr<Transport> transport, Method method, std::shared_ptr<Transport> pieces,
+                             bool takes_row_norms)
     : transport_(std::move(transport)),
       pieces_(std::move(pieces)),
       method_(method),
+      takes_row_norms_(takes_row_norms),
       rank_(transport_ ? transport_->rank() : 0),
       world_(transport_ ? transport_->size() : 1),
       tail_rows_(static_cast<std::size_t>(world_)),
@@ -124,6 +122,7 @@ BucketSolution MooCollective::reduce(const ShardedBucket& bucket, const RandomKe
   const Sections sections = one_part(bucket.shard_size, bucket.tail_size);
   BucketSolution result = empty_solution(objectives_.k());
   result.gramian = part_gramians(bucket, sections);
+  result.norms = row_norms();
   solve(key, state, result);
   combine_parts(bucket, sections, result.weights);
   return result;
@@ -133,10 +132,13 @@ BucketSolution MooCollective::reduce(const ShardedBucket& bucket, const RandomKe
 std::vector<double> MooCollective::part_gramians(const ShardedBucket& bucket, const Sections& sections) {
   const auto k = static_cast<std::size_t>(objectives_.k());
   std::vector<double> gramians(static_cast<std::size_t>(sections.parts) * k * k);
+  begin_row_norms(sections);
   for (std::int64_t begin = 0; begin < bucket.shard_size; begin += bucket.piece) {
     tile_.start(transport_.get(), Transport::Sequence::main, bucket, begin);
     const Rows rows = tile_.wait();
-    add_gramians(gramian, rows, clip(sections.shard, begin, rows.size), objectives_.map(), gramians);
+    const std::vector<Section> parts = clip(sections.shard, begin, rows.size);
+    add_gramians(gramian, rows, parts, objectives_.map(), gramians);
+    add_row_norms(gramian, rows, parts);
   }
   exchange_partials(bucket, sections, gramians);
   return gramians;
@@ -175,6 +177,20 @@ BucketSolution MooCollective::empty_solution(int k) {
   return result;
 }
 
+/// For a pass that is a step of its own.
+void MooCollective::begin_row_norms(const Sections& sections) {
+  if (takes_row_norms_) {
+    norms_.squares.assign(static_cast<std::size_t>(sections.parts) * static_cast<std::size_t>(objectives_.k()), 0.0);
+    norms_.shares = squared_shares(objectives_.objective, objectives_.share, objectives_.k());
+  }
+}
+
+void MooCollective::add_row_norms(GramianKernel kernel, const Rows& rows, std::span<const Section> sections) {
+  if (takes_row_norms_) {
+    add_row_squares(kernel, rows, sections, objectives_.map(), norms_.squares);
+  }
+}
+
 /// On entry `gramians` are this rank's partial ones, on return those of the whole bucket; returns the rows of the tail.
 Rows MooCollective::exchange_partials(const ShardedBucket& bucket, const Sections& sections,
                                       std::vector<double>& gramians) {
@@ -182,20 +198,24 @@ Rows MooCollective::exchange_partials(const ShardedBucket& bucket, const Section
   gather_partials(k, bucket.tail_bytes(), bucket.tail, gramians);
   const Rows tails{tail_rows_.data(), world_, bucket.tail_size, bucket.dtype};
   std::fill(gramians.begin(), gramians.end(), 0.0);
+  std::fill(norms_.squares.begin(), norms_.squares.end(), 0.0);
   add_gramians(portable_gramian, tails, sections.tail, objectives_.map(), gramians);
+  add_row_norms(portable_gramian, tails, sections.tail);
   add_partials(k, gramians);
   add_pieces(sections, k, gramians);
   return tails;
 }
 
-/// One message a rank: its partial Gramians, then its tail.
+/// One message a rank: its partial Gramians, with squares of rows where they are taken, then its tail.
 void MooCollective::gather_partials(int k, std::size_t tail_bytes, const std::byte* tail,
                                     const std::vector<double>& gramians) {
-  const std::size_t partial_bytes = packed_bytes(gramians, k);
+  const std::size_t gramian_bytes = packed_bytes(gramians, k);
+  const std::size_t partial_bytes = gramian_bytes + norms_.squares.size() * sizeof(double);
   message_bytes_ = round_up(partial_bytes + tail_bytes, sizeof(double));
   std::byte* const messages = messages_.reserve(static_cast<std::size_t>(world_) * message_bytes_);
   std::byte* const own = messages + static_cast<std::size_t>(rank_) * message_bytes_;
   pack(gramians, k, own);
+  copy_squares(norms_.squares, own + gramian_bytes);
   if (tail_bytes > 0) {
     std::memcpy(own + partial_bytes, tail, tail_bytes);
   }
@@ -209,9 +229,11 @@ void MooCollective::gather_partials(int k, std::size_t tail_bytes, const std::by
 }
 
 /// Rank order and float64: the same sum, to the bit, on every rank, whatever its processor.
-void MooCollective::add_partials(int k, std::vector<double>& gramians) const {
+void MooCollective::add_partials(int k, std::vector<double>& gramians) {
   for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
-    add_packed(messages_.data() + r * message_bytes_, k, gramians);
+    const std::byte* const message = messages_.data() + r * message_bytes_;
+    add_packed(message, k, gramians);
+    add_squares(message + packed_bytes(gramians, k), norms_.squares);
   }
 }
 
@@ -223,15 +245,23 @@ void MooCollective::add_pieces(const Sections& sections, int k, std::vector<doub
   const auto size = static_cast<std::ptrdiff_t>(k) * k;
   for (const int part : sections.counted_elsewhere) {
     std::fill_n(gramians.begin() + part * size, size, 0.0);
+    if (takes_row_norms_) {
+      std::fill_n(norms_.squares.begin() + static_cast<std::ptrdiff_t>(part) * k, k, 0.0);
+    }
   }
-  const std::size_t bytes = packed_bytes(gramians, k);
+  const std::size_t gramian_bytes = packed_bytes(gramians, k);
+  const std::size_t bytes = gramian_bytes + norms_.squares.size() * sizeof(double);
   const auto pieces = static_cast<std::size_t>(pieces_->size());
   std::byte* const all = piece_gramians_.reserve(pieces * bytes);
-  pack(gramians, k, all + static_cast<std::size_t>(pieces_->rank()) * bytes);
+  std::byte* const own = all + static_cast<std::size_t>(pieces_->rank()) * bytes;
+  pack(gramians, k, own);
+  copy_squares(norms_.squares, own + gramian_bytes);
   pieces_->all_gather(all, bytes);
   std::fill(gramians.begin(), gramians.end(), 0.0);
+  std::fill(norms_.squares.begin(), norms_.squares.end(), 0.0);
   for (std::size_t p = 0; p < pieces; ++p) {
     add_packed(all + p * bytes, k, gramians);
+    add_squares(all + p * bytes + gramian_bytes, norms_.squares);
   }
 }
 
@@ -248,8 +278,9 @@ void MooCollective::set_coefficients(std::span<const double> weights) {
   }
 }
 
-void MooCollective::accumulate(const ShardedBucket& bucket, const PassRows& pass, ObjectiveTile& tile) {
-  tile.begin_pass(pass);
+void MooCollective::accumulate(const ShardedBucket& bucket, const PassRows& pass, const Sections& sections,
+                               ObjectiveTile& tile) {
+  tile.begin_pass(pass, takes_row_norms_ ? &sections : nullptr);
   const auto tails = start_tails(bucket);
   stream_shard(bucket, [&](const Rows& rows, std::int64_t begin) { tile.add_to_shard(rows, begin); });
   tails->wait();
@@ -262,6 +293,7 @@ TileGramian MooCollective::exchange_gramian(ObjectiveTile& tile, const StepObjec
   auto [gramian, shares] = exchange_gramians(tile, objectives, whole);
   TileGramian result{empty_solution(objectives.k()), std::move(shares)};
   result.solution.gramian = std::move(gramian);
+  result.solution.norms = row_norms();
   return result;
 }
 
@@ -275,12 +307,18 @@ PartGramians MooCollective::exchange_gramians(ObjectiveTile& tile, const StepObj
   std::iota(own.begin(), own.end(), 0);
   const ObjectiveMap map{own.data(), result.shares.data(), k};
   std::vector<double>& sum = result.gramians;
+  std::vector<double> tail_squares;
+  if (takes_row_norms_) {
+    norms_ = {tile.shard_squares(result.shares, sections.parts), objectives.squared_shares()};
+    tail_squares = tile.tail_squares(result.shares, sections.parts);
+  }
   const bool has_shards = tile.shard_size() > 0;
   if (has_shards) {
     add_gramians(gramian, tile.shard(0, tile.shard_size()), sections.shard, map, sum);
     gather_partials(k, 0, nullptr, sum);
     std::fill(sum.begin(), sum.end(), 0.0);
   }
+  norms_.squares = std::move(tail_squares);
   add_gramians(portable_gramian, tile.tail(), sections.tail, map, sum);
   if (has_shards) {
     add_partials(k, sum);
@@ -332,11 +370,15 @@ std::unique_ptr<SketchedBucket> MooCollective::start_sketch(const void* bucket, 
 BucketSolution MooCollective::solve_sketched(std::unique_ptr<SketchedBucket> sketched, const RandomKey& key,
                                              double* state) {
   BucketSolution result = empty_solution(objectives_.k());
+  const Sections sections = one_part(sketched->sketch_.shard_size, sketched->sketch_.tail_size);
+  begin_row_norms(sections);
   if (sketched->sketch_.shard_size > 0) {
-    gramian(sketched->tile_.wait(), objectives_.map(), result.gramian.data());
+    const Rows rows = sketched->tile_.wait();
+    gramian(rows, objectives_.map(), result.gramian.data());
+    add_row_norms(gramian, rows, sections.shard);
   }
-  exchange_partials(sketched->sketch_, one_part(sketched->sketch_.shard_size, sketched->sketch_.tail_size),
-                    result.gramian);
+  exchange_partials(sketched->sketch_, sections, result.gramian);
+  result.norms = row_norms();
   solve(key, state, result);
   free_sketches_.push_back(std::move(sketched));
   return result;
@@ -352,7 +394,7 @@ void MooCollective::accumulate_sketch(const void* row, std::int64_t n, DType dty
                                       std::int64_t width, const PassRows& pass, ObjectiveTile& tile) {
   const ShardedBucket columns = sketch_columns(dtype, width);
   sketch(row, n, dtype, SketchMap(key, width), columns_.data());
-  accumulate(columns, pass, tile);
+  accumulate(columns, pass, one_part(columns.shard_size, columns.tail_size), tile);
 }
 
 void MooCollective::sum_all_reduce(void* bucket, std::int64_t n, DType dtype) {

@@ -13,6 +13,7 @@
 #include "collective/objective_tile.hpp"
 #include "collective/objectives.hpp"
 #include "collective/persistent_buffer.hpp"
+#include "collective/row_norms.hpp"
 #include "collective/sections.hpp"
 #include "collective/sharded_bucket.hpp"
 #include "collective/step_objectives.hpp"
@@ -27,6 +28,7 @@ struct BucketSolution {
   std::vector<double> gramian;  ///< [K, K] row-major, inner products of the objectives' gradients in this bucket
   std::vector<double> weights;  ///< [K]
   Solution solution;            ///< status and certificate of the solve
+  RowNorms norms;               ///< of the rows of the bucket, one part; empty: not asked for
 };
 
 /// The Gramian of a tile, and what turns the tile's sums into means.
@@ -91,7 +93,10 @@ class MooCollective {
   /// `transport` may be null: a group of one rank, no communication.
   /// `pieces`: the ranks that hold the other pieces of what this rank reduces, one of each group; null: there are none.
   /// All of these groups make the same calls in the same order, for pieces of any sizes.
-  MooCollective(std::shared_ptr<Transport> transport, Method method, std::shared_ptr<Transport> pieces = nullptr);
+  /// `takes_row_norms`: whether the norms of the rows are taken with every Gramian. Rows are then read once more, and
+  /// messages have K numbers more for each part.
+  MooCollective(std::shared_ptr<Transport> transport, Method method, std::shared_ptr<Transport> pieces = nullptr,
+                bool takes_row_norms = false);
 
   int rank() const { return rank_; }
   int world_size() const { return world_; }
@@ -116,6 +121,9 @@ class MooCollective {
   std::vector<double> part_gramians(const ShardedBucket& bucket, const Sections& sections);
   void combine_parts(const ShardedBucket& bucket, const Sections& sections, std::span<const double> weights);
 
+  /// Those of the newest Gramians, with as many parts; empty: they are not taken.
+  const RowNorms& row_norms() const { return norms_; }
+
   /// Replaces the n elements of `bucket` by sum_k w_k g_k, the same bits on every rank.
   /// `state`: [state_size(method, K)], what the method carries from step to step for this bucket and these objectives,
   /// in and out, the same bits on every rank; nullptr: none, every step is a first step.
@@ -127,8 +135,8 @@ class MooCollective {
   BucketSolution reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype, const RandomKey& key,
                                 std::int64_t tile_limit, double* state = nullptr);
 
-  /// Adds every rank's row of the bucket to the tile, which was begun for it.
-  void accumulate(const ShardedBucket& bucket, const PassRows& pass, ObjectiveTile& tile);
+  /// Adds every rank's row of the bucket, which has these sections, to the tile, which was begun for it.
+  void accumulate(const ShardedBucket& bucket, const PassRows& pass, const Sections& sections, ObjectiveTile& tile);
 
   /// The Gramian of a bucket's tile, over all shards, after the last pass: closes the tile. Weights are yet to be
   /// solved for. The same bits on every rank.
@@ -194,7 +202,9 @@ class MooCollective {
  private:
   Rows exchange_partials(const ShardedBucket& bucket, const Sections& sections, std::vector<double>& gramians);
   void gather_partials(int k, std::size_t tail_bytes, const std::byte* tail, const std::vector<double>& gramian);
-  void add_partials(int k, std::vector<double>& gramians) const;
+  void begin_row_norms(const Sections& sections);
+  void add_row_norms(GramianKernel kernel, const Rows& rows, std::span<const Section> sections);
+  void add_partials(int k, std::vector<double>& gramians);
   void add_pieces(const Sections& sections, int k, std::vector<double>& gramians);
   static BucketSolution empty_solution(int k);
   void set_coefficients(std::span<const double> weights);
@@ -210,6 +220,7 @@ class MooCollective {
   const std::shared_ptr<Transport> transport_;
   const std::shared_ptr<Transport> pieces_;
   const Method method_;
+  const bool takes_row_norms_;
   const int rank_;
   const int world_;
   Objectives objectives_;
@@ -222,6 +233,7 @@ class MooCollective {
   PersistentBuffer columns_;            // of a row's sketch
   std::vector<const void*> tail_rows_;  // [W] where each rank's tail lies
   std::vector<double> coefficients_;    // [W] of the combination
+  RowNorms norms_;                      // of the newest Gramians
   std::vector<double> solver_scratch_;
   std::vector<std::unique_ptr<SketchedBucket>> free_sketches_;  // whose memory is used again
 };

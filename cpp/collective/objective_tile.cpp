@@ -1,10 +1,24 @@
 #include "collective/objective_tile.hpp"
 
 #include "collective/memory_layout.hpp"
+#include "collective/row_norms.hpp"
 #include "kernels/accumulate.hpp"
 #include "kernels/combine.hpp"
+#include "kernels/gramian.hpp"
 
 namespace bucket_moo {
+namespace {
+
+/// Adds those of one objective in a pass, [parts, K], to those before.
+void fold(std::vector<double>& squares, double decay, const std::vector<double>& of_pass, std::size_t k,
+          std::size_t size) {
+  squares.resize(of_pass.size() / size);
+  for (std::size_t part = 0; part < squares.size(); ++part) {
+    squares[part] = decay * decay * squares[part] + of_pass[part * size + k];
+  }
+}
+
+}  // namespace
 
 void ObjectiveTile::begin(const ShardedBucket& bucket) {
   shard_size_ = bucket.shard_size;
@@ -13,6 +27,8 @@ void ObjectiveTile::begin(const ShardedBucket& bucket) {
   passes_ = 0;
   for (Sum& sum : sums_) {
     sum.unit = 0.0;
+    sum.shard_squares.clear();
+    sum.tail_squares.clear();
   }
 }
 
@@ -21,8 +37,12 @@ bool ObjectiveTile::fits(const ShardedBucket& bucket) const {
          dtype_ == accumulation_dtype(bucket.dtype);
 }
 
-void ObjectiveTile::begin_pass(const PassRows& pass) {
+void ObjectiveTile::begin_pass(const PassRows& pass, const Sections* norms) {
   pass_ = &pass;
+  norms_ = norms;
+  const std::size_t squares = norms == nullptr ? 0 : static_cast<std::size_t>(norms->parts) * pass.unit.size();
+  shard_squares_.assign(squares, 0.0);
+  tail_squares_.assign(squares, 0.0);
   if (sums_.size() < pass.unit.size()) {
     sums_.resize(pass.unit.size());
   }
@@ -36,9 +56,27 @@ void ObjectiveTile::begin_pass(const PassRows& pass) {
 
 void ObjectiveTile::add_to_shard(const Rows& rows, std::int64_t begin) {
   add(rows, static_cast<std::size_t>(begin) * element_size(dtype_));
+  if (norms_ != nullptr) {  // while the rows are in the cache
+    add_row_squares(gramian, rows, clip(norms_->shard, begin, rows.size), map_of_pass(), shard_squares_);
+  }
 }
 
-void ObjectiveTile::add_to_tail(const Rows& rows) { add(rows, tail_offset()); }
+void ObjectiveTile::add_to_tail(const Rows& rows) {
+  add(rows, tail_offset());
+  if (norms_ != nullptr) {
+    add_row_squares(portable_gramian, rows, norms_->tail, map_of_pass(), tail_squares_);
+  }
+}
+
+ObjectiveMap ObjectiveTile::map_of_pass() const {
+  return {pass_->objective.data(), pass_->coefficient.data(), static_cast<int>(pass_->unit.size())};
+}
+
+/// What is kept of a sum in the unit of the pass.
+double ObjectiveTile::decay(std::size_t k) const {
+  const double decay = sums_[k].unit / pass_->unit[k];
+  return decay >= kSmallestShare ? decay : 0.0;
+}
 
 void ObjectiveTile::add(const Rows& rows, std::size_t offset) {
   std::vector<const void*> data;
@@ -53,21 +91,31 @@ void ObjectiveTile::add(const Rows& rows, std::size_t offset) {
       }
     }
     if (!data.empty()) {
-      const double decay = sums_[k].unit / pass_->unit[k];
-      accumulate({data.data(), static_cast<int>(data.size()), rows.size, rows.dtype}, coefficients.data(),
-                 decay >= kSmallestShare ? decay : 0.0, sums_[k].memory.data() + offset);
+      accumulate({data.data(), static_cast<int>(data.size()), rows.size, rows.dtype}, coefficients.data(), decay(k),
+                 sums_[k].memory.data() + offset);
     }
   }
 }
 
 void ObjectiveTile::end_pass() {
+  std::vector<bool> has_rows(pass_->unit.size());
   for (std::size_t r = 0; r < pass_->objective.size(); ++r) {
     if (pass_->coefficient[r] > 0.0) {
-      const auto k = static_cast<std::size_t>(pass_->objective[r]);
-      sums_[k].unit = pass_->unit[k];
+      has_rows[static_cast<std::size_t>(pass_->objective[r])] = true;
     }
   }
+  for (std::size_t k = 0; k < has_rows.size(); ++k) {
+    if (!has_rows[k]) {
+      continue;
+    }
+    if (norms_ != nullptr) {
+      fold(sums_[k].shard_squares, decay(k), shard_squares_, k, has_rows.size());
+      fold(sums_[k].tail_squares, decay(k), tail_squares_, k, has_rows.size());
+    }
+    sums_[k].unit = pass_->unit[k];
+  }
   pass_ = nullptr;
+  norms_ = nullptr;
   ++passes_;
 }
 
@@ -81,6 +129,26 @@ std::vector<double> ObjectiveTile::close(const StepObjectives& objectives) {
     shares.push_back(sums_[k].unit > 0.0 ? objectives.share(k, sums_[k].unit) : 0.0);
   }
   return shares;
+}
+
+std::vector<double> ObjectiveTile::shard_squares(std::span<const double> shares, int parts) const {
+  return squares(&Sum::shard_squares, shares, parts);
+}
+
+std::vector<double> ObjectiveTile::tail_squares(std::span<const double> shares, int parts) const {
+  return squares(&Sum::tail_squares, shares, parts);
+}
+
+std::vector<double> ObjectiveTile::squares(std::vector<double> Sum::* which, std::span<const double> shares,
+                                           int parts) const {
+  std::vector<double> all(static_cast<std::size_t>(parts) * shares.size());
+  for (std::size_t k = 0; k < shares.size(); ++k) {
+    const std::vector<double>& own = sums_[k].*which;
+    for (std::size_t part = 0; part < own.size(); ++part) {
+      all[part * shares.size() + k] = shares[k] * shares[k] * own[part];
+    }
+  }
+  return all;
 }
 
 Rows ObjectiveTile::shard(std::int64_t begin, std::int64_t size) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "collective/persistent_buffer.hpp"
+#include "collective/sections.hpp"
 #include "collective/sharded_bucket.hpp"
 #include "collective/step_objectives.hpp"
 #include "kernels/rows.hpp"
@@ -23,7 +24,8 @@ class ObjectiveTile {
   bool fits(const ShardedBucket& bucket) const;
 
   /// The rows that are added from now on are those of `pass`, which must stay.
-  void begin_pass(const PassRows& pass);
+  /// `norms`: the parts whose rows' norms are taken too, which must stay; nullptr: none are.
+  void begin_pass(const PassRows& pass, const Sections* norms = nullptr);
   /// Adds a row of every rank: elements [begin, begin + rows.size) of the shard.
   void add_to_shard(const Rows& rows, std::int64_t begin);
   /// The same for the whole tail.
@@ -38,6 +40,10 @@ class ObjectiveTile {
   /// [K] what turns the sums into means; 0 where there is none. `objectives`: of the whole step.
   std::vector<double> close(const StepObjectives& objectives);
 
+  /// [parts, K] after close(): RowNorms::squares of this rank's shard, and of the tail. `parts`: as in begin_pass().
+  std::vector<double> shard_squares(std::span<const double> shares, int parts) const;
+  std::vector<double> tail_squares(std::span<const double> shares, int parts) const;
+
   // After close(): the sums as rows, [K] of elements [begin, begin + size) of the shard, or of the tail. Valid until
   // the next call.
   Rows shard(std::int64_t begin, std::int64_t size);
@@ -48,10 +54,15 @@ class ObjectiveTile {
  private:
   struct Sum {
     PersistentBuffer memory;
-    double unit = 0.0;  ///< 0: nothing was added yet, and the memory holds anything
+    double unit = 0.0;                  ///< 0: nothing was added yet, and the memory holds anything
+    std::vector<double> shard_squares;  ///< [parts] of the rows, in that unit; empty: none were taken
+    std::vector<double> tail_squares;
   };
 
   void add(const Rows& rows, std::size_t offset);
+  ObjectiveMap map_of_pass() const;
+  double decay(std::size_t k) const;
+  std::vector<double> squares(std::vector<double> Sum::* which, std::span<const double> shares, int parts) const;
   std::size_t tail_offset() const;
   Rows rows_at(std::size_t offset, std::int64_t size);
 
@@ -59,6 +70,9 @@ class ObjectiveTile {
   std::size_t k_ = 0;              // of this step
   std::vector<const void*> rows_;  // of what rows_at() returned
   const PassRows* pass_ = nullptr;
+  const Sections* norms_ = nullptr;
+  std::vector<double> shard_squares_;  // [parts, K] of this pass
+  std::vector<double> tail_squares_;
   int passes_ = 0;
   std::int64_t shard_size_ = 0;
   std::int64_t tail_size_ = 0;

@@ -31,4 +31,16 @@ void StepObjectives::add_pass(std::span<const StepRecord> records) {
 
 double StepObjectives::share(std::size_t k, double unit) const { return mean_share(unit, unit_[k], total_[k]); }
 
+std::vector<double> StepObjectives::squared_shares() const {
+  std::vector<double> sums(names_.size());
+  for (const PassRows& pass : passes_) {
+    for (std::size_t r = 0; r < pass.objective.size(); ++r) {
+      const auto k = static_cast<std::size_t>(pass.objective[r]);
+      const double share = pass.coefficient[r] > 0.0 ? pass.coefficient[r] * this->share(k, pass.unit[k]) : 0.0;
+      sums[k] += share * share;
+    }
+  }
+  return sums;
+}
+
 }  // namespace bucket_moo

@@ -42,6 +42,9 @@ class StepObjectives {
   /// What turns objective k's sum, in `unit`, into its mean; 0 if it has no row.
   double share(std::size_t k, double unit) const;
 
+  /// [K] sum over each objective's rows of share^2, what a row counts for in the mean.
+  std::vector<double> squared_shares() const;
+
  private:
   std::vector<PassRows> passes_;
   std::vector<std::string> names_;  // [K]

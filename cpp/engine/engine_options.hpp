@@ -27,10 +27,11 @@ struct EngineOptions {
   SketchOptions sketch;
   SolveSchedule schedule;
   Layout layout = Layout::ranks;
-  Grouping grouping;            ///< with parts: supported on the host, with the exact Gramian
-  RankGrid grid;                ///< of all ranks of the group, or none; supported with the exact Gramian
-  GridGroups grid_groups;       ///< of this rank, where the grid has levels and a device reduces; else none
-  Configuration configuration;  ///< compared across ranks at the first reduction
+  bool takes_row_norms = false;  ///< for reports; supported on the host
+  Grouping grouping;             ///< with parts: supported on the host, with the exact Gramian
+  RankGrid grid;                 ///< of all ranks of the group, or none; supported with the exact Gramian
+  GridGroups grid_groups;        ///< of this rank, where the grid has levels and a device reduces; else none
+  Configuration configuration;   ///< compared across ranks at the first reduction
 
   /// Whether there are weights that outlive their step.
   bool keeps_weights() const { return sketch.enabled() && schedule.keeps_weights(); }

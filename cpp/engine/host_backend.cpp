@@ -59,7 +59,7 @@ HostBackend::HostBackend(Links links, EngineOptions options)
       preference_(options_.method.preference()),
       method_(options_.method.method(preference_.data(), options_.method.permutation().data())),
       links_(std::move(links)),
-      collective_(links_.across, method_, links_.inside ? links_.inside : links_.pieces) {
+      collective_(links_.across, method_, links_.inside ? links_.inside : links_.pieces, options_.takes_row_norms) {
   if (links_.inside) {
     inside_.emplace(links_.inside, options_.grid, rank());
   }

@@ -99,6 +99,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
   /// What is known of a bucket whose parts have weights of their own: one for each parameter.
   struct BucketParts {
     std::vector<double> gramians;       // [parts, K, K]
+    RowNorms norms;                     // the same; or empty
     std::vector<std::size_t> problems;  // of each part
   };
 
@@ -121,7 +122,7 @@ class HostBackend final : public Backend, public std::enable_shared_from_this<Ho
     BucketId bucket;
     RandomKey key;
     std::int64_t step = 0;
-    std::vector<double> gramian;
+    BucketSolution of_bucket;  // without weights
   };
 
   /// A step as far as it has come.

@@ -66,6 +66,7 @@ void HostBackend::reduce_parts(const PlacedReduction& call) {
   const Sections sections = sections_of(call, bucket);
   BucketParts parts;
   parts.gramians = collective_.part_gramians(bucket, sections);
+  parts.norms = collective_.row_norms();
   add_to_problems(call, parts);
   solve_ready(call.line);
   collective_.combine_parts(bucket, sections, weights_of(call.line, parts));
@@ -82,6 +83,7 @@ void HostBackend::close_parts(Closed bucket) {
   PartGramians tile = collective_.exchange_gramians(bucket.aside->tile.tile, steps_[line].objectives, sections);
   bucket.gramian.shares = std::move(tile.shares);
   bucket.parts.gramians = std::move(tile.gramians);
+  bucket.parts.norms = collective_.row_norms();
   add_to_problems(call, bucket.parts);
   solve_ready(line);
   if (!is_solved(line, bucket.parts)) {
@@ -184,7 +186,8 @@ std::uint64_t HostBackend::random_bucket(const PartProblem& problem, std::span<c
 /// One for each problem that the bucket has parameters in.
 void HostBackend::keep_records(const PlacedReduction& call, const BucketParts& parts) {
   const Step& step = steps_[call.line];
-  const std::size_t size = step.objectives.names().size() * step.objectives.names().size();
+  const std::size_t k = step.objectives.names().size();
+  const std::size_t size = k * k;
   std::vector<std::size_t> order = parts.problems;
   std::sort(order.begin(), order.end());
   order.erase(std::unique(order.begin(), order.end()), order.end());
@@ -198,6 +201,8 @@ void HostBackend::keep_records(const PlacedReduction& call, const BucketParts& p
     record.result.weights = problem.result.weights;
     record.result.solution = problem.result.solution;
     record.result.gramian.resize(size);
+    record.result.norms.shares = parts.norms.shares;
+    record.result.norms.squares.resize(parts.norms.squares.empty() ? 0 : k);
     std::int64_t numel = 0;
     for (std::size_t p = 0; p < parts.problems.size(); ++p) {
       if (parts.problems[p] != number) {
@@ -210,6 +215,9 @@ void HostBackend::keep_records(const PlacedReduction& call, const BucketParts& p
       }
       for (std::size_t i = 0; i < size; ++i) {
         record.result.gramian[i] += parts.gramians[p * size + i];
+      }
+      for (std::size_t i = 0; i < record.result.norms.squares.size(); ++i) {
+        record.result.norms.squares[i] += parts.norms.squares[p * k + i];
       }
     }
     record.numel = call.bucket.size() == 1 ? record.numel : numel;

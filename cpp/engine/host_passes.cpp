@@ -134,7 +134,10 @@ void HostBackend::add_rows(const PlacedReduction& call, HostRows& rows) {
   const PassRows& pass = steps_[call.line].objectives.pass(call.pass);
   if (rows.width == 0) {
     sum_inside(call);
-    collective_.accumulate(sharded(call), pass, rows.tile);  // now that there is a sum
+    const ShardedBucket bucket = sharded(call);  // now that there is a sum
+    const Sections sections =
+        options_.grouping.has_parts() ? sections_of(call, bucket) : one_part(bucket.shard_size, bucket.tail_size);
+    collective_.accumulate(bucket, pass, sections, rows.tile);
     return;
   }
   const void* const row = call.gradient().const_data_ptr();
@@ -212,7 +215,7 @@ void HostBackend::close(Closed bucket) {
   const WeightSource source = source_of(call, rows.width, objectives.names());
   const bool is_of_model = this->is_of_model(call.line);
   if (is_of_model && source.solves) {
-    model_.push_back({call.bucket, key_of(call, options_.seed), call.step, bucket.gramian.solution.gramian});
+    model_.push_back({call.bucket, key_of(call, options_.seed), call.step, bucket.gramian.solution});
   }
   if (source.kept) {
     combine(bucket, *source.kept, false);
@@ -286,13 +289,14 @@ BucketSolution HostBackend::result_of(const Closed& bucket, const KeptWeights& u
   const PlacedReduction& call = bucket.job->call;
   const std::vector<std::string>& names = steps_.at(call.line).objectives.names();
   const std::size_t k = names.size();
-  BucketSolution result{{}, {}, used.solution.solution};
+  BucketSolution result{{}, {}, used.solution.solution, {}};
   std::vector<std::size_t> place = places(names, used.objectives);
   for (const std::size_t i : place) {
     result.weights.push_back(used.solution.weights[i]);
   }
   if (is_fresh || used.step == 0) {  // of this step
     result.gramian = bucket.gramian.solution.gramian;
+    result.norms = bucket.gramian.solution.norms;
     return result;
   }
   const std::lock_guard lock(mutex_);
@@ -302,6 +306,11 @@ BucketSolution HostBackend::result_of(const Closed& bucket, const KeptWeights& u
     place = places(names, page->kept->objectives);
     for (std::size_t i = 0; i < k * k; ++i) {
       result.gramian[i] = page->kept->solution.gramian[place[i / k] * k + place[i % k]];
+    }
+    const RowNorms& norms = page->kept->solution.norms;
+    for (std::size_t i = 0; i < k && !norms.squares.empty(); ++i) {
+      result.norms.squares.push_back(norms.squares[place[i]]);
+      result.norms.shares.push_back(norms.shares[place[i]]);
     }
   }
   return result;
@@ -349,9 +358,9 @@ FuturePtr HostBackend::end_step(std::uint64_t line) {
 void HostBackend::solve_model() {
   const Step& step = steps_[kHookLine];
   collective_.continue_pass(step.newest_pass);  // another line may have begun one meanwhile
-  BucketSolution model{model_.front().gramian, std::vector<double>(step.objectives.names().size()), {}};
+  BucketSolution model{model_.front().of_bucket.gramian, std::vector<double>(step.objectives.names().size()), {}, {}};
   for (std::size_t b = 1; b < model_.size(); ++b) {
-    const std::vector<double>& gramian = model_[b].gramian;
+    const std::vector<double>& gramian = model_[b].of_bucket.gramian;
     std::transform(gramian.begin(), gramian.end(), model.gramian.begin(), model.gramian.begin(), std::plus<>());
   }
   const KeptWeights solved = solve_step(kModel, model_.front().key, kHookLine, model_.front().step, std::move(model));
@@ -359,7 +368,8 @@ void HostBackend::solve_model() {
     keep_weights(kModel, solved);
     for (ModelPart& part : model_) {
       KeptWeights of_bucket = solved;
-      of_bucket.solution.gramian = std::move(part.gramian);
+      of_bucket.solution.gramian = std::move(part.of_bucket.gramian);
+      of_bucket.solution.norms = std::move(part.of_bucket.norms);
       keep_weights(part.bucket, of_bucket);
     }
   }

@@ -24,6 +24,8 @@ std::shared_ptr<Backend> make_backend(c10::intrusive_ptr<c10d::ProcessGroup> gro
                               "bucket_moo_ext: parts of buckets with weights of their own are supported with the exact "
                               "Gramian");
   if (reduces_on_device(device)) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!options.takes_row_norms,
+                                "bucket_moo_ext: row_norms=True is supported for reductions in host memory alone");
     return std::make_shared<DeviceBackend>(std::move(group), device, std::move(options), std::move(pieces));
   }
   return HostBackend::make(std::move(group), std::move(options), std::move(pieces));

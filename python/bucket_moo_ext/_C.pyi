@@ -22,6 +22,8 @@ class BucketRecord(TypedDict):
     width: int
     solved_step: int
     gramian: list[float]
+    row_squares: list[float]
+    row_shares: list[float]
     weights: list[float]
     status: int
     iterations: int
@@ -55,6 +57,7 @@ class Engine:
         seed: int,
         sketch: Sketch | None,
         by_passes: bool,
+        row_norms: bool,
         grouping: Grouping,
         grid: Sequence[Sequence[int]],
         across: ProcessGroup | None,

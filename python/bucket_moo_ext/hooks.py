@@ -39,6 +39,7 @@ def register(
     scope: str | Callable[[str], str | int] = "bucket",
     support: bool = False,
     private_scale: str = "mean",
+    row_norms: bool = False,
     mesh: "DeviceMesh | None" = None,
     objectives: str | tuple[str, ...] | None = None,
     process_group: dist.ProcessGroup | None = None,
@@ -68,8 +69,8 @@ def register(
             these; or any module in one process. What is reduced must be float32, bfloat16, float16 or float64, on the
             CPU or, in a build with CUDA kernels, on one GPU; parameters that the wrapper ignores or that are not
             trained may be anything.
-        method, objective, weight, gramian, layout, scope, support, private_scale, mesh, objectives, seed: As for
-            ``BucketMOO``.
+        method, objective, weight, gramian, layout, scope, support, private_scale, row_norms, mesh, objectives,
+            seed: As for ``BucketMOO``.
         model_parallel_group, replicated: As for ``BucketMOO``; of DDP modules.
         process_group: None, or the group that the DDP or FSDP1 module was made with, or of the mesh of a sharded one;
             with ``mesh`` that of all its ranks, None being the default group.
@@ -100,6 +101,7 @@ def register(
         scope=scope,
         support=support,
         private_scale=private_scale,
+        row_norms=row_norms,
         mesh=mesh,
         objectives=objectives,
         model_parallel_group=model_parallel_group,

@@ -81,6 +81,17 @@ def is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def flag(name: str, value: object) -> bool:
+    """``value``, which must be a bool.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {type(value).__name__} {value!r}")
+    return value
+
+
 def choice(name: str, value: object, allowed: tuple[str, ...], otherwise: str = "") -> str:
     """``value`` as one of the ``allowed`` strings. ``otherwise``: what else the argument may be, for the message.
 

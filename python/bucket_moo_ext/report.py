@@ -12,6 +12,7 @@ import torch
 from bucket_moo_ext import _C
 from bucket_moo_ext.functional import weights
 
+_SINGLE = 1e-9  # below it all of an objective's weight is one row's
 _STATUS = ("ok", "nonfinite", "inactive", "not_converged", "fallback")
 
 
@@ -35,6 +36,10 @@ class BucketReport:
         solved_step: The step whose gradients Gramian and weights are from: the report's, or an earlier one where a
             ``Sketch`` keeps weights (``refresh_every``, ``lag``).
         gramian: ``[K, K]`` float64, inner products of the objectives' gradients.
+        signal: ``[K, K]`` float64, an unbiased estimate of the Gramian that the objectives' gradients would have
+            without the noise of their rows, which are taken for independent. Its diagonal is that of ``gramian`` less
+            what the rows' norms say of noise, and may be below 0; NaN for an objective of a single row, and without
+            ``row_norms=True``.
         cosines: ``[K, K]`` float64; NaN where a gradient is zero.
         cosine_errors: ``[K, K]`` float64, estimated standard error of each cosine, ``(1 - cos**2) / sqrt(width)``; 0
             where the Gramian is exact. docs/sketch.md derives it.
@@ -61,6 +66,7 @@ class BucketReport:
     width: int
     solved_step: int
     gramian: torch.Tensor
+    signal: torch.Tensor
     cosines: torch.Tensor
     cosine_errors: torch.Tensor
     weights: torch.Tensor
@@ -88,6 +94,7 @@ class Report:
         objectives: K names.
         buckets: The buckets, by index; where parts of a bucket have weights of their own, these.
         gramian: ``[K, K]`` float64, the sum over buckets: inner products of the objectives' whole gradients.
+        signal: ``[K, K]`` float64, as ``BucketReport.signal`` for the whole gradients.
         residual: Distance of the whole gradients from Pareto stationarity, as in ``BucketReport.residual``. Where every
             objective touches every bucket, all buckets can be stationary (residual 0) while this is not 0: resolving
             conflicts bucket by bucket does not imply Pareto stationarity.
@@ -108,6 +115,7 @@ class Report:
     objectives: tuple[str, ...]
     buckets: tuple[BucketReport, ...]
     gramian: torch.Tensor
+    signal: torch.Tensor
     residual: float
     conflict_share: float
     global_conflict_share: float
@@ -131,6 +139,7 @@ class Report:
             f"{_percent(self.global_conflict_share)} in whole gradients; "
             f"stationarity residual of the whole gradients: {self.residual:.3e}\n"
             f"Gramians: {self.estimator}{self._accuracy()}\n"
+            f"{self._signal_shares()}"
             f"since the start: {self.reduced} buckets, {self.fallbacks} fell back to the mean (NaN or Inf), "
             f"{self.sparse} sparse\n"
         )
@@ -147,6 +156,16 @@ class Report:
                 f"{bucket.status:<13} {weights}  {self._title(bucket)}"
             )
         return head + "\n".join(lines)
+
+    def _signal_shares(self) -> str:
+        """How much of the gradients' squared lengths is no noise, where that is known."""
+        shares = (self.signal.diagonal() / self.gramian.diagonal()).tolist()
+        known = [
+            f"{name} {_percent(share)}"
+            for name, share in zip(self.objectives, shares, strict=True)
+            if math.isfinite(share)
+        ]
+        return f"signal in the squared length of whole gradients: {', '.join(known)}\n" if known else ""
 
     def _passes(self) -> str:
         """What is not as it is by default."""
@@ -213,6 +232,7 @@ def make_report(setup: Setup, records: list[_C.BucketRecord], counters: dict[str
         objectives=buckets[0].objectives,
         buckets=buckets,
         gramian=total,
+        signal=torch.stack([bucket.signal for bucket in buckets]).sum(0),
         residual=_residual(total),
         conflict_share=_share(sum(b.conflicts for b in buckets), sum(b.pairs for b in buckets)),
         global_conflict_share=_share(conflicts, pairs),
@@ -241,6 +261,7 @@ def _bucket(record: _C.BucketRecord) -> BucketReport:
         width=width,
         solved_step=record["solved_step"],
         gramian=gramian,
+        signal=_signal(gramian, record["row_squares"], record["row_shares"]),
         cosines=cosines,
         cosine_errors=(1 - cosines.square()).clamp(min=0.0) / math.sqrt(width) if width else torch.zeros_like(gramian),
         weights=torch.tensor(record["weights"], dtype=torch.float64),
@@ -251,6 +272,23 @@ def _bucket(record: _C.BucketRecord) -> BucketReport:
         conflicts=conflicts,
         pairs=pairs,
     )
+
+
+def _signal(gramian: torch.Tensor, squares: list[float], shares: list[float]) -> torch.Tensor:
+    """``BucketReport.signal``, from what the objectives' rows add up to: sums of |share row|^2 and of share^2.
+
+    For rows x_r of mean s, with independent errors and shares a_r that add up to 1, the mean of |sum a_r x_r|^2 is
+    |s|^2 and the errors' sum of a_r^2 |e_r|^2, and that of sum |a_r x_r|^2 is |s|^2 sum a_r^2 and the same.
+    """
+    signal = gramian.clone()
+    diagonal = signal.diagonal()
+    if not squares:
+        diagonal.fill_(math.nan)
+        return signal
+    single = 1 - torch.tensor(shares, dtype=torch.float64)
+    diagonal.sub_(torch.tensor(squares, dtype=torch.float64)).div_(single)
+    diagonal[single < _SINGLE] = math.nan
+    return signal
 
 
 def _count_conflicts(gramian: torch.Tensor) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from bucket_moo_ext import _C
-from bucket_moo_ext.plain import choice, integer, text
+from bucket_moo_ext.plain import choice, flag, integer, text
 
 GroupOf: TypeAlias = Callable[[str], str | int]
 """From a parameter's name to the group that it shares weights with."""
@@ -21,9 +21,7 @@ class Scope:
             self.given = scope
         else:
             self.given = choice("scope", scope, ("bucket", "model", "parameter"), "a function of a parameter's name")
-        if not isinstance(support, bool):
-            raise TypeError(f"support must be True or False; got {type(support).__name__} {support!r}")
-        self.support = support
+        self.support = flag("support", support)
         self.private_scale = choice("private_scale", private_scale, ("mean", "active"))
         self._groups: dict[str, str] = {}
         self._names: list[str] = []  # of parameters, in order

@@ -18,7 +18,7 @@ from bucket_moo_ext.levels import read_levels
 from bucket_moo_ext.method_options import refuse_method_options
 from bucket_moo_ext.methods import Method, describe, resolve
 from bucket_moo_ext.model_parallel import ModelParallel
-from bucket_moo_ext.plain import choice, integer, is_finite, number, text, word
+from bucket_moo_ext.plain import choice, flag, integer, is_finite, number, text, word
 from bucket_moo_ext.process_group import device_group, level_groups, parent_group, private_group
 from bucket_moo_ext.report import Report, Setup, make_report
 from bucket_moo_ext.scope import Scope
@@ -190,6 +190,9 @@ class BucketMOO:
             of it. Nothing is multiplied for methods whose update is on the scale of a sum rather than of a mean
             (NashMTL, FairGrad, ConFIG, Adasum, PCGrad with ``reduction="sum"``) and for Mean, which counts all
             objectives anyway. The same on every rank.
+        row_norms: Whether the norm of every row, of a rank in a pass, is taken too. ``report()`` then has ``signal``,
+            in which the noise of the rows is not: an unbiased estimate for objectives of several rows. Rows are read
+            once more for it. For reductions in host memory. The same on every rank. See docs/observe.md.
         mesh: A DeviceMesh with named dimensions, of all ranks of ``process_group``, if ranks share objectives along
             some of them: reductions then have two levels. Ranks along the dimensions that ``objectives`` does not name
             must have the same objective in a pass, which is checked; their weights may differ. They first take the
@@ -235,6 +238,7 @@ class BucketMOO:
         scope: str | Callable[[str], str | int] = "bucket",
         support: bool = False,
         private_scale: str = "mean",
+        row_norms: bool = False,
         mesh: "DeviceMesh | None" = None,
         objectives: str | tuple[str, ...] | None = None,
         process_group: dist.ProcessGroup | None = None,
@@ -253,6 +257,7 @@ class BucketMOO:
                 "scope='parameter', a function as scope and support=True are not supported with a Sketch yet; use "
                 "gramian='exact'"
             )
+        self._row_norms = flag("row_norms", row_norms)
         self._levels = read_levels(mesh, objectives)
         self._mesh = mesh  # a copy has none, but its levels
         if self._levels is not None and isinstance(self._gramian, Sketch):
@@ -325,6 +330,11 @@ class BucketMOO:
     def private_scale(self) -> str:
         """The scale of weights for a part of the objectives."""
         return self._scope.private_scale
+
+    @property
+    def row_norms(self) -> bool:
+        """Whether the norms of rows are taken, for the signal in reports."""
+        return self._row_norms
 
     @property
     def objective(self) -> str | int | None:
@@ -599,6 +609,7 @@ class BucketMOO:
             "scope": self._scope.given,
             "support": self._scope.support,
             "private_scale": self._scope.private_scale,
+            "row_norms": self._row_norms,
             "levels": self._levels,
             "seed": self._seed,
             "bucket_cap_mb": self._bucket_cap_mb,
@@ -678,6 +689,8 @@ class BucketMOO:
         if self._levels is not None:
             grid = self._levels.in_group([0] if parent is None else dist.get_process_group_ranks(parent))
         objective = self._objective_name(self._objective)
+        if self._row_norms and _C.reduces_on_device(device):
+            raise NotImplementedError(f"row_norms=True is for reductions in host memory; got tensors on {device}")
         if _C.reduces_on_device(device) and (names := self._method._objectives()):
             raise NotImplementedError(
                 f"{describe(self._method)} names objectives ({', '.join(names)}), which is not supported on {device} "
@@ -698,6 +711,7 @@ class BucketMOO:
             ("gramian", str(self._gramian)),
             ("layout", self._layout),
             ("scope", str(self._scope)),
+            ("row_norms", str(self._row_norms)),
             ("mesh", str(self._levels)),
             *self._pieces.configuration,
             ("seed", str(self._seed)),
@@ -711,6 +725,7 @@ class BucketMOO:
             self._seed,
             sketch._native() if sketch else None,
             self._layout == "passes",
+            self._row_norms,
             self._scope.grouping(not self._method._adds_up(), self._pieces.is_given, self._pieces.replicated),
             grid,
             across,

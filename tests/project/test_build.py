@@ -442,7 +442,9 @@ def test_the_stub_has_the_keys_of_a_record() -> None:
     record = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "BucketRecord")
     keys = [a.target.id for a in record.body if isinstance(a, ast.AnnAssign)]  # type: ignore[union-attr]
     grouping = _C.Grouping("bucket", {}, False, False, False, [])
-    state = _C.Engine(None, torch.device("cpu"), _C.Method("mgda"), 0, None, False, grouping, [], None, None, None, [])
+    state = _C.Engine(
+        None, torch.device("cpu"), _C.Method("mgda"), 0, None, False, False, grouping, [], None, None, None, []
+    )
     state.all_reduce(torch.ones(3), None)
     assert set(state.records()[0]) == set(keys)
 

@@ -47,6 +47,7 @@ class Bucket:
     width: int
     solved_step: int
     gramian: Array
+    signal: Array
     cosines: Array
     cosine_errors: Array
     weights: Array
@@ -73,6 +74,7 @@ class Step:
     objectives: tuple[str, ...]
     buckets: list[Bucket]
     gramian: Array
+    signal: Array
     residual: float
     conflict_share: float
     global_conflict_share: float
