@@ -188,6 +188,7 @@ def _options(rank: int, world: int, seed: int) -> None:
         ("bfloat16 parameters", _policy(param_dtype=bfloat16, reduce_dtype=float32), _none, 1e-6),
         ("divided", {}, _divide, 1e-12),
         ("divided float16", _policy(reduce_dtype=float16), _divide, 2e-3),
+        ("divided apart", {}, lambda model: model.set_gradient_divide_factor(8.0), 1e-12),  # before, by 2 and by 4
         ("sum", _policy(reduce_dtype=float32), _force_sum, 1e-6),
         ("offloaded", {"offload_policy": OFFLOAD}, _none, 1e-12),
         ("frozen", {}, _none, 1e-12),
@@ -438,8 +439,8 @@ def test_a_step_that_one_rank_has_ended_is_not_solved(run_ranks: Runner, is_whol
 
 
 def _refused(rank: int, world: int, seed: int) -> None:
-    def refused(prepare: Callable[[Any], object], kind: type[BaseException], *words: str, **options: Any) -> None:
-        model: Any = shard(Transformer(seed), world, **options)
+    def refused(prepare: Callable[[Any], object], kind: type[BaseException], *words: str) -> None:
+        model: Any = shard(Transformer(seed), world)
         moo.register(model, "mgda", scope="model")
         prepare(model)
         expect(error_of(lambda: _backward(model, seed, rank, 0)), kind, *words)
@@ -447,13 +448,6 @@ def _refused(rank: int, world: int, seed: int) -> None:
     hook = "register_post_accumulate_grad_hook"
     refused(lambda model: getattr(next(model.parameters()), hook)(_none), RuntimeError, "use scope='bucket'", hook)
     refused(lambda model: model.set_all_reduce_hook(_none), RuntimeError, "this scope", "set_all_reduce_hook")
-    refused(
-        lambda model: model.set_gradient_divide_factor(8.0),
-        ValueError,
-        "'embedding.weight' by 4 before",
-        "other groups by 2",
-        **_policy(reduce_dtype=torch.float16),
-    )
 
 
 @pytest.mark.host

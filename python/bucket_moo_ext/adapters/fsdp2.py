@@ -153,7 +153,6 @@ class GroupPasses(Passes):
         self._groups = [group for _, group in model.groups]
         self._states = private_torch.sharding_states(module for module, _ in model.groups)
         self._ranks = dist.get_process_group_ranks(model.shard_group)
-        self._divided_before: float | None = None  # gradients of this pass, by FSDP2
         for (module, group), names in zip(model.groups, model.names, strict=True):
             module.set_custom_reduce_scatter(_comm(self, group, names))  # type: ignore[operator]
 
@@ -177,8 +176,12 @@ class GroupPasses(Passes):
             raise RuntimeError("bucket_moo_ext: fully_shard() reduces over other ranks than at registration")
         with self._reduction(parameters) as engine:
             self._check_whole(engine, input.numel(), parameters, sharded)
+            before, behind = private_torch.divisors_of(sharded, input.dtype)
+            if before != 1.0:  # lest a sum overflow, which ours does not: Gramians are those of the gradients
+                input.mul_(before)
+                scale /= before
             if self._is_late:
-                self._reduce_late(engine, output, input, parameters, sharded, scale)
+                self._reduce_late(engine, output, input, parameters, sharded, scale / behind)
                 return
             self._scatter(engine, output, input, parameters, private_torch.places_in_shard(sharded), self._leaves_open)
         if scale != 1.0:
@@ -193,24 +196,15 @@ class GroupPasses(Passes):
         sharded: Any,
         scale: float,
     ) -> None:
-        """Hands zeros to FSDP2; the shard of the group's update is added at the end of the pass."""
-        before, behind = private_torch.divisors_of(sharded, input.dtype)
-        if before != (self._divided_before or before):
-            engine.refuse_reduction()
-            raise ValueError(
-                f"bucket_moo_ext: FSDP2 divides the gradients of the group of {parameters[0][0]!r} by {before} before "
-                f"they are reduced, and those of other groups by {self._divided_before}: this scope cannot add "
-                "up their Gramians. Use one reduce_dtype and one gradient divide factor for all groups"
-            )
-        self._divided_before = before
+        """Hands zeros to FSDP2; the shard of the group's update, times ``scale``, is added at the end of the pass."""
         numel = output.numel()
         late = self._scatter.begin(engine, output, input, parameters, private_torch.places_in_shard(sharded))
         output.zero_()
 
         def add(result: torch.Tensor) -> None:
             shard = self._scatter.finish(result, numel)
-            if scale != behind:
-                shard.mul_(scale / behind)
+            if scale != 1.0:
+                shard.mul_(scale)
             private_torch.add_to_sharded_gradients(sharded, shard)
 
         self._add_at_end(late, add)
@@ -230,7 +224,6 @@ class GroupPasses(Passes):
 
     def _check_begin(self) -> None:
         private_torch.check_backward_ends_itself(self._states)
-        self._divided_before = None
         if self._state._scope.spans_buckets:
             self._check_may_be_late()
 
