@@ -227,6 +227,7 @@ DeviceBackend::DeviceRecord& DeviceBackend::open_record(const PlacedReduction& c
     record.emplace(DeviceRecord{{}, collective_.make_result(k_bound), k_bound});
   }
   static_cast<BucketRecord&>(*record) = record_of(call, options_.sketch);
+  record->group = is_of_model(call.line) ? "model" : "";
   record->is_of_model = false;
   record->is_kept = false;
   record->has_gramian = true;

@@ -94,12 +94,8 @@ void DeviceBackend::close_parts(const PlacedReduction& call, const std::shared_p
 /// Finds out where the bucket's parts lie and which groups they belong to, which seldom changes.
 void DeviceBackend::cut_parts(const PlacedReduction& call, const DeviceBucket& bucket, Rows& rows) {
   const Grouping& grouping = grouping_of(call.line);
-  Sections sections = sections_of(call, bucket.shard_out, bucket.shard_size, bytes_of(bucket.tail), bucket.tail_size);
-  for (std::size_t p = 0; has_pieces() && collective_.pieces().rank() > 0 && p < call.bucket.size(); ++p) {
-    if (options_.grouping.is_replicated(call.bucket[p])) {
-      sections.counted_elsewhere.push_back(static_cast<int>(p));
-    }
-  }
+  Sections sections = sections_of(call, bucket.shard_out, bucket.shard_size, bytes_of(bucket.tail), bucket.tail_size,
+                                  options_.grouping, has_pieces() ? collective_.pieces().rank() : 0);
   std::vector<std::string> groups = groups_of(grouping, call);
   if (rows.parts && rows.groups == groups && rows.parts->fits(sections, bucket.shard_size, bucket.tail_size)) {
     return;

@@ -49,14 +49,8 @@ bool HostBackend::spans_buckets(const PlacedReduction& call) const {
 }
 
 Sections HostBackend::sections_of(const PlacedReduction& call, const ShardedBucket& bucket) const {
-  Sections sections =
-      bucket_moo::sections_of(call, bucket.shard_out, bucket.shard_size, bucket.tail_out, bucket.tail_size);
-  for (std::size_t p = 0; pieces_ && pieces_->rank() > 0 && p < call.bucket.size(); ++p) {
-    if (options_.grouping.is_replicated(call.bucket[p])) {
-      sections.counted_elsewhere.push_back(static_cast<int>(p));
-    }
-  }
-  return sections;
+  return bucket_moo::sections_of(call, bucket.shard_out, bucket.shard_size, bucket.tail_out, bucket.tail_size,
+                                 options_.grouping, pieces_ ? pieces_->rank() : 0);
 }
 
 /// In a step of one pass, where no part of the bucket waits for others.

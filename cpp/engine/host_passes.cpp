@@ -251,6 +251,7 @@ void HostBackend::combine(const Closed& bucket, const KeptWeights& used, bool is
   const PlacedReduction& call = bucket.job->call;
   HostRows& rows = bucket.aside->tile;
   BucketRecord record = record_of(call, options_.sketch);
+  record.group = is_of_model(call.line) ? "model" : "";
   record.objectives = steps_[call.line].objectives.names();
   record.result = result_of(bucket, used, is_fresh);
   record.solved_step = used.step > 0 ? used.step : call.step;

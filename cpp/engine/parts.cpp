@@ -11,7 +11,7 @@
 namespace bucket_moo {
 
 Sections sections_of(const PlacedReduction& call, const std::byte* shard_out, std::int64_t shard_size,
-                     const std::byte* tail_out, std::int64_t tail_size) {
+                     const std::byte* tail_out, std::int64_t tail_size, const Grouping& grouping, int piece) {
   const auto* const output = static_cast<const std::byte*>(call.output.const_data_ptr());
   const auto element = static_cast<std::int64_t>(element_size(call.dtype()));
   std::vector<Section> all;
@@ -31,7 +31,14 @@ Sections sections_of(const PlacedReduction& call, const std::byte* shard_out, st
   const bool is_apart = call.operation == Operation::reduce_scatter;
   const std::int64_t shard = call.places.begin + (is_apart ? 0 : (shard_out - output) / element);
   const std::int64_t tail = call.places.begin + (is_apart ? 0 : (tail_out - output) / element);
-  return {clip(all, shard, shard_size), clip(all, tail, tail_size), static_cast<int>(all.size())};
+  std::vector<int> counted_elsewhere;
+  for (std::size_t p = 0; piece > 0 && p < call.bucket.size(); ++p) {
+    if (grouping.is_replicated(call.bucket[p])) {
+      counted_elsewhere.push_back(static_cast<int>(p));
+    }
+  }
+  return {clip(all, shard, shard_size), clip(all, tail, tail_size), static_cast<int>(all.size()),
+          std::move(counted_elsewhere)};
 }
 
 std::uint64_t hash_of_call(const PlacedReduction& call, const std::string& said) {

@@ -12,8 +12,9 @@
 namespace bucket_moo {
 
 /// A part for each parameter: where they lie in what this rank reduces, whose results go to `shard_out` and `tail_out`.
+/// `grouping`: knows which parameters are copies, which count where `piece`, this rank's of the model, is the first.
 Sections sections_of(const PlacedReduction& call, const std::byte* shard_out, std::int64_t shard_size,
-                     const std::byte* tail_out, std::int64_t tail_size);
+                     const std::byte* tail_out, std::int64_t tail_size, const Grouping& grouping, int piece);
 
 /// A number for what ranks with other pieces of the model must have alike in a call; `said`: with what is known beside
 /// it.

@@ -335,3 +335,20 @@ def test_report_of_a_collective(run_ranks: Runner) -> None:
 def test_nothing_to_report() -> None:
     with pytest.raises(RuntimeError, match="nothing to report"):
         moo.BucketMOO().report()
+
+
+@pytest.mark.parametrize(("scope", "group"), [("bucket", ""), ("model", "model")])
+def test_the_group_that_shares_weights(run_ranks: Runner, scope: str, group: str) -> None:
+    assert run_ranks(2, rank_groups, scope) == [([group, group], "")] * 2
+
+
+def rank_groups(rank: int, world: int, scope: str) -> tuple[list[str], str]:
+    """Of the buckets of a module, and of a direct call."""
+    ddp = DistributedDataParallel(Linear([100, 100]), bucket_cap_mb=SMALL)
+    state = moo.register(ddp, "mgda", scope=scope)
+    for _ in range(2):
+        ddp([torch.ones(100)] * 2).backward()
+        ddp.zero_grad()
+    groups = [bucket.group for bucket in state.report().buckets]
+    moo.all_reduce(torch.ones(3), state)
+    return groups, state.report().buckets[0].group
