@@ -39,7 +39,7 @@ from bucket_moo_ext.functional import aggregate, combine, gramian, sketch, weigh
 from bucket_moo_ext.gramian_source import Sketch
 from bucket_moo_ext.hooks import bucket_moo_hook, register
 from bucket_moo_ext.methods import *
-from bucket_moo_ext.observe import Recorder
+from bucket_moo_ext.observe import Recorder, StepProbe
 from bucket_moo_ext.report import BucketReport, Report
 from bucket_moo_ext.state import BucketMOO
 
@@ -65,6 +65,7 @@ __all__ = [
     "Recorder",
     "Report",
     "Sketch",
+    "StepProbe",
     "__version__",
     "aggregate",
     "all_reduce",

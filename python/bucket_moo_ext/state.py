@@ -349,6 +349,24 @@ class BucketMOO:
         self._objective = plain
 
     @property
+    def objective_name(self) -> str:
+        """What reports call the objective of this rank's next pass.
+
+        Raises:
+            RuntimeError: It is the rank's number, and there is no process group yet.
+        """
+        return self._objective_name(self._objective)
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The ranks to reduce over; None for a plain module in one process.
+
+        Raises:
+            RuntimeError: There is no process group yet.
+        """
+        return None if self._is_alone else parent_group(self._process_group)
+
+    @property
     def weight(self) -> float:
         """Weight of this rank inside its objective, from the next pass on."""
         return self._weight

@@ -5,6 +5,7 @@ Knows the report and the public state, nothing below.
 
 from bucket_moo_ext.observe.recorder import Recorder
 from bucket_moo_ext.observe.records import PartKey, PartRecord, Record
+from bucket_moo_ext.observe.step_probe import StepProbe, TakenStep
 from bucket_moo_ext.observe.summary import PairSummary, Summary
 
-__all__ = ["PairSummary", "PartKey", "PartRecord", "Record", "Recorder", "Summary"]
+__all__ = ["PairSummary", "PartKey", "PartRecord", "Record", "Recorder", "StepProbe", "Summary", "TakenStep"]
