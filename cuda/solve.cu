@@ -5,6 +5,7 @@
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method_list.hpp>
 #include <bucket_moo/packed_triangle.hpp>
+#include <bucket_moo/rescaling.hpp>
 #include <bucket_moo/solve.hpp>
 #include <bucket_moo/state_layout.hpp>
 #include <bucket_moo/supports.hpp>
@@ -94,9 +95,13 @@ __device__ Problem load(const Method& method, const SolveBatch& batch) {
   return problem;
 }
 
-__device__ void store(const Method& method, const SolveBatch& batch, const Problem& problem, const Solution& solution) {
+__device__ void store(const Method& method, const SolveBatch& batch, const Problem& problem, Solution solution) {
   const std::size_t at = blockIdx.x;
   const std::size_t k = static_cast<std::size_t>(batch.k);
+  if (rescales(method.length)) {
+    rescale_weights(WarpLanes(batch.k), method.length, batch.k, batch.gramians + at * k * k, problem.weights,
+                    &solution);
+  }
   const std::size_t state = state_size(method, batch.k);
   copy(k, problem.weights, batch.weights + at * k);
   if (batch.states != nullptr) copy(state, problem.state, batch.states + at * state);
@@ -145,9 +150,12 @@ __device__ Problem load(const Method& method, const SolveStep& step) {
 }
 
 /// What a bucket's step keeps of its solve, and the coefficients of its combination.
-__device__ void store(const Method& method, const SolveStep& step, const Problem& problem, const Solution& solution) {
-  const WarpLanes lanes;
+__device__ void store(const Method& method, const SolveStep& step, const Problem& problem, Solution solution) {
+  const WarpLanes lanes(problem.k);
   const BucketResult result = own_result(step);
+  if (rescales(method.length)) {
+    rescale_weights(lanes, method.length, problem.k, result.gramian, problem.weights, &solution);
+  }
   if (step.scales_to_mean && solution.status != Status::nonfinite) {
     scale_to_mean(lanes, step.importance, problem.k, result.gramian, problem.weights);
   }

@@ -19,6 +19,8 @@ MethodConfig make_method(const std::string& name, const std::vector<double>& num
   return MethodConfig({name, numbers, mode, preference, permutation, objectives});
 }
 
+MethodConfig rescaled(const MethodConfig& config, double length) { return config.rescaled(length_of(length)); }
+
 std::size_t state_size_of(const MethodConfig& config, int k) { return state_size(config.method(), k); }
 
 }  // namespace
@@ -29,6 +31,7 @@ void bind_methods(py::module_& module) {
            py::arg("preference") = std::vector<double>(), py::arg("permutation") = std::vector<std::int64_t>(),
            py::arg("objectives") = std::vector<std::string>())
       .def("smoothed", &MethodConfig::smoothed, py::arg("alpha"))
+      .def("rescaled", &rescaled, py::arg("length"))
       .def("state_size", &state_size_of, py::arg("k"));
   module.attr("METHOD_NAMES") = py::tuple(py::cast(std::vector<std::string>(kMethodNames.begin(), kMethodNames.end())));
 }

@@ -193,9 +193,10 @@ at::Tensor combine_cpu(at::TensorList jacobian, const at::Tensor& weights) {
 
 Solved solve_cpu(const at::Tensor& gramians, std::string_view method, at::ArrayRef<double> numbers,
                  std::string_view mode, at::ArrayRef<double> preference, at::IntArrayRef permutation, std::int64_t seed,
-                 std::int64_t step) {
+                 std::int64_t step, double length) {
   check_gramians(gramians);
-  const MethodConfig config({method, numbers, mode, preference, permutation});
+  const MethodConfig config =
+      MethodConfig({method, numbers, mode, preference, permutation}).rescaled(length_of(length));
   const at::Tensor input = gramians.to(at::kDouble).contiguous();
   const int k = static_cast<int>(input.size(-1));
   config.check(k);
@@ -316,9 +317,10 @@ at::Tensor stored(const std::vector<Value>& values, const at::Tensor& like, cuda
 
 Solved solve_cuda(const at::Tensor& gramians, std::string_view method, at::ArrayRef<double> numbers,
                   std::string_view mode, at::ArrayRef<double> preference, at::IntArrayRef permutation,
-                  std::int64_t seed, std::int64_t step) {
+                  std::int64_t seed, std::int64_t step, double length) {
   check_gramians(gramians);
-  const MethodConfig config({method, numbers, mode, preference, permutation});
+  const MethodConfig config =
+      MethodConfig({method, numbers, mode, preference, permutation}).rescaled(length_of(length));
   const KernelDeviceGuard guard(gramians.device());
   const cudaStream_t stream = current_stream(gramians.device());
   const at::Tensor input = gramians.to(at::kDouble).contiguous();
@@ -371,7 +373,7 @@ at::Tensor sketch_cuda(at::TensorList, std::int64_t, std::int64_t, std::int64_t,
 at::Tensor combine_cuda(at::TensorList, const at::Tensor&) { refuse_cuda(); }
 
 Solved solve_cuda(const at::Tensor&, std::string_view, at::ArrayRef<double>, std::string_view, at::ArrayRef<double>,
-                  at::IntArrayRef, std::int64_t, std::int64_t) {
+                  at::IntArrayRef, std::int64_t, std::int64_t, double) {
   refuse_cuda();
 }
 
@@ -398,9 +400,10 @@ at::Tensor combine_meta(at::TensorList jacobian, const at::Tensor& weights) {
 
 Solved solve_meta(const at::Tensor& gramians, std::string_view method, at::ArrayRef<double> numbers,
                   std::string_view mode, at::ArrayRef<double> preference, at::IntArrayRef permutation, c10::SymInt,
-                  c10::SymInt) {
+                  c10::SymInt, double length) {
   check_gramians(gramians);
-  const MethodConfig config({method, numbers, mode, preference, permutation});
+  const MethodConfig config =
+      MethodConfig({method, numbers, mode, preference, permutation}).rescaled(length_of(length));
   // Only options that are made for one K make K a constant of the graph.
   if (config.expected_objectives() > 0)
     config.check(static_cast<int>(gramians.sym_size(-1).guard_int(__FILE__, __LINE__)));
@@ -416,7 +419,7 @@ TORCH_LIBRARY(bucket_moo, library) {
   library.def("combine(Tensor[] rows, Tensor weights) -> Tensor", tags);
   library.def(
       "solve(Tensor gramians, str method=\"mgda\", float[] numbers=[], str mode=\"\", float[] preference=[], "
-      "int[] permutation=[], SymInt seed=0, SymInt step=0) "
+      "int[] permutation=[], SymInt seed=0, SymInt step=0, float length=0.0) "
       "-> (Tensor weights, Tensor status, Tensor iterations, Tensor residual)",
       tags);
 }

@@ -163,6 +163,17 @@ const char* title_of(const Method& method) { return kMethodNames[static_cast<std
 
 }  // namespace
 
+LengthOptions length_of(double number) {
+  TORCH_CHECK_VALUE(number == kMeanLength || (number >= 0.0 && number <= kLargest), "bucket_moo_ext: length must be ",
+                    kMeanLength,
+                    " (the mean's), 0 (as the method has it) or a "
+                    "finite number > 0; got ",
+                    number);
+  return number == kMeanLength ? LengthOptions{Length::mean}
+         : number == 0.0       ? LengthOptions{}
+                               : LengthOptions{Length::fixed, number};
+}
+
 MethodConfig::MethodConfig(const MethodOptions& options) {
   method_.id = method_id(options.name);
   OptionReader reader(options, title_of(method_));
@@ -181,6 +192,12 @@ MethodConfig::MethodConfig(const MethodOptions& options) {
 MethodConfig MethodConfig::smoothed(double alpha) const {
   MethodConfig config = *this;
   config.method_.smoothing.alpha = alpha;
+  return config;
+}
+
+MethodConfig MethodConfig::rescaled(const LengthOptions& length) const {
+  MethodConfig config = *this;
+  config.method_.length = length;
   return config;
 }
 

@@ -26,6 +26,11 @@ struct MethodOptions {
   c10::ArrayRef<std::string> objectives = {};  ///< [K] whose the preferences are; empty: in the order of the objectives
 };
 
+/// What a length is as a number: 0 as the method has it, kMeanLength that of the mean, else the length.
+/// Raises ValueError for another.
+LengthOptions length_of(double number);
+inline constexpr double kMeanLength = -1.0;
+
 /// Copyable and self-contained; `method()` points into it, so keep it alive and unchanged as long as that is used.
 class MethodConfig {
  public:
@@ -34,6 +39,9 @@ class MethodConfig {
 
   /// The same method with its weights averaged over steps, see SmoothingOptions.
   MethodConfig smoothed(double alpha) const;
+
+  /// The same method with its update brought to another length, see LengthOptions.
+  MethodConfig rescaled(const LengthOptions& length) const;
 
   /// Ready for solve() on the host.
   Method method() const { return method(preference_.data(), permutation_.data()); }

@@ -198,7 +198,8 @@ def weights(
     tensor = as_tensor("gramian", gramian)
     if tensor.dim() not in (2, 3) or tensor.shape[-1] != tensor.shape[-2]:
         raise ValueError(f"gramian must be [K, K] or [B, K, K]; got shape {tuple(tensor.shape)}")
-    solved, _, _, residual = _solve(tensor, *options, _signed(word("seed", seed)), _signed(word("step", step)))
+    key = _signed(word("seed", seed)), _signed(word("step", step))
+    solved, _, _, residual = _solve(tensor, *options, *key, resolved._length())
     return (solved, residual) if return_certificate else solved
 
 

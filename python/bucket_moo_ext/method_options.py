@@ -7,13 +7,13 @@ from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar
 
 from bucket_moo_ext.gramian_source import Sketch
-from bucket_moo_ext.methods import METHODS, Smoothed, resolve
+from bucket_moo_ext.methods import METHODS, Rescaled, Smoothed, resolve
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Options = Mapping[str, object]
 
-_METHODS: tuple[type[Any], ...] = (*METHODS, Smoothed)
+_METHODS: tuple[type[Any], ...] = (*METHODS, Smoothed, Rescaled)
 
 
 def _has(cls: type[Any], options: Options) -> bool:
@@ -22,7 +22,7 @@ def _has(cls: type[Any], options: Options) -> bool:
 
 def _call(cls: type[Any], options: Options) -> str:
     values = [f"{name}={value!r}" for name, value in options.items()]
-    return f"moo.{cls.__name__}({', '.join([*(['method'] if cls is Smoothed else []), *values])})"
+    return f"moo.{cls.__name__}({', '.join([*(['method'] if cls in (Smoothed, Rescaled) else []), *values])})"
 
 
 def _place(method: object, options: Options) -> str | None:

@@ -62,6 +62,7 @@ int main(int argc, char** argv) {
   check_gradvac(random, worst);
   check_adasum(random, worst);
   check_smoothing(random);
+  check_lengths(random, worst);
   for (const Family& family : families()) {
     for (const int k : kSizes) {
       for (int trial = 0; trial < (k > 16 ? (trials + 2) / 3 : trials); ++trial) {

@@ -37,6 +37,8 @@ METHODS: dict[str, Any] = {
     "gradvac": moo.GradVac(0.3),
     "krum": moo.Krum(1, 2),
     "adasum": moo.Adasum(),
+    "normalizedmean": moo.NormalizedMean(),
+    "rescaled": moo.Rescaled("config", 2.0),
     "smoothed": moo.Smoothed("cagrad", 0.5),
 }
 
@@ -76,7 +78,8 @@ def test_opcheck_of_rows(rng: np.random.Generator, shape: tuple[int, ...], dtype
 def test_opcheck_of_solve(rng: np.random.Generator, name: str) -> None:
     options = METHODS[name]._options()
     for batch in ((), (0,), (5,)):
-        torch.library.opcheck(OPS.solve.default, (gramian_of(rng, *batch), *options, 3, -1))
+        arguments = (gramian_of(rng, *batch), *options, 3, -1, METHODS[name]._length())
+        torch.library.opcheck(OPS.solve.default, arguments)
     torch.library.opcheck(OPS.solve.default, (gramian_of(rng, 2).float().mT, *options))
 
 
@@ -209,7 +212,7 @@ def test_operators_are_what_the_functions_call(rng: np.random.Generator) -> None
     assert raw(OPS.sketch(rows, 64, 3, 4, 5)) == raw(moo.sketch(rows, 64, seed=3, step=4, bucket=5))
     assert raw(OPS.sketch(rows)) == raw(moo.sketch(rows)), "the same defaults"
     for name, method in METHODS.items():
-        w, status, iterations, residual = OPS.solve(gram, *method._options(), 3, 4)
+        w, status, iterations, residual = OPS.solve(gram, *method._options(), 3, 4, method._length())
         expected, certificate = moo.weights(gram, method, seed=3, step=4, return_certificate=True)
         assert raw(w) == raw(expected), name
         assert raw(residual) == raw(certificate), name

@@ -17,7 +17,7 @@ Random = np.random.Generator
 OWN_FILES = ("mean", "mgda", "cagrad", "pcgrad")
 NEW = [name for name in moo.available_methods() if name not in OWN_FILES]
 
-SYMMETRIC = ("upgrad", "dualproj", "imtlg", "alignedmtl", "nashmtl", "fairgrad", "config", "krum")
+SYMMETRIC = ("upgrad", "dualproj", "imtlg", "alignedmtl", "nashmtl", "fairgrad", "config", "krum", "normalizedmean")
 
 
 @pytest.mark.parametrize("method", SYMMETRIC)

@@ -22,6 +22,7 @@ enum class MethodId : int {
   gradvac,
   krum,
   adasum,
+  normalized_mean,
 };
 
 /// What the gradients are divided by before they are compared.
@@ -96,12 +97,27 @@ struct KrumOptions {
 
 struct AdasumOptions {};
 
+struct NormalizedMeanOptions {};
+
 /// An exponential average over steps of the weights of any method.
 struct SmoothingOptions {
   double alpha = 0.0;  ///< share of the past, in [0, 1); anything else: no smoothing
 };
 
-/// A method and its options; only those of `id` are read, and `smoothing`.
+/// How long an update is.
+enum class Length : int {
+  own,    ///< as the method has it
+  mean,   ///< as that of the mean of the active objectives' gradients
+  fixed,  ///< a number
+};
+
+/// The length that any method's update is brought to.
+struct LengthOptions {
+  Length to = Length::own;
+  double value = 1.0;  ///< of Length::fixed, > 0 and finite
+};
+
+/// A method and its options; only those of `id` are read, `smoothing`, and then `length`.
 struct Method {
   MethodId id = MethodId::mean;
   MeanOptions mean = {};
@@ -118,7 +134,9 @@ struct Method {
   GradVacOptions gradvac = {};
   KrumOptions krum = {};
   AdasumOptions adasum = {};
+  NormalizedMeanOptions normalized_mean = {};
   SmoothingOptions smoothing = {};
+  LengthOptions length = {};
 };
 
 }  // namespace bucket_moo

@@ -18,6 +18,7 @@
 #include <bucket_moo/methods/mean.hpp>
 #include <bucket_moo/methods/mgda.hpp>
 #include <bucket_moo/methods/nash_mtl.hpp>
+#include <bucket_moo/methods/normalized_mean.hpp>
 #include <bucket_moo/methods/pcgrad.hpp>
 #include <bucket_moo/methods/upgrad.hpp>
 
@@ -69,9 +70,9 @@ struct MethodList {
 };
 
 /// In the order of MethodId.
-using Methods =
-    MethodList<MeanMethod, MgdaMethod, CagradMethod, PcgradMethod, UpgradMethod, DualprojMethod, ImtlgMethod,
-               AlignedMtlMethod, NashMtlMethod, FairgradMethod, ConfigMethod, GradVacMethod, KrumMethod, AdasumMethod>;
+using Methods = MethodList<MeanMethod, MgdaMethod, CagradMethod, PcgradMethod, UpgradMethod, DualprojMethod,
+                           ImtlgMethod, AlignedMtlMethod, NashMtlMethod, FairgradMethod, ConfigMethod, GradVacMethod,
+                           KrumMethod, AdasumMethod, NormalizedMeanMethod>;
 static_assert(Methods::in_order(), "the list of methods is in the order of MethodId");
 
 inline constexpr int kMethods = Methods::kCount;

@@ -10,6 +10,7 @@
 #include <bucket_moo/methods/mean.hpp>
 #include <bucket_moo/problem.hpp>
 #include <bucket_moo/random.hpp>
+#include <bucket_moo/rescaling.hpp>
 #include <bucket_moo/scratch.hpp>
 #include <bucket_moo/smoothing.hpp>
 #include <bucket_moo/solution.hpp>
@@ -184,13 +185,13 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
 /// In this order, for every method: a NaN or Inf anywhere gives the plain mean over all K objectives; the Gramian is
 /// symmetrised; objectives with a zero gradient (G_kk == 0) are left out and get weight 0, except by Mean, which counts
 /// all; the rest is divided by its mean diagonal up to a power of two, so that the method sees no scale, which NashMTL
-/// and FairGrad put back afterwards. Weights are finite, whatever the input.
+/// and FairGrad put back afterwards. Weights are smoothed, and then rescaled. They are finite, whatever the input.
 ///
 /// \param lanes    HostLanes or WarpLanes; all lanes call with the same arguments
 /// \param method   which method, with which options
 /// \param key      seed, step and bucket: all that the random order of PCGrad and GradVac depends on
 /// \param k        objectives, 1 <= k <= kMaxObjectives
-/// \param gramian  [k, k], G_ij = <g_i, g_j>; read only. May lie in the scratch, at gramian_in_scratch()
+/// \param gramian  [k, k], G_ij = <g_i, g_j>; read only
 /// \param weights  [k], out: the update is Σ_k weights[k] g_k. Visible to all lanes on return
 /// \param scratch  [solve_scratch_size(method.id, k)], contents irrelevant
 /// \param state    [state_size(method, k)], in and out, of this bucket; all zeros when fresh. By objective, so that it
@@ -203,10 +204,13 @@ BUCKET_MOO_HD Solution solve_with(Run run, Lanes lanes, const Method& method, Ra
 template <class Lanes>
 BUCKET_MOO_HD Solution solve(Lanes lanes, const Method& method, RandomKey key, int k, const double* gramian,
                              double* weights, double* scratch, double* state = nullptr) {
-  return solve_with(RunAnyMethod<Methods>{}, lanes, method, key, k, gramian, weights, scratch, state);
+  Solution solution = solve_with(RunAnyMethod<Methods>{}, lanes, method, key, k, gramian, weights, scratch, state);
+  if (rescales(method.length)) rescale_weights(lanes, method.length, k, gramian, weights, &solution);
+  return solution;
 }
 
-/// solve() for one method of the list, known when compiling, whatever method.id says.
+/// solve() for one method of the list, known when compiling, whatever method.id says. The Gramian may lie in the
+/// scratch, at gramian_in_scratch(), and is lost then; so rescale_weights() is left to the caller.
 template <class M, class Lanes>
 BUCKET_MOO_HD Solution solve_one(Lanes lanes, Method method, RandomKey key, int k, const double* gramian,
                                  double* weights, double* scratch, double* state = nullptr) {

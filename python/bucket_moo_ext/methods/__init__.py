@@ -7,11 +7,12 @@ from dataclasses import fields
 from typing import TypeAlias, get_args
 
 from bucket_moo_ext.methods.angles import IMTLG, AlignedMTL, ConFIG
-from bucket_moo_ext.methods.averages import Adasum, Krum, Mean
+from bucket_moo_ext.methods.averages import Adasum, Krum, Mean, NormalizedMean
 from bucket_moo_ext.methods.bargaining import FairGrad, NashMTL
 from bucket_moo_ext.methods.base import MethodInfo
 from bucket_moo_ext.methods.cone import DualProj, UPGrad
 from bucket_moo_ext.methods.hull import MGDA, CAGrad
+from bucket_moo_ext.methods.rescaled import Rescaled
 from bucket_moo_ext.methods.smoothed import Smoothed
 from bucket_moo_ext.methods.surgery import GradVac, PCGrad
 
@@ -30,8 +31,9 @@ PlainMethod: TypeAlias = (
     | GradVac
     | Krum
     | Adasum
+    | NormalizedMean
 )
-Method: TypeAlias = PlainMethod | Smoothed
+Method: TypeAlias = PlainMethod | Smoothed | Rescaled
 
 METHODS: tuple[type[PlainMethod], ...] = get_args(PlainMethod)
 """The table of methods, in the order of the native list. Names, errors, tests and the check of the docs go by it."""
@@ -42,8 +44,8 @@ _DEFAULTS: dict[str, PlainMethod] = {cls.info.name: cls() for cls in METHODS}
 def available_methods() -> dict[str, MethodInfo]:
     """The methods that ``method=`` takes by name, with what each promises.
 
-    A name is that of the class in small letters; case, hyphens and underscores do not matter. ``Smoothed`` wraps any of
-    them.
+    A name is that of the class in small letters; case, hyphens and underscores do not matter. ``Smoothed`` and
+    ``Rescaled`` wrap any of them.
     """
     return {cls.info.name: cls.info for cls in METHODS}
 
@@ -60,11 +62,11 @@ def resolve(method: "str | Method") -> Method:
         if found is not None:
             return found
         raise ValueError(f"method={method!r} is unknown; available: {', '.join(available_methods())}")
-    if isinstance(method, (*METHODS, Smoothed)):
+    if isinstance(method, (*METHODS, Smoothed, Rescaled)):
         return method
     raise TypeError(
         "method must be a name or an object of one of the method classes "
-        f"({', '.join(cls.__name__ for cls in METHODS)}, Smoothed), such as moo.MGDA(); got {method!r}"
+        f"({', '.join(cls.__name__ for cls in METHODS)}, Smoothed, Rescaled), such as moo.MGDA(); got {method!r}"
     )
 
 
@@ -89,7 +91,9 @@ __all__ = [
     "Method",
     "MethodInfo",
     "NashMTL",
+    "NormalizedMean",
     "PCGrad",
+    "Rescaled",
     "Smoothed",
     "UPGrad",
     "available_methods",

@@ -1,4 +1,4 @@
-"""Averages: Mean, Krum, Adasum. They look at no conflict."""
+"""Averages: Mean, NormalizedMean, Krum, Adasum. They look at no conflict."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,6 +38,34 @@ class Mean(NativeMethod):
 
     def _options(self) -> Options:
         return Options("mean", preference=values(self.weights))
+
+
+@dataclass(frozen=True)
+class NormalizedMean(NativeMethod):
+    """The mean of the gradients' directions, as long as the mean of the gradients.
+
+    w_k = s / |g_k| over the active objectives, with s such that d is as long as the mean of their gradients. All are
+    heard alike, however long their gradients are, at the mean's learning rate.
+
+    The rival of methods that resolve conflicts: blind to them, it balances lengths, which those do too. May conflict
+    with any objective.
+
+    Edge cases: where the directions cancel, |sum_k g_k / |g_k|| <= 1e-6 K, no such s exists; w_k = (1 / |g_k|) /
+    sum_j 1 / |g_j| then (status "fallback"). Where the mean vanishes, so does the update.
+
+    Cost: it needs the norms and the length of the mean alone, and takes the Gramian, as all methods do.
+
+    Source: no paper's; normalised gradients as a baseline are in Chen et al., "GradNorm", ICML 2018, and others, each
+    with another length.
+    """
+
+    no_preference: ClassVar[str] = "it hears all objectives alike; Mean(weights=...) does not"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "normalizedmean", UNCHANGED, (EQUIVARIANT,), "a mean of directions at the mean's length"
+    )
+
+    def _options(self) -> Options:
+        return Options("normalizedmean")
 
 
 @dataclass(frozen=True)

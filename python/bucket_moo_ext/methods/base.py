@@ -95,8 +95,15 @@ class NativeMethod:
     def _options(self) -> Options:
         raise NotImplementedError
 
+    def _length(self) -> float:
+        """Of the update, as native code takes it: -1 that of the mean, a number > 0 that, 0 as the method has it."""
+        return 0.0
+
     def _adds_up(self) -> bool:
-        """Whether its update is on the scale of a sum over objectives, rather than of their mean."""
+        """Whether its update is on a scale of its own (a sum's, or a length that is given).
+
+        Else it is on that of the mean over the active objectives.
+        """
         return False
 
     def _objectives(self) -> tuple[str, ...]:

@@ -39,9 +39,14 @@ class Smoothed(NativeMethod):
     alpha: float
 
     def __post_init__(self) -> None:
-        from bucket_moo_ext.methods import resolve
+        from bucket_moo_ext.methods import Rescaled, resolve
 
         inner = resolve(self.method)
+        if isinstance(inner, Rescaled):
+            raise TypeError(
+                f"Smoothed(method={inner!r}): weights are averaged before they are rescaled; write "
+                f"Rescaled(Smoothed({inner.method!r}, {self.alpha!r}), {inner.to!r})"
+            )
         if isinstance(inner, Smoothed):
             raise TypeError(f"Smoothed(method={inner!r}): method must not be smoothed itself")
         object.__setattr__(self, "method", inner)

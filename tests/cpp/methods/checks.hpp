@@ -82,10 +82,11 @@ void check_invariants(const Method& method, const std::string& family, const Gra
 
 // On Gramians of their own.
 
-/// GradVac and Adasum against their papers' loops; smoothing.
+/// GradVac and Adasum against their papers' loops; smoothing; how long updates are.
 void check_gradvac(Random& random, Worst& worst);
 void check_adasum(Random& random, Worst& worst);
 void check_smoothing(Random& random);
+void check_lengths(Random& random, Worst& worst);
 
 /// What every method promises: statuses, inactive objectives, extreme scales.
 void check_contract(Random& random);

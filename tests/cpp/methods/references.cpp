@@ -222,4 +222,67 @@ void check_smoothing(Random& random) {
   }
 }
 
+namespace {
+
+Real length_of(const Gramian& g, const Vector& weights) {
+  std::vector<Real> w(weights.begin(), weights.end());
+  const std::vector<Real> product = times(g, w);
+  return std::sqrt(std::max(inner(w, product), Real{0}));
+}
+
+}  // namespace
+
+void check_lengths(Random& random, Worst& worst) {
+  for (const int k : {1, 2, 3, 8, 33, 64}) {
+    for (int trial = 0; trial < 8; ++trial) {
+      Gradients rows = gaussian(random, k, 2 * k + 3);
+      if (trial % 2 == 1) scale_rows_over(random, rows, 4);
+      if (trial > 3 && k > 2) copy_row(rows, 1, 1, 0.0);
+      const Gramian g = gramian(rows);
+      const std::vector<int> on = active(g);
+      Vector mean(at(k));
+      for (const int i : on) mean[at(i)] = 1.0 / static_cast<double>(on.size());
+      const Real expected = length_of(g, mean);
+      const auto compare = [&](const std::string& what, const Vector& w, Real length) {
+        const auto error = static_cast<double>(std::fabs(length_of(g, w) / length - 1));
+        worst.add(what, error);
+        check(error <= 1e-12, label(what, "wishart", k));
+      };
+
+      const Vector normalized = solve(of(MethodId::normalized_mean), g).weights;
+      compare("length of the normalized mean", normalized, expected);
+      for (const int i : on) {
+        const Real heard = static_cast<Real>(normalized[at(i)]) * norm(g, i);
+        const Real first = static_cast<Real>(normalized[at(on.front())]) * norm(g, on.front());
+        check(std::fabs(heard / first - 1) <= Real{1e-13}, "the normalized mean hears all alike");
+      }
+
+      for (const MethodId id : {MethodId::upgrad, MethodId::nash_mtl, MethodId::adasum}) {
+        Method method = of(id);
+        const Vector own = solve(method, g).weights;
+        method.length = {bucket_moo::Length::mean};
+        compare("length as the mean's", solve(method, g).weights, expected);
+        method.length = {bucket_moo::Length::fixed, 0.25};
+        const Vector fixed = solve(method, g).weights;
+        compare("length as given", fixed, Real{0.25});
+        const Real scale = Real{0.25} / length_of(g, own);
+        for (int i = 0; i < k; ++i) {
+          const Real wanted = scale * static_cast<Real>(own[at(i)]);
+          check(std::fabs(static_cast<Real>(fixed[at(i)]) - wanted) <= Real{1e-12} * std::fabs(wanted),
+                "the direction stays");
+        }
+      }
+    }
+  }
+  Method method = of(MethodId::mean);
+  method.length = {bucket_moo::Length::fixed, 1.0};
+  const Gramian opposite{2, {1, -1, -1, 1}};
+  const auto vanished = solve(method, opposite);
+  check(vanished.weights == Vector({0.5, 0.5}) && vanished.solution.status == bucket_moo::Status::fallback,
+        "an update that vanishes has no direction");
+  const auto cancels = solve(of(MethodId::normalized_mean), Gramian{2, {9, -3, -3, 1}});
+  check(std::fabs(cancels.weights[0] - 0.25) < 1e-12 && cancels.solution.status == bucket_moo::Status::fallback,
+        "directions that cancel");
+}
+
 }  // namespace method_checks
