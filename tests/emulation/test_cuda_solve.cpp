@@ -34,6 +34,7 @@ void same_as_on_the_host(MethodId id, int k, int batch, bool smooth) {
   bucket_moo::Method method{.id = id};
   method.smoothing.alpha = smooth ? 0.5 : 0.0;
   method.krum.n_selected = 2;
+  if (k % 4 < 2) method.length = {bucket_moo::Length::fixed, 2.0};
   const auto size = static_cast<std::size_t>(k);
   const auto problems = static_cast<std::size_t>(batch);
   const std::size_t state = bucket_moo::state_size(method, k);

@@ -108,6 +108,7 @@ void solve_by_all(int k, const std::vector<double>& gramian, bool finite = true)
         method.gradvac.permutation = permutation.data();
         method.krum.n_selected = k > 3 ? 3 : 1;
         method.smoothing.alpha = 0.5;
+        method.length = {bucket_moo::Length::mean};
       }
       checks::context = name + " K=" + std::to_string(k) + " " + bucket_moo::kMethodNames[number];
       solve(method, k, gramian, finite);

@@ -1,0 +1,186 @@
+"""Says whether anything got worse: `make bench-compare BASE=<file or git revision>`.
+
+    python bench/compare.py bench/results/baseline.json              # beside the last `make bench`
+    python bench/compare.py OLD.json NEW.json --any-machine
+    python bench/compare.py main~3 --select "-k kernels"             # builds that revision and runs both in turn
+
+A ratio got worse if it grew by more than 5 % and by more than chance explains: with the noise s of both runs, z sqrt(s^2 +
+s'^2) of logarithms, where z is such that of all ratios together none is called worse in 99 of 100 comparisons of equal
+code. Counts of instructions have no noise, and may grow by 1 %; memory likewise. Results that one side alone has are listed and
+fail nothing. The exit status is 1 if something got worse.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import COMPARED, Result, Run, merged
+
+ROOT = Path(__file__).resolve().parent.parent
+LAST = ROOT / "build" / "bench" / "last.json"
+FALSE_ALARMS = 0.01  # of a whole comparison
+FLOOR = {"time": math.log(1.05), "memory": math.log(1.01), "instructions": math.log(1.01)}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of one result: by what factor it grew, and beyond which factor that is no chance."""
+
+    name: str
+    old: float
+    new: float
+    factor: float
+    limit: float
+
+    @property
+    def verdict(self) -> str:
+        """ "worse", "better" or "same"."""
+        return "worse" if self.factor > self.limit else "better" if self.factor < 1 / self.limit else "same"
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.name}: {self.old:.4g} -> {self.new:.4g}, {self.factor:.3f} times (limit {self.limit:.3f})"
+
+
+def changes(old: Run, new: Run) -> list[Change]:
+    """Of all results that both have."""
+    names = sorted(old.results.keys() & new.results.keys())
+    times = sum(new.results[name].kind == "time" for name in names)
+    z = statistics.NormalDist().inv_cdf((1 - FALSE_ALARMS) ** (1 / max(times, 1)))
+    return [_change(old.results[name], new.results[name], z) for name in names]
+
+
+def _change(old: Result, new: Result, z: float) -> Change:
+    chance = z * math.hypot(old.noise, new.noise) if new.kind == "time" else 0.0
+    limit = math.exp(max(FLOOR[new.kind], chance))
+    return Change(new.name, old.value, new.value, new.value / old.value, limit)
+
+
+def differences(old: Run, new: Run) -> list[str]:
+    """Why the two cannot be compared by themselves."""
+    return [
+        f"{name}: {old.environment.get(name)!r} and {new.environment.get(name)!r}"
+        for name in COMPARED
+        if old.environment.get(name) != new.environment.get(name)
+    ]
+
+
+def report(old: Run, new: Run) -> tuple[str, bool]:
+    """What to print, and whether nothing got worse."""
+    found = changes(old, new)
+    lines = []
+    for verdict in ("worse", "better"):
+        some = [change for change in found if change.verdict == verdict]
+        lines += [f"{verdict} ({len(some)}):", *(f"  {change}" for change in some)]
+    for title, names in (
+        ("in the old run alone", old.results.keys() - new.results.keys()),
+        ("in the new run alone", new.results.keys() - old.results.keys()),
+    ):
+        if names:
+            lines.append(f"{title} ({len(names)}): {', '.join(sorted(names))}")
+    unchanged = sum(change.verdict == "same" for change in found)
+    widest = max((change.limit for change in found), default=1.0)
+    lines.append(f"unchanged: {unchanged} of {len(found)}; the widest limit is {widest:.2f}")
+    return "\n".join(lines), not any(change.verdict == "worse" for change in found)
+
+
+def run_benchmarks(python: Path, out: Path, instructions: Path | None, arguments: list[str]) -> Run:
+    """In an environment of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "bench")}
+    command = [str(python), "-m", "pytest", "-q", "-c", str(ROOT / "bench" / "pytest.ini"), str(ROOT / "bench")]
+    command += ["--bench-json", str(out), *arguments]
+    if instructions is not None:
+        command += ["--instructions", str(instructions)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    return Run.load(out)
+
+
+def build_revision(revision: str) -> tuple[Path, Path | None]:
+    """The Python that has that revision's package, and its program that counts instructions, if it has one."""
+    folder = ROOT / "build" / "bench" / "base"
+    git = ["git", "-C", str(ROOT)]
+    if folder.exists():
+        subprocess.run([*git, "worktree", "remove", "--force", str(folder)], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([*git, "worktree", "prune"], check=True)
+    subprocess.run([*git, "worktree", "add", "--detach", str(folder), revision], check=True)
+    venv, tree = folder / "build" / "venv", folder / "build" / "tree"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python = venv / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own, shared = (
+        subprocess.run([str(p), "-c", where], capture_output=True, text=True, check=True).stdout.strip()
+        for p in (python, sys.executable)
+    )
+    (Path(own) / "shared.pth").write_text(shared + "\n")
+    options = ["-DBUCKET_MOO_CUDA=OFF", "-DBUCKET_MOO_TESTS=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+    tools = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    configure = ["cmake", "-S", str(folder), "-B", str(tree), "-G", "Ninja", *options]
+    subprocess.run(configure, check=True, env=tools, stdout=subprocess.DEVNULL)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--quiet", "install", "--ignore-installed"]
+    pip += ["--no-build-isolation", "--no-deps", str(folder), "-C", f"build-dir={tree}"]
+    subprocess.run(pip, check=True, env=tools)
+    counts = subprocess.run(["cmake", "--build", str(tree), "--target", "instructions"], env=tools, check=False)
+    return python, tree / "bench" / "cpp" / "instructions" if counts.returncode == 0 else None
+
+
+def compare_with_revision(revision: str, arguments: list[str]) -> tuple[Run, Run]:
+    """Both sides in turn: old, new, new, old."""
+    sides = {
+        "old": build_revision(revision),
+        "new": (Path(sys.executable), ROOT / "build" / "tree" / "bench" / "cpp" / "instructions"),
+    }
+    runs: dict[str, list[Run]] = {"old": [], "new": []}
+    for place, side in enumerate(("old", "new", "new", "old")):
+        python, instructions = sides[side]
+        out = ROOT / "build" / "bench" / f"{place}_{side}.json"
+        runs[side].append(run_benchmarks(python, out, instructions, ["--blocks", "1", *arguments]))
+    old, new = (_together(runs[side]) for side in ("old", "new"))
+    return old, new
+
+
+def _together(runs: list[Run]) -> Run:
+    names = set.intersection(*(set(run.results) for run in runs))
+    return Run(runs[0].environment, {name: merged([run.results[name] for run in runs]) for name in names})
+
+
+def is_revision(base: str) -> bool:
+    """Whether git knows it."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def main() -> int:
+    """Compares; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", help="a file of `make bench`, or a git revision")
+    parser.add_argument("new", nargs="?", type=Path, default=LAST, help=f"a file (default {LAST.relative_to(ROOT)})")
+    parser.add_argument("--any-machine", action="store_true", help="compare results of different machines too")
+    parser.add_argument("--select", default="", help="options of pytest where a revision is run")
+    arguments = parser.parse_args()
+    if Path(arguments.base).is_file():
+        if not arguments.new.is_file():
+            parser.error(f"{arguments.new} is not there: run `make bench` first")
+        old, new = Run.load(Path(arguments.base)), Run.load(arguments.new)
+    elif is_revision(arguments.base):
+        old, new = compare_with_revision(arguments.base, arguments.select.split())
+    else:
+        parser.error(f"base must be a file or a git revision; got {arguments.base!r}")
+    if (apart := differences(old, new)) and not arguments.any_machine:
+        print(
+            "not compared, for they are from different machines or builds (--any-machine compares):", *apart, sep="\n  "
+        )
+        return 2
+    text, is_fine = report(old, new)
+    print(text)
+    return 0 if is_fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
