@@ -5,11 +5,12 @@ from __future__ import annotations  # BucketRecord exists in the stub only
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bucket_moo_ext import _C
+from bucket_moo_ext import _C, drawing
 from bucket_moo_ext.functional import weights
 
 _STATUS = ("ok", "nonfinite", "inactive", "not_converged", "fallback")
@@ -120,6 +121,39 @@ class Report:
         plain = {name: _plain(value) for name, value in vars(self).items() if name != "buckets"}
         plain["buckets"] = [{name: _plain(value) for name, value in vars(bucket).items()} for bucket in self.buckets]
         return plain
+
+    def plot(self, path: str | Path) -> None:
+        """Draws the cosines: of the whole gradients and of each bucket, with the weights beside the rows.
+
+        Args:
+            path: The image; its ending says the format (.png, .pdf, .svg, ...). At most 40 buckets are drawn, those
+                with the lowest cosines, and the title says so.
+
+        Raises:
+            ImportError: matplotlib is not installed (optional dependency ``[plot]``).
+        """
+        most, columns = 40, 4
+        order = sorted(self.buckets, key=lambda bucket: float(bucket.cosines.nan_to_num(1.0).min()))
+        chosen = sorted(order[:most], key=lambda bucket: bucket.index)
+        rows = math.ceil((len(chosen) + 1) / columns)
+        figure = drawing.new_figure(3.4 * columns, 2.9 * rows + 0.6)
+        more = (
+            f", {most} of {len(self.buckets)} buckets, those with the lowest cosines"
+            if len(chosen) < len(self.buckets)
+            else ""
+        )
+        figure.suptitle(f"Cosines at step {self.step}: {self.method}{more}; weights on the right", fontsize=10)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        norms = self.gramian.diagonal().sqrt()
+        whole = (self.gramian / norms.outer(norms)).tolist()
+        image = drawing.matrix(axes[0], whole, self.objectives, "whole gradients")
+        for place, bucket in zip(axes[1:], chosen, strict=False):
+            notes = [f"{weight:.3f}" for weight in bucket.weights.tolist()]
+            drawing.matrix(place, bucket.cosines.tolist(), bucket.objectives, self._title(bucket), notes)
+        for unused in axes[len(chosen) + 1 :]:
+            unused.set_axis_off()
+        figure.colorbar(image, ax=axes, shrink=0.5, label="cosine")
+        drawing.save(figure, path)
 
     def __str__(self) -> str:
         """A table, one line a bucket."""
