@@ -6,11 +6,12 @@ matplotlib is imported when something is drawn; without a display and beside any
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 COLOURS = ("#0068a8", "#b84a00", "#00775a", "#8a3d8f", "#7a6000", "#1b1e23", "#a3174f", "#4b5fc4")
 DASHES = ("-", "--", ":", "-.")
 DIVERGING = "PuOr"  # told apart by readers who confuse red and green; its low end, orange, is conflict
+SEQUENTIAL = "Purples"
 MOST_NUMBERS = 8  # objectives up to which a matrix has its numbers in it
 
 Rows = Sequence[Sequence[float]]
@@ -43,29 +44,74 @@ def name(text: str, most: int = 0) -> str:
     return short.replace("\\", "\\\\").replace("$", r"\$") if "$" in short else short
 
 
-def matrix(axes: Any, values: Rows, names: Sequence[str], title: str, notes: Sequence[str] = ()) -> Any:
-    """``[K, K]`` cosines with their numbers; NaN stays white. ``notes``: a line for each row, on the right."""
-    k = len(names)
-    image = axes.imshow(_array(values), cmap=DIVERGING, vmin=-1, vmax=1)
-    axes.set_title(name(title, 40), fontsize=8, loc="left")
+class Matrix(NamedTuple):
+    """Cosines of K objectives.
+
+    Attributes:
+        title: What they are of.
+        names: K.
+        values: ``[K, K]``, symmetric; NaN stays white, and so does the diagonal.
+        weights: K numbers beside the rows, or none.
+    """
+
+    title: str
+    names: Sequence[str]
+    values: Rows
+    weights: Sequence[float] = ()
+
+
+def lowest(matrices: Sequence[Matrix], most: int) -> list[Matrix]:
+    """At most so many, in their order: those with the lowest values."""
+    least = [min((x for row in one.values for x in row if not math.isnan(x)), default=math.inf) for one in matrices]
+    places = sorted(range(len(matrices)), key=least.__getitem__)[:most]
+    return [matrices[place] for place in sorted(places)]
+
+
+def matrices(several: Sequence[Matrix], title: str) -> Any:
+    """A figure of matrices, four in a row.
+
+    Raises:
+        ImportError: As for ``new_figure``.
+    """
+    columns = min(4, len(several))
+    rows = math.ceil(len(several) / columns)
+    figure = new_figure(3.6 * columns + 0.8, 3.0 * rows + 0.6)
+    figure.suptitle(name(title), fontsize=10)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes, one in zip(panels.flat, several, strict=False):
+        image = _matrix(axes, one)
+    for unused in list(panels.flat)[len(several) :]:
+        unused.set_axis_off()
+    figure.colorbar(image, ax=panels, shrink=1 / rows, label="cosine", fraction=0.04)
+    return figure
+
+
+def _matrix(axes: Any, one: Matrix) -> Any:
+    k = len(one.names)
+    coloured = [[math.nan if i == j else value for j, value in enumerate(row)] for i, row in enumerate(one.values)]
+    image = axes.imshow(_array(coloured), cmap=DIVERGING, vmin=-1, vmax=1)
+    axes.set_title(name(one.title, 44), fontsize=8, loc="left")
     axes.tick_params(length=0, labelsize=7)
-    shown = [name(each, 14) for each in names]
-    every = range(k) if k <= 16 else range(0, k, math.ceil(k / 16))
+    shown = [name(each, 14) for each in one.names]
+    every = range(0, k, math.ceil(k / 16))
     axes.set_xticks(list(every), [shown[i] for i in every], rotation=90 if k > MOST_NUMBERS else 0)
     axes.set_yticks(list(every), [shown[i] for i in every])
-    for i, row in enumerate(values if k <= MOST_NUMBERS else ()):
+    if k > MOST_NUMBERS:
+        return image
+    for i, row in enumerate(coloured):
         for j, value in enumerate(row):
             if i != j:
                 text = "NaN" if math.isnan(value) else f"{value:.2f}"
                 axes.text(j, i, text, ha="center", va="center", fontsize=7, color=_ink(value))
-    for i, note in enumerate(notes if k <= MOST_NUMBERS else ()):
-        axes.text(k - 0.4, i, note, va="center", fontsize=7)
+    for i, weight in enumerate(one.weights):
+        axes.text(k - 0.4, i, f"{weight:.3f}", va="center", fontsize=7)
     return image
 
 
-def step_map(axes: Any, values: Rows, rows: Sequence[str], steps: Sequence[int], title: str, most: float) -> Any:
-    """``[rows, steps]`` from ``-most`` to ``most``; NaN stays white."""
-    image = axes.imshow(_array(values), cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+def step_map(axes: Any, values: Rows, rows: Sequence[str], steps: Sequence[int], title: str, least: float) -> Any:
+    """``[rows, steps]`` from ``least``, -1 or 0, to 1; NaN stays white."""
+    colours = DIVERGING if least < 0 else SEQUENTIAL
+    image = axes.imshow(_array(values), cmap=colours, vmin=least, vmax=1, aspect="auto", interpolation="nearest")
     axes.set_title(title, fontsize=9, loc="left")
     every = range(len(rows)) if len(rows) <= 40 else range(0, len(rows), math.ceil(len(rows) / 40))
     axes.set_yticks(list(every), [name(rows[i], 44) for i in every], fontsize=7)
@@ -81,7 +127,7 @@ def lines(axes: Any, steps: Sequence[int], series: Mapping[str, Sequence[float]]
         finite = [value if math.isfinite(value) else math.nan for value in values]
         axes.plot(
             steps, finite,
-            color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
+            color=COLOURS[number % len(COLOURS)], linestyle=DASHES[(number + number // len(COLOURS)) % len(DASHES)],
             marker="." if len(steps) < 30 else None, linewidth=1.2, label=name(label, 30),
         )  # fmt: skip
     axes.set_title(title, fontsize=9, loc="left")

@@ -13,6 +13,7 @@ import torch
 from bucket_moo_ext import _C, drawing
 from bucket_moo_ext.functional import weights
 
+MOST_DRAWN = 40
 _STATUS = ("ok", "nonfinite", "inactive", "not_converged", "fallback")
 
 
@@ -132,28 +133,16 @@ class Report:
         Raises:
             ImportError: matplotlib is not installed (optional dependency ``[plot]``).
         """
-        most, columns = 40, 4
-        order = sorted(self.buckets, key=lambda bucket: float(bucket.cosines.nan_to_num(1.0).min()))
-        chosen = sorted(order[:most], key=lambda bucket: bucket.index)
-        rows = math.ceil((len(chosen) + 1) / columns)
-        figure = drawing.new_figure(3.4 * columns, 2.9 * rows + 0.6)
-        more = (
-            f", {most} of {len(self.buckets)} buckets, those with the lowest cosines"
-            if len(chosen) < len(self.buckets)
-            else ""
-        )
-        figure.suptitle(f"Cosines at step {self.step}: {self.method}{more}; weights on the right", fontsize=10)
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         norms = self.gramian.diagonal().sqrt()
-        whole = (self.gramian / norms.outer(norms)).tolist()
-        image = drawing.matrix(axes[0], whole, self.objectives, "whole gradients")
-        for place, bucket in zip(axes[1:], chosen, strict=False):
-            notes = [f"{weight:.3f}" for weight in bucket.weights.tolist()]
-            drawing.matrix(place, bucket.cosines.tolist(), bucket.objectives, self._title(bucket), notes)
-        for unused in axes[len(chosen) + 1 :]:
-            unused.set_axis_off()
-        figure.colorbar(image, ax=axes, shrink=0.5, label="cosine")
-        drawing.save(figure, path)
+        whole = drawing.Matrix("whole gradients", self.objectives, (self.gramian / norms.outer(norms)).tolist())
+        buckets = [
+            drawing.Matrix(self._title(bucket), bucket.objectives, bucket.cosines.tolist(), bucket.weights.tolist())
+            for bucket in self.buckets
+        ]
+        shown = drawing.lowest(buckets, MOST_DRAWN)
+        some = f", {len(shown)} of {len(buckets)} buckets, those with the lowest cosines" * (len(shown) < len(buckets))
+        title = f"Cosines at step {self.step}: {self.method}{some}; weights on the right"
+        drawing.save(drawing.matrices([whole, *shown], title), path)
 
     def __str__(self) -> str:
         """A table, one line a bucket."""

@@ -39,7 +39,7 @@ class Comparison:
         a, b = self.names
         every = [
             ("What differs in the configuration", ["name", a, b], self.configuration),
-            ("Numbers of the recorded steps", ["of the whole gradients", a, b], self.numbers),
+            ("Numbers of the recorded steps", ["number", a, b], self.numbers),
             (
                 "Mean cosines in the whole gradients",
                 ["pair", a, b, "difference", "its standard error"],
@@ -80,11 +80,13 @@ def _scalars(first: Recorder, second: Recorder) -> Lines:
     losses = dict.fromkeys(name for records in of_both for record in records for name in record.losses)
     of: dict[str, Callable[[list[Record]], str]] = {
         "steps": lambda records: f"{records[0].step} to {records[-1].step}",
-        "records shown": lambda records: str(len(records)),
-        "mean residual": lambda records: _mean(record.whole.residual for record in records),
-        "last residual": lambda records: number(records[-1].whole.residual),
-        "mean share of conflicting pairs in parts": lambda records: _mean(r.conflict_share for r in records),
-        "mean share in whole gradients": lambda records: _mean(r.global_conflict_share for r in records),
+        "records": lambda records: str(len(records)),
+        "mean residual of the whole gradients": lambda records: _mean(record.whole.residual for record in records),
+        "last residual of the whole gradients": lambda records: number(records[-1].whole.residual),
+        "mean share of conflicting pairs, in parts": lambda records: _mean(r.conflict_share for r in records),
+        "mean share of conflicting pairs, in whole gradients": lambda records: _mean(
+            r.global_conflict_share for r in records
+        ),
         "fallbacks to the mean (NaN or Inf)": lambda records: str(records[-1].fallbacks),
         "median seconds a step": lambda records: _median([r.seconds for r in records]),
     }

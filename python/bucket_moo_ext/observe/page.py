@@ -104,7 +104,7 @@ def _run(number: int, name: str, recorder: Recorder, budget: int) -> tuple[str, 
 def _comparison(recorders: Mapping[str, Recorder]) -> str:
     (first, ours), (second, theirs) = recorders.items()
     found = compare(ours, theirs, (first, second))
-    inside = "".join(tables.table(caption, head, rows) for caption, head, rows in found.tables)
+    inside = "".join(tables.table(caption, head, rows, of="texts") for caption, head, rows in found.tables)
     return f'<section aria-labelledby="both"><h2 id="both">Both</h2>\n<div class="both"></div>\n{inside}</section>\n'
 
 

@@ -162,11 +162,12 @@ def _parts_in_order(records: Sequence[Record]) -> tuple[PartKey, ...]:
 
 
 def _clearest(parts: Sequence[PartKey], summary: Summary) -> list[PartKey]:
-    best: dict[PartKey, tuple[float, float]] = {}
+    """Those with the lowest mean cosine in standard errors first."""
+    best: dict[PartKey, float] = {}
     for pair in summary.parts:
-        conflicts, lowest = best.get(pair.part, (0.0, math.inf))
-        best[pair.part] = (conflicts - (pair.verdict == "conflict"), min(lowest, pair.mean))
-    return sorted(parts, key=lambda part: best.get(part, (0.0, math.inf)))
+        if pair.verdict == "conflict":
+            best[pair.part] = min(best.get(pair.part, 0.0), pair.score)
+    return sorted(parts, key=lambda part: best.get(part, 0.0))
 
 
 def _fit(steps: int, parts: int, k: int, budget: int) -> tuple[int, int]:

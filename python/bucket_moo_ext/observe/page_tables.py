@@ -17,15 +17,15 @@ MARKS = {"conflict": "\u25bc", "agreement": "\u25b2", "noise": "\u223c", "undeci
 Row = Sequence[str]
 
 
-def table(caption: str, head: Row, rows: Iterable[Row], *, first: str = "row") -> str:
-    """An HTML table in a box that scrolls by itself; all texts are escaped. ``first``: scope of a row's first cell."""
+def table(caption: str, head: Row, rows: Iterable[Row], *, of: str = "numbers") -> str:
+    """An HTML table in a box that scrolls by itself; all texts are escaped. ``of``: "numbers" or "texts"."""
     columns = "".join(f'<th scope="col">{named(cell)}</th>' for cell in head)
     lines = "".join(
-        f'<tr><th scope="{first}">{named(row[0])}</th>{"".join(f"<td>{named(cell)}</td>" for cell in row[1:])}</tr>\n'
+        f'<tr><th scope="row">{named(row[0])}</th>{"".join(f"<td>{named(cell)}</td>" for cell in row[1:])}</tr>\n'
         for row in rows
     )
     return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}"><table>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}"><table class="{of}">'
         f"<caption>{escape(caption)}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>\n"
     )
 
@@ -87,8 +87,8 @@ def circumstances(shown: Shown, summary: Summary) -> str:
     over = "all records" if summary.window is None else f"a window of {summary.window} records"
     return (
         f"{summary.records} records, of steps {summary.first_step} to {summary.last_step}; {shown.all_objectives} "
-        f"objectives; {shown.all_parts - 1} parts of the gradients. A verdict is about the mean cosine over {over} up to "
-        f"the last: conflict or agreement where it is more than {summary.z:g} standard errors from 0, from "
+        f"objectives; {shown.all_parts - 1} parts of the gradients. A verdict is about the mean cosine over {over} up "
+        f"to the last: conflict or agreement where it is more than {summary.z:g} standard errors from 0, from "
         f"{summary.minimum} records on."
     )
 
@@ -141,7 +141,9 @@ def configuration(values: dict[str, Any]) -> str:
     """What the recorder says of the training; empty if nothing."""
     if not values:
         return ""
-    return table("Configuration", ["name", "value"], [[name, plain(value)] for name, value in values.items()])
+    return table(
+        "Configuration", ["name", "value"], [[name, plain(value)] for name, value in values.items()], of="texts"
+    )
 
 
 def plain(value: object) -> str:

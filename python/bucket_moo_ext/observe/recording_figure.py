@@ -50,8 +50,11 @@ def _maps(figure: Any, shown: Shown, parts: tuple[PartKey, ...]) -> None:
     lowest = [[_lowest(_of(record, part)) for record in shown.records] for part in parts]
     residuals = [[_residual(_of(record, part)) for record in shown.records] for part in parts]
     titles = [part.title for part in parts]
-    for axes, values, title in ((left, lowest, "lowest cosine of any pair"), (right, residuals, "residual")):
-        image = drawing.step_map(axes, values, titles, _steps(shown), title, 1.0)
+    for axes, values, title, least in (
+        (left, lowest, "lowest cosine of any pair", -1.0),
+        (right, residuals, "residual", 0.0),
+    ):
+        image = drawing.step_map(axes, values, titles, _steps(shown), title, least)
         figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
 
 

@@ -18,14 +18,14 @@ function cells(rows, columns, value, range) {
 }
 
 /** What colours mean. */
-function scale(range, left, right, none) {
+function scale(range, what, none) {
   const bins = Array.from({ length: 2 * BINS + 1 }, (_, i) => element("span", { class: colour(i - BINS, BINS) }));
   return element(
     "p",
     { class: "scale" },
-    element("span", {}, `${left} ${shownNumber(-range, 2)}`),
+    element("span", {}, `${range < 1 ? "\u2264 " : ""}${shownNumber(-range, 2)}`),
     element("span", { class: "bar", "aria-hidden": "true" }, ...bins),
-    element("span", {}, `${shownNumber(range, 2)} ${right}`),
+    element("span", {}, `${range < 1 ? "\u2265 " : ""}${shownNumber(range, 2)} ${what}`),
     element("span", { class: "quiet" }, none),
   );
 }
@@ -90,7 +90,7 @@ function heatMap({ label, rows, steps, pick, read }) {
 /** Some of the numbers under an axis, each at its place from 0 to 1. */
 function tickLabels(places, texts) {
   return spread(texts.length, 5).map((i) => {
-    const tick = element("span", {}, String(texts[i]));
+    const tick = element("span", {}, i === 0 ? `step ${texts[i]}` : String(texts[i]));
     tick.style.left = `${100 * places[i]}%`;
     return tick;
   });

@@ -35,11 +35,11 @@ function colour(value, range) {
   return bin < 0 ? `n${-bin}` : bin > 0 ? `p${bin}` : "z";
 }
 
-/** The smallest of 0.05, 0.1, 0.2, 0.5, 1, 2, 5, ... that is not below. */
+/** The smallest of ..., 0.1, 0.2, 0.5, 1, 2, 5, ... that is not below. */
 function roundUp(value) {
   if (!(value > 0)) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
-  return Math.max(0.05, unit * [1, 2, 5, 10].find((factor) => factor * unit >= value * (1 - 1e-9)));
+  return unit * [1, 2, 5, 10].find((factor) => factor * unit >= value * (1 - 1e-9));
 }
 
 /** At most `most` of 0 ... count - 1, evenly, both ends among them. */

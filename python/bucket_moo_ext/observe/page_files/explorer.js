@@ -62,8 +62,7 @@ class Explorer {
   }
 
   section(title, ...children) {
-    const id = `${this.id}-${title.toLowerCase().replaceAll(" ", "-")}`;
-    return element("section", { "aria-labelledby": id }, element("h3", { id }, title), ...children);
+    return element("div", {}, element("h3", {}, title), ...children);
   }
 
   controls() {
@@ -153,7 +152,7 @@ class Explorer {
   }
 
   measureSaid(part, step) {
-    return `${this.measureName().toLowerCase() === this.measureName() ? "" : ""}${this.measureName()} ${this.measureText(part, step)}`;
+    return `${this.measureName()} ${this.measureText(part, step)}`;
   }
 
   drawMap() {
@@ -172,7 +171,7 @@ class Explorer {
     });
     this.map.draw((part, step) => sign * this.measured(part, step), range, marks);
     const none = `diagonal line: not a number. ${isPair ? this.marksSaid() : kind === "lowest" ? "\u25bc and a number: pairs that conflict above noise there, over all records." : ""}`;
-    const key = isCosine ? scale(range, "\u2264", "\u2264 cosine", none) : this.oneSided(kind, none);
+    const key = isCosine ? scale(range, "cosine", none) : this.oneSided(kind, none);
     this.key.replaceChildren(key);
     this.mapTable.refresh();
   }
@@ -200,7 +199,8 @@ class Explorer {
     this.matrix = this.makeMatrix();
     this.matrixBox.append(this.matrix.root);
     const matrices = element("div", { class: "tiles", tabindex: "0", role: "group", "aria-label": "Cosines of all pairs, a square for each part" }, ...this.tiles.map(({ made }) => made));
-    const about = run.k > 1 ? [this.matrixBox, scale(run.range, "\u2264", "\u2264 cosine", this.marksSaid()), element("h4", {}, "All parts at this step"), matrices] : [element("p", {}, "There is one objective, so there are no pairs.")];
+    this.about = element("p", { class: "quiet" });
+    const about = run.k > 1 ? [this.about, this.matrixBox, scale(run.range, "cosine", this.marksSaid()), element("h4", {}, "All parts at this step"), matrices] : [element("p", {}, "There is one objective, so there are no pairs.")];
     return this.section("At a step", ...about);
   }
 
@@ -210,7 +210,7 @@ class Explorer {
     const data = [];
     const weights = [];
     const rows = run.objectives.map((name, i) => {
-      const row = run.objectives.map((_, j) => (i === j ? element("td", { class: "same" }, "1") : element("td", {}, element("span"), element("span", { class: "sign" }))));
+      const row = run.objectives.map((_, j) => (i === j ? element("td", { class: "same" }, "1") : element("td", {}, element("span"), " ", element("span", { class: "sign" }))));
       data.push(row);
       weights.push(element("td"));
       return element("tr", {}, element("th", { scope: "row" }, isolated(name)), ...row, weights[i]);
@@ -223,27 +223,29 @@ class Explorer {
     this.weightBox = element("div");
     const shown = spread(this.run.steps.length, 60);
     this.weightTable = folded("Weights as a table", () => [
-      `Weights of ${this.run.parts[this.part].title}`,
+      `Weights of ${this.run.parts[this.weightedPart()].title}${shown.length < this.run.steps.length ? `; ${shown.length} of ${this.run.steps.length} steps` : ""}`,
       ["step", ...this.run.objectives],
-      shown.map((step) => [String(this.run.steps[step]), ...this.run.objectives.map((_, i) => shownNumber(this.run.weight(step, this.part, i)))]),
+      shown.map((step) => [String(this.run.steps[step]), ...this.run.objectives.map((_, i) => shownNumber(this.run.weight(step, this.weightedPart(), i)))]),
     ]);
     this.tables.push(this.weightTable);
     return this.section("Weights", this.weightBox, this.weightTable);
   }
 
-  drawWeights() {
+  /** The chosen part, or for the whole gradients without weights of their own the part with most conflicts. */
+  weightedPart() {
     const { run, part } = this;
-    const label = `Weights of ${run.parts[part].title}`;
+    const there = (of) => run.steps.some((_, step) => run.objectives.some((_, i) => !Number.isNaN(run.weight(step, of, i))));
+    if (part !== 0 || there(0)) return part;
+    return run.parts.map((_, of) => of).filter(there).reduce((best, of) => (best && run.conflictCount(best) >= run.conflictCount(of) ? best : of), 0);
+  }
+
+  drawWeights() {
+    const { run } = this;
+    const part = this.weightedPart();
     const series = run.objectives.map((name, i) => ({ name, x: run.steps, y: run.overSteps((step) => run.weight(step, part, i)) }));
-    const there = series.some(({ y }) => y.some((weight) => !Number.isNaN(weight)));
-    if (!there) {
-      const why = part === 0 ? "The whole gradients have no weights of their own here: each part has. Choose a part above." : "This part has no weights in the steps that are shown.";
-      this.weightBox.replaceChildren(element("p", {}, why));
-      this.weightChart = null;
-      return;
-    }
-    this.weightChart = this.linesOrRows(label, series, { zero: true });
-    this.weightBox.replaceChildren(this.weightChart.root);
+    this.weightChart = this.linesOrRows(`Weights of ${run.parts[part].title}`, series, { zero: true });
+    const other = element("p", { class: "quiet" }, "The whole gradients have no weights of their own: every part has. Choose one above.");
+    this.weightBox.replaceChildren(...(part === this.part ? [] : [other]), this.weightChart.root);
   }
 
   linesOrRows(label, series, options = {}) {
@@ -258,7 +260,7 @@ class Explorer {
     });
     const range = roundUp(sizes.reduce((a, b) => Math.max(a, b), 0));
     map.draw((row, step) => series[row].y[step], range);
-    const root = element("figure", { class: "chart" }, element("figcaption", {}, label), map.root, scale(range, "\u2264", "\u2264", "diagonal line: not a number."));
+    const root = element("figure", { class: "chart" }, element("figcaption", {}, label), map.root, scale(range, "", "diagonal line: not a number."));
     return { root, select: (step) => map.select(0, steps.indexOf(step)) };
   }
 
@@ -308,7 +310,7 @@ class Explorer {
     this.slider.value = this.step;
     this.partChoice.select.value = part;
     const number = run.steps[this.step];
-    this.stepSaid.textContent = `${number} (record ${this.step + 1} of ${run.steps.length})`;
+    this.stepSaid.textContent = `${number} (${this.step + 1} of ${run.steps.length})`;
     this.slider.setAttribute("aria-valuetext", `step ${number}`);
     const parts = [`Step ${number}, ${run.parts[part].title}: status ${run.status(this.step, part).replaceAll("_", " ")}`, `residual ${shownNumber(run.residual(this.step, part))}`];
     if (run.k > 1) parts.push(`lowest cosine ${shownNumber(run.lowest(this.step, part))}`, `conflicting pairs ${shownShare(run.conflicts(this.step, part))}`);
@@ -326,17 +328,21 @@ class Explorer {
 
   fillMatrix() {
     const { run, step, part } = this;
-    this.matrix.caption.textContent = `Cosines at step ${run.steps[step]}: ${run.parts[part].title} (${run.parts[part].about})`;
+    this.about.textContent = `${run.parts[part].title}: ${run.parts[part].about}.`;
+    this.matrix.caption.textContent = `Cosines at step ${run.steps[step]}`;
     this.matrix.data.forEach((row, i) => row.forEach((cell, j) => {
       if (i === j) return;
       const value = run.cosine(step, part, i, j);
       const verdict = run.verdict(part, i, j);
       cell.className = colour(value, run.range);
       cell.title = `${run.objectives[i]} and ${run.objectives[j]}: ${shownNumber(value, 4)}; mean ${shownNumber(run.mean(part, i, j), 4)}, standard error ${shownNumber(run.error(part, i, j), 4)}: ${verdict}`;
-      cell.firstChild.textContent = shownNumber(value, 2);
+      cell.firstChild.textContent = Number.isNaN(value) ? "NaN" : value.toFixed(2);
       cell.lastChild.replaceChildren(element("span", { "aria-hidden": "true" }, MARKS[verdict]), element("span", { class: "unseen" }, ` ${verdict}`));
     }));
-    this.matrix.weights.forEach((cell, i) => (cell.textContent = shownNumber(run.weight(step, part, i))));
+    this.matrix.weights.forEach((cell, i) => {
+      const weight = run.weight(step, part, i);
+      cell.textContent = Number.isNaN(weight) ? "\u2013" : shownNumber(weight);
+    });
   }
 
   fillTiles() {

@@ -53,6 +53,8 @@ if (data.side_by_side) {
   explore(0);
 }
 
+const PAPER = 690; // pixels across a page, about
+const SMALLEST = 0.45; // below that nobody reads it, and the table is cut instead
 let closed = [];
 addEventListener("beforeprint", () => {
   closed = [...document.querySelectorAll("details:not([open])")];
@@ -60,5 +62,9 @@ addEventListener("beforeprint", () => {
     details.open = true;
     details.show?.();
   }
+  for (const table of document.querySelectorAll("table")) table.style.zoom = Math.max(SMALLEST, Math.min(1, PAPER / table.scrollWidth));
 });
-addEventListener("afterprint", () => closed.forEach((details) => (details.open = false)));
+addEventListener("afterprint", () => {
+  for (const details of closed) details.open = false;
+  for (const table of document.querySelectorAll("table")) table.style.zoom = "";
+});
