@@ -41,7 +41,7 @@ def save(figure: Any, path: str | Path) -> None:
 def name(text: str, most: int = 0) -> str:
     """A text that is no formula, whatever is in it; the end of it if it is longer than ``most``."""
     short = f"...{text[3 - most :]}" if most and len(text) > most else text
-    return short.replace("\\", "\\\\").replace("$", r"\$") if "$" in short else short
+    return short.replace("$", r"\$")
 
 
 class Matrix(NamedTuple):
