@@ -64,9 +64,9 @@ def findings(summary: Summary) -> list[str]:
     else:
         some = "; ".join(
             f"{' and '.join(pair.objectives)}, mean cosine {pair.mean:.3f} with a standard error of {pair.error:.3f}"
-            for pair in whole[:5]
+            for pair in whole[:3]
         )
-        more = f"; and {len(whole) - 5} more" if len(whole) > 5 else ""
+        more = f"; and {len(whole) - 3} more" if len(whole) > 3 else ""
         said.append(
             f"In the whole gradients {len(whole)} of {len(decided)} pairs of objectives conflict above noise"
             + (f": {some}{more}." if whole else ".")
@@ -76,7 +76,7 @@ def findings(summary: Summary) -> list[str]:
     if count:
         said.append(
             f"In parts of the gradients {verdicts.count('conflict')} of {count} pairs conflict above noise (noise "
-            f"alone would show about {summary.by_chance:.2g}), {verdicts.count('agreement')} agree and "
+            f"alone would show about {_count(summary.by_chance)}), {verdicts.count('agreement')} agree and "
             f"{verdicts.count('noise')} are noise."
         )
     return said
@@ -162,6 +162,10 @@ _NUMBERS = ("mean cosine", "standard error", "spread", "records", "verdict")
 
 def _numbers(pair: PairSummary) -> list[str]:
     return [number(pair.mean), number(pair.error), number(pair.spread), str(pair.records), verdict(pair)]
+
+
+def _count(expected: float) -> str:
+    return f"{expected:.2g}" if expected < 10 else f"{expected:.0f}"
 
 
 def _percent(share: float) -> str:

@@ -38,14 +38,15 @@ function decode(run) {
     verdict: (part, i, j) => run.verdict_names[read.verdicts[part * pairs + pair(i, j)]],
     conflictCount: (part) => read.verdicts.subarray(part * pairs, (part + 1) * pairs).reduce((n, v) => n + (run.verdict_names[v] === "conflict"), 0),
     overSteps: (of) => Float32Array.from(run.steps, (_, step) => of(step)),
-    range: cosineRange(cosines),
+    range: cosineRange(cosines, 0.99),
+    lowestRange: cosineRange(lowest, 1),
   };
 }
 
-/** Beyond which colours do not change: above 99 of 100 cosines. */
-function cosineRange(cosines) {
-  const sizes = cosines.filter((x) => !Number.isNaN(x)).map(Math.abs).sort();
-  return sizes.length ? Math.min(1, roundUp(sizes[Math.floor(0.99 * (sizes.length - 1))])) : 1;
+/** Beyond which colours do not change: above that share of the cosines. */
+function cosineRange(cosines, share) {
+  const sizes = Float32Array.from(cosines).filter((x) => !Number.isNaN(x)).map(Math.abs).sort();
+  return sizes.length ? Math.min(1, roundUp(sizes[Math.floor(share * (sizes.length - 1))])) : 1;
 }
 
 class Explorer {
@@ -161,7 +162,7 @@ class Explorer {
     const isPair = kind === "pair";
     this.first.field.hidden = this.second.field.hidden = !isPair;
     const isCosine = isPair || kind === "lowest";
-    const range = isCosine ? run.range : 1;
+    const range = isPair ? run.range : kind === "lowest" ? run.lowestRange : 1;
     const sign = kind === "share" ? -1 : 1; // more conflict: the colour of conflict
     const [i, j] = this.pair;
     const marks = run.parts.map((_, part) => {
@@ -319,6 +320,7 @@ class Explorer {
     this.fillMatrix();
     this.fillTiles();
     if (isNew) {
+      this.fillVerdicts();
       this.drawWeights();
       this.drawResiduals();
       this.tables.forEach((each) => each.refresh());
@@ -333,16 +335,24 @@ class Explorer {
     this.matrix.data.forEach((row, i) => row.forEach((cell, j) => {
       if (i === j) return;
       const value = run.cosine(step, part, i, j);
-      const verdict = run.verdict(part, i, j);
       cell.className = colour(value, run.range);
-      cell.title = `${run.objectives[i]} and ${run.objectives[j]}: ${shownNumber(value, 4)}; mean ${shownNumber(run.mean(part, i, j), 4)}, standard error ${shownNumber(run.error(part, i, j), 4)}: ${verdict}`;
       cell.firstChild.textContent = Number.isNaN(value) ? "NaN" : value.toFixed(2);
-      cell.lastChild.replaceChildren(element("span", { "aria-hidden": "true" }, MARKS[verdict]), element("span", { class: "unseen" }, ` ${verdict}`));
     }));
     this.matrix.weights.forEach((cell, i) => {
       const weight = run.weight(step, part, i);
       cell.textContent = Number.isNaN(weight) ? "\u2013" : shownNumber(weight);
     });
+  }
+
+  /** What the matrix says of all records. */
+  fillVerdicts() {
+    const { run, part } = this;
+    this.matrix.data.forEach((row, i) => row.forEach((cell, j) => {
+      if (i === j) return;
+      const verdict = run.verdict(part, i, j);
+      cell.title = `${run.objectives[i]} and ${run.objectives[j]}, over all records: mean ${shownNumber(run.mean(part, i, j), 4)}, standard error ${shownNumber(run.error(part, i, j), 4)}, ${verdict}`;
+      cell.lastChild.replaceChildren(element("span", { "aria-hidden": "true" }, MARKS[verdict]), element("span", { class: "unseen" }, ` ${verdict}`));
+    }));
   }
 
   fillTiles() {
