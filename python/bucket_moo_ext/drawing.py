@@ -109,9 +109,11 @@ def _matrix(axes: Any, one: Matrix) -> Any:
 
 
 def step_map(axes: Any, values: Rows, rows: Sequence[str], steps: Sequence[int], title: str, least: float) -> Any:
-    """``[rows, steps]`` from ``least``, -1 or 0, to 1; NaN stays white."""
+    """``[rows, steps]`` from ``least`` < 0 to as much above 0, or from 0 to 1; NaN stays white."""
     colours = DIVERGING if least < 0 else SEQUENTIAL
-    image = axes.imshow(_array(values), cmap=colours, vmin=least, vmax=1, aspect="auto", interpolation="nearest")
+    image = axes.imshow(
+        _array(values), cmap=colours, vmin=least, vmax=-least or 1, aspect="auto", interpolation="nearest"
+    )
     axes.set_title(title, fontsize=9, loc="left")
     every = range(len(rows)) if len(rows) <= 40 else range(0, len(rows), math.ceil(len(rows) / 40))
     axes.set_yticks(list(every), [name(rows[i], 44) for i in every], fontsize=7)
@@ -141,7 +143,7 @@ def lines(axes: Any, steps: Sequence[int], series: Mapping[str, Sequence[float]]
 
 
 def _ink(value: float) -> str:
-    return "white" if abs(value) > 0.75 else "black"
+    return "white" if abs(value) > 0.5 else "black"
 
 
 def _array(values: Rows) -> Any:

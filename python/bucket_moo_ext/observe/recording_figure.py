@@ -51,7 +51,7 @@ def _maps(figure: Any, shown: Shown, parts: tuple[PartKey, ...]) -> None:
     residuals = [[_residual(_of(record, part)) for record in shown.records] for part in parts]
     titles = [part.title for part in parts]
     for axes, values, title, least in (
-        (left, lowest, "lowest cosine of any pair", -1.0),
+        (left, lowest, "lowest cosine of any pair", -_largest(lowest)),
         (right, residuals, "residual", 0.0),
     ):
         image = drawing.step_map(axes, values, titles, _steps(shown), title, least)
@@ -93,6 +93,11 @@ def _lowest(part: PartRecord | None) -> float:
         return math.nan
     finite = part.cosines[part.cosines.isfinite()]
     return float(finite.min()) if finite.numel() else math.nan
+
+
+def _largest(values: list[list[float]]) -> float:
+    """In size; 1 where there is none."""
+    return max((abs(value) for row in values for value in row if not math.isnan(value)), default=0.0) or 1.0
 
 
 def _residual(part: PartRecord | None) -> float:
