@@ -53,8 +53,8 @@ if (data.side_by_side) {
   explore(0);
 }
 
-const PAPER = 690; // pixels across a page, about
-const SMALLEST = 0.45; // below that nobody reads it, and the table is cut instead
+const PAPER = 690 / 0.75; // pixels across a page, about, where letters are 12 pixels in place of 16
+const SMALLEST = 0.6; // below that nobody reads it, and the table is cut instead
 let closed = [];
 addEventListener("beforeprint", () => {
   closed = [...document.querySelectorAll("details:not([open])")];
