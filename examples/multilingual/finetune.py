@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from corpus import write_atomically
 from models import mean_loss
+from recording import Recording
 from sampler import PassSampler
 from schedule import learning_rate
 from settings import Settings
@@ -60,11 +61,13 @@ class Lane:
             bucket_cap_mb=settings.bucket_cap_mb,
         )
         self.state: Any = None
+        self._recording: Recording | None = None  # plain DDP has no reduction of ours
         if method != PLAIN_DDP:
             import bucket_moo_ext as moo
 
             spec = parse_method(method, moo.available_methods())
             self.state = self._register(spec, settings.passes(world.rank, world.size)[0])
+            self._recording = Recording(self.state, settings, method, seed, world)
         self.optimizer = torch.optim.AdamW(
             self.wrapped.module.parameters(),
             lr=settings.lr,
@@ -104,15 +107,15 @@ class Lane:
             return open_step
         return self.wrapped.no_sync()
 
-    def _backward(self, blocks: Mapping[str, Tensor]) -> Tensor:
-        """The passes of a step, by language; returns the mean of their losses."""
+    def _backward(self, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The passes of a step; returns their losses by language."""
         device = self._world.device
         if self.state is not None and self._alone:
             losses = {language: mean_loss(self.wrapped.module, part.to(device)) for language, part in blocks.items()}
             self.state.backward(losses)
-            return torch.stack([loss.detach() for loss in losses.values()]).mean()
+            return {language: loss.detach() for language, loss in losses.items()}
         share = 1.0 if self.state is not None else 1.0 / len(blocks)  # plain gradients add up
-        total = torch.zeros((), device=device)
+        found = {}
         last = list(blocks)[-1]
         for language, part in blocks.items():
             if self.state is not None:
@@ -120,8 +123,8 @@ class Lane:
             with contextlib.nullcontext() if language == last else self._left_open(blocks):
                 loss = mean_loss(self.wrapped.module, part.to(device))
                 (loss * share if share != 1.0 else loss).backward()
-            total += loss.detach() / len(blocks)
-        return total
+            found[language] = loss.detach()
+        return found
 
     def step(self, blocks: Mapping[str, Tensor]) -> float:
         """One training step on this rank's blocks, by language; returns its loss. Timed from barrier to end."""
@@ -130,13 +133,16 @@ class Lane:
         world.barrier()
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(blocks)
+        losses = self._backward(blocks)
         self.optimizer.step()
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
         seconds = time.perf_counter() - start
-        value = loss.item()
+        by_language = {language: loss.item() for language, loss in losses.items()}
+        value = sum(by_language.values()) / len(by_language)
         self._mine.append((value, seconds))
+        if self._recording is not None:
+            self._recording.step(self.next_step, by_language, seconds)
         self.next_step += 1
         return value
 
@@ -158,6 +164,7 @@ class Lane:
         self.collect()
         model, moments = self.wrapped.state(self.optimizer)
         states = self._world.gather(None if self.state is None else self.state.state_dict())
+        recording = "" if self._recording is None else self._recording.save()
         if self._world.shows:
             buffer = io.BytesIO()
             torch.save(
@@ -169,6 +176,7 @@ class Lane:
                     "optimizer": moments,
                     "moo": states,
                     "history": self.history,
+                    "recording": recording,
                 },
                 buffer,
             )
@@ -193,6 +201,8 @@ class Lane:
         self.wrapped.load(saved["model"], saved["optimizer"], self.optimizer)
         if self.state is not None:
             self.state.load_state_dict(saved["moo"][self._world.rank])
+        if self._recording is not None:
+            self._recording.load(saved["recording"])
         self.next_step = saved["next_step"]
         self.history = saved["history"]
         return True

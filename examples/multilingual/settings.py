@@ -38,6 +38,7 @@ class Settings:
     probe_blocks: int = 16
     eval_bytes: int = 24_000
     checkpoint_every: int = 30
+    record_every: int = 2
     one_at_a_time: bool = False
     resume: bool = False
     name: str = "demo"
@@ -84,6 +85,7 @@ SMOKE = {
     "probe_blocks": 4,
     "eval_bytes": 2_000,
     "checkpoint_every": 3,
+    "record_every": 1,
     "name": "smoke",
 }
 """What `--smoke` changes: a check of the machinery on the real text, without any finding."""
@@ -164,6 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         "probe_blocks": "blocks in each half of a conflict probe",
         "eval_bytes": "bytes of English in the held-out documents",
         "checkpoint_every": "steps between checkpoints",
+        "record_every": "steps from one record of the reductions to the next, for page.html",
     }.items():
         add(
             f"--{field.replace('_', '-')}",
@@ -263,6 +266,7 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
         "probe_blocks": 1,
         "eval_bytes": 1,
         "checkpoint_every": 1,
+        "record_every": 1,
     }
     for field, low in least.items():
         if getattr(settings, field) < low:

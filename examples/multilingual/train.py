@@ -26,6 +26,7 @@ from evaluation import TestSet, build_test_set, evaluate, uniform_loss
 from finetune import CannotResume, Lane, train
 from models import PRESETS, build_preset, load_pretrained
 from pretrain import pretrain
+from recording import write_page
 from sampler import BlockSampler, PassSampler, Tokens
 from settings import BadArgument, Settings, parse
 from tokenizer import cached_streams, corpus_digest, digest, end_token, train_tokenizer
@@ -209,6 +210,8 @@ def report(
     write_atomically(settings.folder / "summary.json", data.encode())
     figures.draw(settings, result, settings.folder / "summary.png")
     print(f"\n{text}\nwritten: {settings.folder}/summary.json, summary.txt, summary.png")
+    if page := write_page(settings):
+        print(f"written: {page}, to be opened in a browser: which languages conflict where, step by step")
 
 
 def demo(settings: Settings, world: World) -> None:
@@ -216,7 +219,8 @@ def demo(settings: Settings, world: World) -> None:
     clock = Clock()
     with clock.phase("total"):
         if world.shows and not settings.resume:
-            shutil.rmtree(settings.folder / "checkpoints", ignore_errors=True)
+            for stale in ("checkpoints", "recordings"):
+                shutil.rmtree(settings.folder / stale, ignore_errors=True)
         try:
             corpus, tokenizer, streams, base = prepare(settings, world, clock)
         except (CorpusUnavailable, ValueError, OSError, ImportError) as error:

@@ -5,14 +5,16 @@ from __future__ import annotations  # BucketRecord exists in the stub only
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bucket_moo_ext import _C
+from bucket_moo_ext import _C, drawing
 from bucket_moo_ext.functional import weights
 
 _SINGLE = 1e-9  # below it all of an objective's weight is one row's
+MOST_DRAWN = 40
 _STATUS = ("ok", "nonfinite", "inactive", "not_converged", "fallback")
 
 
@@ -128,6 +130,27 @@ class Report:
         plain = {name: _plain(value) for name, value in vars(self).items() if name != "buckets"}
         plain["buckets"] = [{name: _plain(value) for name, value in vars(bucket).items()} for bucket in self.buckets]
         return plain
+
+    def plot(self, path: str | Path) -> None:
+        """Draws the cosines: of the whole gradients and of each bucket, with the weights beside the rows.
+
+        Args:
+            path: The image; its ending says the format (.png, .pdf, .svg, ...). At most 40 buckets are drawn, those
+                with the lowest cosines, and the title says so.
+
+        Raises:
+            ImportError: matplotlib is not installed (optional dependency ``[plot]``).
+        """
+        norms = self.gramian.diagonal().sqrt()
+        whole = drawing.Matrix("whole gradients", self.objectives, (self.gramian / norms.outer(norms)).tolist())
+        buckets = [
+            drawing.Matrix(self._title(bucket), bucket.objectives, bucket.cosines.tolist(), bucket.weights.tolist())
+            for bucket in self.buckets
+        ]
+        shown = drawing.lowest(buckets, MOST_DRAWN)
+        some = f", {len(shown)} of {len(buckets)} buckets, those with the lowest cosines" * (len(shown) < len(buckets))
+        title = f"Cosines at step {self.step}: {self.method}{some}; weights on the right"
+        drawing.save(drawing.matrices([whole, *shown], title), path)
 
     def __str__(self) -> str:
         """A table, one line a bucket."""

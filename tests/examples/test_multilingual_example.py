@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import bucket_moo_ext as moo
 import numpy as np
@@ -27,6 +28,7 @@ import corpus
 import evaluation
 import finetune
 import models
+import recording
 import sampler
 import settings as settings_module
 import spec
@@ -34,6 +36,8 @@ import summary
 from schedule import learning_rate
 from settings import BadArgument, Settings, parse
 from world import World
+
+from tests.support.pages import Page
 
 LONG = "a sentence of more than twenty characters, number"
 METHODS = ("mean", "mgda", "cagrad")
@@ -432,6 +436,7 @@ def test_resumed_run_has_the_losses_of_an_uninterrupted_one(
     finetune.train([resumed], sample, chosen, world, "resumed", lambda *_: None)
     assert resumed.history["losses"] == whole.history["losses"]
     assert len(whole.history["losses"]) == 6
+    _check_recording(replace(chosen, methods=(method,), seeds=(0,)), method, whole.history)
     if "sketch" in method:
         assert any(bucket.width == 64 for bucket in whole.state.report().buckets)
     if layout == "passes":
@@ -439,6 +444,26 @@ def test_resumed_run_has_the_losses_of_an_uninterrupted_one(
         assert whole.state.report().objectives == ("de", "hu")
     with pytest.raises(finetune.CannotResume, match="made with lr = "):
         finetune.Lane(replace(chosen, lr=1.0), method, 0, base, world, sample).resume()
+
+
+def _check_recording(chosen: Settings, method: str, history: dict[str, Any]) -> None:
+    """Of the run that was interrupted after 3 of 6 steps: it goes on where it stopped, and so does the page."""
+    page = recording.write_page(chosen)
+    if method == "ddp":
+        assert page is None
+        return
+    assert page == chosen.folder / "page.html"
+    records = moo.Recorder.load(recording.recording_path(chosen, method, 0)).history
+    first = records[0].step
+    assert [record.step - first for record in records] == [0, 2, 4]
+    losses = np.mean(history["losses"], axis=1)
+    expected = [losses[:1].mean(), losses[1:3].mean(), losses[3:5].mean()]  # means since the record before
+    for record, loss in zip(records, expected, strict=True):
+        assert list(record.losses) == list(chosen.languages)
+        assert np.mean(list(record.losses.values())) == pytest.approx(loss)
+        assert record.seconds > 0
+    (run,) = Page(page.read_text(encoding="utf-8")).data["runs"]
+    assert (run["name"], len(run["steps"])) == (f"{method}, seed 0", 3)
 
 
 @pytest.mark.parametrize("method", ["ddp", "mean"])

@@ -27,9 +27,10 @@ def imported(path: Path) -> set[str]:
 def test_the_recorder_knows_the_report_and_the_state_alone() -> None:
     files = {path.name: path for path in (PACKAGE / "observe").glob("*.py")}
     assert files.keys() > DOCTOR
-    allowed = ("bucket_moo_ext.observe", "bucket_moo_ext.report", "bucket_moo_ext.state", "bucket_moo_ext.plain")
+    of_package = ("observe", "report", "state", "plain", "drawing")
+    allowed = ("bucket_moo_ext", *(f"bucket_moo_ext.{name}" for name in of_package))
     for name in files.keys() - DOCTOR:
-        modules = {module for module in imported(files[name]) if not module.startswith(allowed)}
+        modules = {module for module in imported(files[name]) if ".".join(module.split(".")[:2]) not in allowed}
         assert not modules, name
         assert not {f"bucket_moo_ext.observe.{doctor[:-3]}" for doctor in DOCTOR} & imported(files[name]), name
 
@@ -43,11 +44,16 @@ def test_nothing_below_knows_it() -> None:
     assert knows == {"__init__.py", "__main__.py"}
 
 
+def test_what_draws_knows_plain_values_alone() -> None:
+    """So that reports, which are below the layer "observe", may draw too."""
+    assert not imported(PACKAGE / "drawing.py")
+
+
 def test_importing_the_package_imports_no_writer_and_no_doctor() -> None:
     program = (
         "import sys, bucket_moo_ext; "
-        "print(*sorted({'tensorboard', 'wandb', 'mlflow', 'transformers', 'bucket_moo_ext.observe.doctor'} "
-        "& sys.modules.keys()))"
+        "print(*sorted({'tensorboard', 'wandb', 'mlflow', 'transformers', 'matplotlib', "
+        "'bucket_moo_ext.observe.doctor', 'bucket_moo_ext.observe.page'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == ""

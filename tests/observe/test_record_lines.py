@@ -79,10 +79,12 @@ def test_each_line_is_json_and_says_what_it_is(rng: np.random.Generator, tmp_pat
     recorder.save(path)
     lines = [json.loads(line, parse_constant=refuse) for line in path.read_text(encoding="utf-8").splitlines()]
     header, *rest = lines
-    assert (header["type"], header["schema"], header["version"]) == ("header", "bucket_moo_ext.recorder", 1)
+    assert (header["type"], header["schema"], header["version"]) == ("header", "bucket_moo_ext.recorder", 2)
     assert header["settings"] == {
         "every": 2, "keep": 500, "when_full": "thin", "window": 100, "steps": 7, "records": 4, "stride": 1,
     }  # fmt: skip
+    assert header["configuration"]["described"] == {}
+    assert header["configuration"]["reduction"]["method"] == "MGDA(normalize='none')"
     assert header["lines"] == len(lines)
     kinds = [line["type"] for line in rest]
     assert kinds == ["part"] * 3 + ["record"] * 4 + ["noise"] * 3
@@ -93,6 +95,23 @@ def test_each_line_is_json_and_says_what_it_is(rng: np.random.Generator, tmp_pat
     assert first["parts"][1]["norms"][1] == "NaN"
     assert first["parts"][1]["objectives"] == list(NAMES)
     assert first["parts"][1]["status"] == "nonfinite"
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
+    """Written before there were losses, step times and configurations."""
+    path = Path(__file__).parent / "data" / "version_1.jsonl"
+    recorder = moo.Recorder.load(path)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert lines[0]["version"] == 1
+    steps = [line["step"] for line in lines if line["type"] == "record"]
+    assert [record.step for record in recorder.history] == steps == [1, 3, 5]
+    assert all(not record.losses and np.isnan(record.seconds) for record in recorder.history)
+    assert recorder.configuration == {}
+    recorder.save(tmp_path / "now.jsonl")
+    again = moo.Recorder.load(tmp_path / "now.jsonl")
+    for ours, theirs in zip(again.history, recorder.history, strict=True):
+        np.testing.assert_equal(plain(ours), plain(theirs))
+    np.testing.assert_equal(again.summary(minimum=2).to_dict(), recorder.summary(minimum=2).to_dict())
 
 
 def test_what_is_no_such_file(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -109,8 +128,8 @@ def test_what_is_no_such_file(rng: np.random.Generator, tmp_path: Path) -> None:
     expect(damaged('{"loss": 3}'), ValueError, "no file of Recorder.save")
     expect(damaged("[1]"), ValueError, "no file of Recorder.save")
     expect(damaged("loss: 3"), ValueError, "line 1")
-    other = json.dumps({**json.loads(good[0]), "version": 2})
-    expect(damaged(other, *good[1:]), ValueError, "version 2.*reads version 1")
+    other = json.dumps({**json.loads(good[0]), "version": 3})
+    expect(damaged(other, *good[1:]), ValueError, "version 3.*reads versions 1 and 2")
     expect(damaged(*good[:-1]), ValueError, f"has {len(good) - 1} lines, and the header says {len(good)}")
     expect(damaged(*good[:4], good[4][:50], *good[5:]), ValueError, "line 5: it is damaged")
     wrong = json.loads(good[4])

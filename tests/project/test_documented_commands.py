@@ -108,6 +108,8 @@ NOT_RUN = (
         "tests/frameworks/test_lightning_example.py runs it",
     ),
     ("python -m bucket_moo_ext doctor", "tests/observe/test_doctor.py runs it"),
+    ("python -m bucket_moo_ext report runs/demo -o page.html", "tests/observe/test_recordings.py runs it"),
+    ("python -m bucket_moo_ext compare first.jsonl second.jsonl", "tests/observe/test_recordings.py runs it"),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),

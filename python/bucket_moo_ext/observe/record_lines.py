@@ -19,12 +19,15 @@ from bucket_moo_ext.observe.records import PartKey, PartRecord, Record
 from bucket_moo_ext.plain import integer_within
 
 SCHEMA = "bucket_moo_ext.recorder"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # version 1 has neither configuration nor losses and seconds
 
 _FIELDS = {
-    "header": "this line: what the file is and the recorder's settings; lines and parts: how many follow",
+    "header": "this line: what the file is; lines: how many it has; settings and counters of the recorder; "
+    "configuration: of the reduction, as Report, and described by the caller",
     "part": "id: what other lines name it by; group, parameters, numel, number, is_whole: as PartKey",
-    "record": "a recorded step, as Record; in whole and parts: as PartRecord, part is an id, K objectives in one order",
+    "record": "a recorded step, as Record; in whole and parts: as PartRecord, part is an id, K objectives in one "
+    "order; losses by objective, seconds: means since the record before",
     "noise": "of a part's cosines up to the newest record, [N, N] for N objectives: count, weight = sum(w), "
     "squared_weight = sum(w^2), mean, squares = sum(w (x - mean)^2)",
     "numbers": 'float64; not finite: "NaN", "Infinity", "-Infinity"',
@@ -44,9 +47,18 @@ class NoiseLine:
 
 
 class Content(NamedTuple):
-    """What a file holds: a recorder's settings and counters, records with the newest one last, noise."""
+    """What a file holds.
+
+    Attributes:
+        settings: The recorder's settings and counters.
+        reduction, described: Configuration: what the state says, and what the caller does.
+        records: With the newest one last.
+        noise: Of each part.
+    """
 
     settings: dict[str, Any]
+    reduction: dict[str, Any]
+    described: dict[str, Any]
     records: list[Record]
     noise: list[NoiseLine]
 
@@ -69,9 +81,8 @@ def read(path: Path) -> Content:
     Raises:
         ValueError: It is none of ours, of another version, or damaged: with the line.
     """
-    settings: dict[str, Any] = {}
     keys: list[PartKey] = []
-    content = Content(settings, [], [])
+    content = Content({}, {}, {}, [], [])
     take: dict[str, Callable[[dict[str, Any]], None]] = {
         "part": lambda line: keys.append(_read_key(line, len(keys))),
         "record": lambda line: content.records.append(_read_record(line, keys)),
@@ -83,8 +94,7 @@ def read(path: Path) -> Content:
             try:
                 line = json.loads(text)
                 if number == 1:
-                    settings.update(_read_header(line))
-                    promised = settings.pop("lines")
+                    promised = _read_header(line, content)
                 else:
                     take[line.pop("type")](line)
             except _NotOurs as error:
@@ -116,13 +126,15 @@ def _lines(content: Content) -> Iterator[dict[str, Any]]:
         "version": VERSION,
         "lines": 1 + len(ids) + len(content.records) + len(content.noise),
         "settings": content.settings,
+        "configuration": {"reduction": _plain(content.reduction), "described": _plain(content.described)},
         "fields": _FIELDS,
     }
     for key, number in ids.items():
         yield {"type": "part", "id": number, **key._asdict()}
     for record in content.records:
         parts = [_plain_part(part, ids) for part in record.parts]
-        yield {"type": "record", **vars(record), "whole": _plain_part(record.whole, ids), "parts": parts}
+        logged = {"losses": _plain(dict(record.losses)), "seconds": _plain(record.seconds)}
+        yield {"type": "record", **vars(record), "whole": _plain_part(record.whole, ids), "parts": parts, **logged}
     for noise in content.noise:
         yield {
             "type": "noise",
@@ -144,18 +156,25 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _read_header(line: dict[str, Any]) -> dict[str, Any]:
-    """Settings, and the number of lines as "lines"."""
+def _read_header(line: dict[str, Any], content: Content) -> int:
+    """Fills in settings and configuration; returns how many lines the file is to have."""
     if not isinstance(line, dict) or line.get("schema") != SCHEMA:
         raise _NotOurs(f"it is no file of Recorder.save(): its first line must be a header with schema {SCHEMA!r}")
-    if line["version"] != VERSION:
-        raise _NotOurs(f"it is of version {line['version']!r} of the format; this package reads version {VERSION}")
-    return {**line["settings"], "lines": line["lines"]}
+    if line["version"] not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise _NotOurs(f"it is of version {line['version']!r} of the format; this package reads versions {known}")
+    content.settings.update(line["settings"])
+    if line["version"] > 1:
+        content.reduction.update(line["configuration"]["reduction"])
+        content.described.update(line["configuration"]["described"])
+    return integer_within("lines", line["lines"], 1, 2**63)
 
 
 def _read_key(line: dict[str, Any], place: int) -> PartKey:
@@ -167,8 +186,14 @@ def _read_key(line: dict[str, Any], place: int) -> PartKey:
 def _read_record(line: dict[str, Any], keys: list[PartKey]) -> Record:
     for name in ("index", "step"):
         integer_within(name, line[name], 0, 2**63)
-    parts = tuple(_read_part(part, keys) for part in line["parts"])
-    return Record(**{**line, "whole": _read_part(line["whole"], keys), "parts": parts})
+    read: dict[str, Any] = {
+        "whole": _read_part(line["whole"], keys),
+        "parts": tuple(_read_part(part, keys) for part in line["parts"]),
+    }
+    if "losses" in line:
+        read["losses"] = {str(name): float(loss) for name, loss in line["losses"].items()}
+        read["seconds"] = float(line["seconds"])
+    return Record(**{**line, **read})
 
 
 def _read_part(line: dict[str, Any], keys: list[PartKey]) -> PartRecord:

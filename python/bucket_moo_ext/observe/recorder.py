@@ -1,11 +1,15 @@
 """Reports over time, in bounded memory."""
 
+import functools
+import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 
+from bucket_moo_ext.observe.logged import Logged, checked_configuration
 from bucket_moo_ext.observe.noise import CosineNoise
 from bucket_moo_ext.observe.record_lines import Content, NoiseLine, read, write
 from bucket_moo_ext.observe.records import (
@@ -25,6 +29,7 @@ from bucket_moo_ext.state import BucketMOO
 
 _MOST = 2**53
 _COUNTERS = ("steps", "records", "stride")
+_OF_REDUCTION = ("method", "estimator", "layout", "scope", "split_by_support", "mesh")
 
 
 @dataclass
@@ -42,6 +47,11 @@ class _Seen:
     noise: CosineNoise
     solved_step: int = -1
     index: int = -1
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {"bucket_moo_ext": importlib.metadata.version("bucket_moo_ext"), "torch": torch.__version__}
 
 
 def _check_state(state: BucketMOO | None) -> BucketMOO | None:
@@ -102,6 +112,9 @@ class Recorder:
         self._seen: dict[PartKey, _Seen] = {}
         self._recorded: tuple[int, int] | None = None  # step and count of buckets: to know what was recorded already
         self._writers: list[Writer] = []
+        self._logged = Logged()
+        self._reduction: dict[str, Any] = {}
+        self._described: dict[str, Any] = {}
 
     @property
     def every(self) -> int:
@@ -117,6 +130,39 @@ class Recorder:
     def last(self) -> Record | None:
         """The newest record, kept or not; None before the first."""
         return self._last
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """How the newest record's step was reduced (method, estimator, layout, ..., versions), and ``describe()``."""
+        return {**self._reduction, **self._described}
+
+    def describe(self, configuration: Mapping[str, Any]) -> None:
+        """Adds to what files and pages say of the training: model, data, learning rate, ...
+
+        Args:
+            configuration: By name: strings, numbers, bools, None, or sequences of these. A name that is there already
+                gets the new value.
+
+        Raises:
+            TypeError: Another value.
+            ValueError: A name of what the state says itself, as in ``configuration``.
+        """
+        self._described.update(checked_configuration(configuration, (*_OF_REDUCTION, *_versions())))
+
+    def log(
+        self, losses: Mapping[str, float | torch.Tensor] | None = None, *, seconds: SupportsFloat | None = None
+    ) -> None:
+        """Values of this step, before ``step()``: the next record has the means of what was given since the last one.
+
+        Args:
+            losses: By objective, numbers or tensors of one element, which are not read before the next record. In
+                steps of several passes one call a pass will do.
+            seconds: Time that the step took.
+
+        Raises:
+            TypeError, ValueError: A bad argument.
+        """
+        self._logged.add(losses, seconds)
 
     def step(self) -> Record | None:
         """To be called once a training step, after ``backward()``: before or after the optimizer's step.
@@ -216,7 +262,34 @@ class Recorder:
             NoiseLine(seen.key, seen.noise.objectives, seen.solved_step, seen.index, seen.noise.numbers)
             for seen in self._seen.values()
         ]
-        write(Path(path), Content(settings, kept, noise))
+        write(Path(path), Content(settings, self._reduction, self._described, kept, noise))
+
+    def plot(self, path: str | Path) -> None:
+        """Draws maps of parts over steps, weights, residuals, and losses and step times where they were logged.
+
+        Args:
+            path: The image; its ending says the format (.png, .pdf, .svg, ...).
+
+        Raises:
+            RuntimeError: There are no records.
+            ImportError: matplotlib is not installed (optional dependency ``[plot]``).
+        """
+        from bucket_moo_ext.observe.recording_figure import plot_recorder  # these two know the recorder
+
+        plot_recorder(self, path)
+
+    def page(self, path: str | Path, *, title: str = "Recording") -> None:
+        """Writes one HTML page that stands alone: maps that can be stepped through, weights, losses, tables.
+
+        ``python -m bucket_moo_ext report`` does the same with files of ``save()``, several too.
+
+        Args:
+            path: The file; it is replaced as a whole, or stays as it was.
+            title: What the page calls the recording.
+        """
+        from bucket_moo_ext.observe.page import write_page
+
+        write_page(path, {title: self})
 
     @staticmethod
     def load(path: str | Path, state: BucketMOO | None = None) -> "Recorder":
@@ -231,13 +304,14 @@ class Recorder:
             TypeError: ``state`` is no state.
         """
         _check_state(state)
-        settings, records, noise = read(Path(path))
+        settings, reduction, described, records, noise = read(Path(path))
         try:
             steps, count, stride = (integer_within(name, settings.pop(name), 0, _MOST) for name in _COUNTERS)
             recorder = Recorder(state, **settings)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line 1: the settings are damaged: {error}") from error
         recorder._steps, recorder._records, recorder._stride = steps, count, max(stride, 1)
+        recorder._reduction, recorder._described = reduction, described
         recorder._kept = [record for record in records if record.index % recorder._stride == 0]
         recorder._last = records[-1] if records else None
         for line in noise:
@@ -253,6 +327,8 @@ class Recorder:
             seen = self._observe(key, index, report.step, bucket.solved_step, bucket.objectives, bucket.cosines)
             parts.append(part_record(seen.key, bucket, seen.noise.of(bucket.objectives).spread))
         solved = max(bucket.solved_step for bucket in report.buckets)
+        losses, seconds = self._logged.take()
+        self._reduction = {name: getattr(report, name) for name in _OF_REDUCTION} | _versions()
         whole = self._observe(whole_key(report), index, report.step, solved, report.objectives, whole_cosines(report))
         record = Record(
             index=index,
@@ -263,6 +339,8 @@ class Recorder:
             conflict_share=report.conflict_share,
             global_conflict_share=report.global_conflict_share,
             fallbacks=report.fallbacks,
+            losses=losses,
+            seconds=seconds,
         )
         self._records += 1
         self._last = record

@@ -1,8 +1,9 @@
 """What is kept of a report."""
 
+import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -106,6 +107,8 @@ class Record:
         whole: The whole gradients.
         parts: The buckets, or the parts of them that have weights of their own, in the order of the report.
         conflict_share, global_conflict_share, fallbacks: As in ``Report``.
+        losses: By objective: the mean of what ``Recorder.log`` was given since the record before; empty: nothing.
+        seconds: Mean time of a step, likewise; NaN: none was given.
     """
 
     index: int
@@ -116,6 +119,8 @@ class Record:
     conflict_share: float
     global_conflict_share: float
     fallbacks: int
+    losses: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = math.nan
 
 
 def keyed_parts(report: Report) -> Iterator[tuple[PartKey, BucketReport]]:
