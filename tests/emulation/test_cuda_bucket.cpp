@@ -166,6 +166,30 @@ void gramian_is_the_sum_of_its_parts(Step& step, Messages& sent) {
   }
 }
 
+/// Coefficients are those of the rescaled weights.
+void the_mean_is_rescaled(Step& step, const Messages& sent) {
+  const int k = step.header.k;
+  Result result(k);
+  std::vector<double> coefficients(static_cast<std::size_t>(step.world()), kPoison);
+  bucket_moo::cuda::SolveStep solve = solve_of(step, sent.parts(), result, coefficients);
+  solve.method.length = {bucket_moo::Length::fixed, 3.0};
+  CHECK(bucket_moo::cuda::launch_solve(solve, nullptr) == cudaSuccess);
+  double square = 0.0;
+  double lengths = 0.0;
+  for (int i = 0; i < k; ++i) {
+    for (int j = 0; j < k; ++j) square += result.gramian[static_cast<std::size_t>(i * k + j)] / k / k;
+    lengths += std::sqrt(result.gramian[static_cast<std::size_t>(i * k + i)]) / k;  // may be NaN: it is random
+  }
+  const bool vanishes = !(square > 1e-12 * lengths * lengths);
+  CHECK(result.solution.status == (vanishes ? Status::fallback : Status::ok));
+  const double expected = (vanishes ? 1.0 : 3.0 / std::sqrt(square)) / k;
+  for (const double weight : result.weights) CHECK(std::fabs(weight / expected - 1.0) <= 1e-9);
+  for (std::size_t r = 0; r < coefficients.size(); ++r) {
+    const double weight = result.weights[static_cast<std::size_t>(step.objective[r])];
+    CHECK(coefficients[r] == weight * step.share[r]);
+  }
+}
+
 void gramians() {
   using bucket_moo::cuda::solve_takes_tail;
   for (const DType dtype : tiles::kDTypes) {
@@ -179,6 +203,7 @@ void gramians() {
             if (!solve_takes_tail(step.header.k, tail)) continue;
             Messages sent(world, step.header.k, tail, dtype);
             gramian_is_the_sum_of_its_parts(step, sent);
+            the_mean_is_rescaled(step, sent);
           }
         }
       }

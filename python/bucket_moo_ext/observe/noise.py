@@ -30,12 +30,13 @@ class CosineNoise:
 
     A record counts ``decay`` times as much as the one after it in which the pair has a cosine. With the weights w:
     mean m = sum(w x) / sum(w), variance sum(w (x - m)^2) / (sum(w) - sum(w^2) / sum(w)), which is unbiased for
-    independent x, and standard error of m sqrt(variance sum(w^2)) / sum(w).
+    independent x, and standard error of m sqrt(variance sum(w^2)) / sum(w). Beside it the weighted mean of the signals'
+    inner products, as ``BucketReport.signal`` estimates them.
 
     Source: the recurrence of D. H. D. West, Communications of the ACM 22 (1979), 532, with weights that decay.
     """
 
-    NUMBERS = ("count", "weight", "squared_weight", "mean", "squares")
+    NUMBERS = ("count", "weight", "squared_weight", "mean", "squares", "signal_weight", "signal")
 
     def __init__(self, window: int | None) -> None:
         """``window``: as many records as equal weights would give the same standard error; None: all, equally."""
@@ -45,13 +46,13 @@ class CosineNoise:
         self._seen: dict[str, int] = {}  # by objective: when it was last there
         self._added = 0
 
-    def add(self, objectives: tuple[str, ...], cosines: torch.Tensor) -> None:
-        """One record's ``[K, K]`` cosines. Those that are NaN count for nothing."""
+    def add(self, objectives: tuple[str, ...], cosines: torch.Tensor, signal: torch.Tensor | None = None) -> None:
+        """One record's ``[K, K]`` cosines, and ``[K, K]`` products of signals. Those that are NaN count for nothing."""
         self._added += 1
         self._seen.update(dict.fromkeys(objectives, self._added))
         self._make_room(objectives)
         place = self._places(objectives)
-        count, weight, squared_weight, mean, squares = self.numbers[:, place[:, None], place]
+        count, weight, squared_weight, mean, squares, *old_signal = self.numbers[:, place[:, None], place]
         has = cosines.isfinite()
         new_weight = self._decay * weight + 1
         apart = cosines - mean
@@ -64,20 +65,33 @@ class CosineNoise:
             self._decay * squares + apart * (cosines - new_mean),
         )
         old = (count, weight, squared_weight, mean, squares)
+        signal_weight, signal_mean = old_signal
+        signal = torch.full_like(cosines, math.nan) if signal is None else signal
+        has_signal = signal.isfinite()
+        new_signal_weight = self._decay * signal_weight + 1
+        new_signal = (new_signal_weight, signal_mean + (signal - signal_mean) / new_signal_weight)
         self.numbers[:, place[:, None], place] = torch.stack(
             [torch.where(has, after, before) for after, before in zip(new, old, strict=True)]
+            + [torch.where(has_signal, after, before) for after, before in zip(new_signal, old_signal, strict=True)]
         )
 
     def of(self, objectives: tuple[str, ...]) -> Statistics:
         """For some of its objectives."""
         place = self._places(objectives)
-        count, weight, squared_weight, mean, squares = self.numbers[:, place[:, None], place]
+        count, weight, squared_weight, mean, squares, *_ = self.numbers[:, place[:, None], place]
         freedom = weight - squared_weight / weight
         variance = torch.where(count > 1, squares / freedom, math.nan)
         spread = variance.clamp(min=0.0).sqrt()
         return Statistics(
             count.long(), torch.where(count > 0, mean, math.nan), spread, spread * squared_weight.sqrt() / weight
         )
+
+    def signal_cosines(self, objectives: tuple[str, ...]) -> torch.Tensor:
+        """``[K, K]``, of the mean signals; NaN where the length of one is unknown or not above 0."""
+        place = self._places(objectives)
+        weight, signal = self.numbers[5:, place[:, None], place]
+        squared = torch.where((weight > 0) & (signal > 0), signal, math.nan).diagonal()
+        return signal / squared.outer(squared).sqrt()
 
     def restore(self, objectives: tuple[str, ...], numbers: torch.Tensor) -> None:
         """What ``objectives`` and ``numbers`` were."""

@@ -97,9 +97,9 @@ def pairs_of_whole(summary: Summary) -> str:
     """Each pair in the whole gradients."""
     order = {"conflict": 0, "noise": 1, "agreement": 2, "undecided": 3}
     pairs = sorted(summary.whole, key=lambda pair: (order[pair.verdict], pair.score))
-    rows = [[" \u2013 ".join(p.objectives), *_numbers(p)] for p in pairs[:MOST_PAIRS]]
+    rows = [[" \u2013 ".join(p.objectives), *_numbers(p, pairs)] for p in pairs[:MOST_PAIRS]]
     more = f"; the first {MOST_PAIRS} of {len(pairs)}" if len(pairs) > MOST_PAIRS else ""
-    return table(f"Pairs of objectives in the whole gradients{more}", ["pair", *_NUMBERS], rows)
+    return table(f"Pairs of objectives in the whole gradients{more}", ["pair", *_heads(pairs)], rows)
 
 
 def conflicts_of_parts(summary: Summary) -> str:
@@ -107,9 +107,9 @@ def conflicts_of_parts(summary: Summary) -> str:
     found = [pair for pair in summary.conflicts if not pair.part.is_whole]
     if not found:
         return ""
-    rows = [[p.part.title, " \u2013 ".join(p.objectives), *_numbers(p)] for p in found[:MOST_PAIRS]]
+    rows = [[p.part.title, " \u2013 ".join(p.objectives), *_numbers(p, found)] for p in found[:MOST_PAIRS]]
     more = f"; the first {MOST_PAIRS} of {len(found)}" if len(found) > MOST_PAIRS else ""
-    return table(f"Conflicts above noise in parts, the clearest first{more}", ["part", "pair", *_NUMBERS], rows)
+    return table(f"Conflicts above noise in parts, the clearest first{more}", ["part", "pair", *_heads(found)], rows)
 
 
 def steps(shown: Shown) -> str:
@@ -157,11 +157,18 @@ def plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-_NUMBERS = ("mean cosine", "standard error", "spread", "records", "verdict")
+def _has_signals(pairs: list[PairSummary]) -> bool:
+    return any(math.isfinite(pair.signal) for pair in pairs)
 
 
-def _numbers(pair: PairSummary) -> list[str]:
-    return [number(pair.mean), number(pair.error), number(pair.spread), str(pair.records), verdict(pair)]
+def _heads(pairs: list[PairSummary]) -> list[str]:
+    signals = ["cosine of signals"] * _has_signals(pairs)
+    return ["mean cosine", "standard error", "spread", *signals, "records", "verdict"]
+
+
+def _numbers(pair: PairSummary, among: list[PairSummary]) -> list[str]:
+    signals = [number(pair.signal)] * _has_signals(among)
+    return [number(pair.mean), number(pair.error), number(pair.spread), *signals, str(pair.records), verdict(pair)]
 
 
 def _count(expected: float) -> str:

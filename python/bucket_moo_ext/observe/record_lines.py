@@ -29,7 +29,8 @@ _FIELDS = {
     "record": "a recorded step, as Record; in whole and parts: as PartRecord, part is an id, K objectives in one "
     "order; losses by objective, seconds: means since the record before",
     "noise": "of a part's cosines up to the newest record, [N, N] for N objectives: count, weight = sum(w), "
-    "squared_weight = sum(w^2), mean, squares = sum(w (x - mean)^2)",
+    "squared_weight = sum(w^2), mean, squares = sum(w (x - mean)^2); signal_weight = sum(w) and signal, the mean, of "
+    "the signals' inner products",
     "numbers": 'float64; not finite: "NaN", "Infinity", "-Infinity"',
 }
 _TENSORS = ("weights", "norms", "cosines", "noise")
@@ -209,7 +210,8 @@ def _read_part(line: dict[str, Any], keys: list[PartKey]) -> PartRecord:
 def _read_noise(line: dict[str, Any], keys: list[PartKey]) -> NoiseLine:
     objectives = tuple(line["objectives"])
     shape = (len(objectives),) * 2
-    numbers = torch.stack([_tensor(name, line[name], shape) for name in CosineNoise.NUMBERS])
+    nothing = torch.zeros(shape).tolist()  # of files that were written before there were signals
+    numbers = torch.stack([_tensor(name, line.get(name, nothing), shape) for name in CosineNoise.NUMBERS])
     return NoiseLine(keys[line["part"]], objectives, line["solved_step"], line["index"], numbers)
 
 

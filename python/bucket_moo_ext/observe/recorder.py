@@ -24,7 +24,7 @@ from bucket_moo_ext.observe.records import (
 from bucket_moo_ext.observe.summary import Summary, summarize_part
 from bucket_moo_ext.observe.writers import Writer, find_writer, scalars
 from bucket_moo_ext.plain import choice, integer_within, number
-from bucket_moo_ext.report import Report
+from bucket_moo_ext.report import BucketReport, Report
 from bucket_moo_ext.state import BucketMOO
 
 _MOST = 2**53
@@ -324,12 +324,12 @@ class Recorder:
         index = self._records
         parts = []
         for key, bucket in keyed_parts(report):
-            seen = self._observe(key, index, report.step, bucket.solved_step, bucket.objectives, bucket.cosines)
+            seen = self._observe(key, index, report.step, bucket, bucket.cosines, bucket.solved_step)
             parts.append(part_record(seen.key, bucket, seen.noise.of(bucket.objectives).spread))
         solved = max(bucket.solved_step for bucket in report.buckets)
         losses, seconds = self._logged.take()
         self._reduction = {name: getattr(report, name) for name in _OF_REDUCTION} | _versions()
-        whole = self._observe(whole_key(report), index, report.step, solved, report.objectives, whole_cosines(report))
+        whole = self._observe(whole_key(report), index, report.step, report, whole_cosines(report), solved)
         record = Record(
             index=index,
             step=report.step,
@@ -354,16 +354,16 @@ class Recorder:
         key: PartKey,
         index: int,
         step: int,
-        solved_step: int,
-        objectives: tuple[str, ...],
+        of: BucketReport | Report,
         cosines: torch.Tensor,
+        solved_step: int,
     ) -> _Seen:
         """Adds to a part's noise, unless these are the very cosines of the record before (kept by a ``Sketch``)."""
         seen = self._seen.get(key)
         if seen is None:
             seen = self._seen[key] = _Seen(key, CosineNoise(self._window))
         if solved_step == step or solved_step != seen.solved_step:
-            seen.noise.add(objectives, cosines)
+            seen.noise.add(of.objectives, cosines, of.signal)
         seen.solved_step, seen.index = solved_step, index
         return seen
 

@@ -22,6 +22,9 @@ class PairSummary:
         mean: Mean of their cosine, over the window.
         spread: Standard deviation of their cosine from record to record; NaN of one record.
         error: Standard error of the mean; NaN of one record.
+        signal: Cosine of their signals: of gradients without the noise of the rows that they are means of. Their mean
+            inner product over the roots of their mean squared lengths, over the window. NaN without
+            ``row_norms=True``, for objectives of a single row, and where a signal is not longer than 0.
         verdict: "conflict": the mean is below 0 by more than ``z`` standard errors; "agreement": above 0 by as much;
             "noise": neither; "undecided": fewer records than ``minimum``.
     """
@@ -32,6 +35,7 @@ class PairSummary:
     mean: float
     spread: float
     error: float
+    signal: float
     verdict: str
 
     @property
@@ -109,6 +113,7 @@ def summarize_part(key: PartKey, noise: CosineNoise, z: float, minimum: int) -> 
     names = noise.objectives
     found = noise.of(names)
     count, mean, spread, error = (m.tolist() for m in (found.count, found.mean, found.spread, found.error))
+    signal = noise.signal_cosines(names).tolist()
     return tuple(
         PairSummary(
             part=key,
@@ -117,6 +122,7 @@ def summarize_part(key: PartKey, noise: CosineNoise, z: float, minimum: int) -> 
             mean=mean[i][j],
             spread=spread[i][j],
             error=error[i][j],
+            signal=signal[i][j],
             verdict=_verdict(count[i][j], mean[i][j], error[i][j], z, minimum),
         )
         for i in range(len(names))
@@ -143,15 +149,21 @@ def _table(title: str, pairs: Iterable[PairSummary]) -> list[str]:
         return []
     width = max(5, *(len(name) for pair in pairs for name in pair.objectives))
     where = "" if title else "  part"
-    head = f"{'pair':<{2 * width + 1}} {'cosine':>8} {'error':>7} {'spread':>7} {'records':>7}  {'verdict':<9}{where}"
+    has_signal = any(math.isfinite(pair.signal) for pair in pairs)
+    signals = f" {'signal':>7}" if has_signal else ""
+    head = (
+        f"{'pair':<{2 * width + 1}} {'cosine':>8} {'error':>7} {'spread':>7}{signals} {'records':>7}  "
+        f"{'verdict':<9}{where}"
+    )
     lines = [title] if title else []
     lines.append(f"  {head}".rstrip())
     for pair in pairs:
         a, b = pair.objectives
         part = "" if title else f"  {pair.part.title}"
+        signals = f" {pair.signal:>7.3f}" if has_signal else ""
         lines.append(
-            f"  {a:<{width}} {b:<{width}} {pair.mean:>8.4f} {pair.error:>7.4f} {pair.spread:>7.4f} {pair.records:>7}  "
-            f"{pair.verdict:<9}{part}".rstrip()
+            f"  {a:<{width}} {b:<{width}} {pair.mean:>8.4f} {pair.error:>7.4f} {pair.spread:>7.4f}{signals} "
+            f"{pair.records:>7}  {pair.verdict:<9}{part}".rstrip()
         )
     return lines
 
