@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format bench bench-ready bench-compare bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -175,8 +175,20 @@ lint: $(STAMP)/extension $(STAMP)/dev ## Check format, style and types
 format: $(STAMP)/dev ## Format all sources
 	@$(BIN)/ruff check --fix-only --quiet . ; $(BIN)/ruff format . ; $(BIN)/clang-format -i $(CPP)
 
-bench: $(STAMP)/extension $(STAMP)/dev ## Time a backward pass: plain DDP, our hook, an all-gather hook
-	@$(BIN)/python bench/step_overhead.py
+# Ratios to what is measured beside, and counts of instructions; the times are a CPU's, and need no kernels for GPUs.
+BENCH := OMP_NUM_THREADS=1 PYTHONPATH=bench $(BIN)/python -m pytest -q -c bench/pytest.ini bench
+INSTRUCTIONS := $(TREE)/bench/cpp/instructions
+bench-ready: extension-for-demo $(STAMP)/dev
+	@$(call build,instructions)
+
+bench: bench-ready ## Measure kernels, solvers, reductions, steps and memory beside their references (ARGS="-k kernels")
+	@mkdir -p build/bench
+	@$(BENCH) --instructions $(INSTRUCTIONS) --bench-markdown build/bench/last.md $(ARGS)
+	@echo "== build/bench/last.json, build/bench/last.md; make bench-compare BASE=<file or git revision> compares"
+
+BASE ?= bench/results/baseline.json
+bench-compare: bench-ready ## Say what got worse since BASE, a file of make bench or a git revision, which is built (ARGS=...)
+	@$(BIN)/python bench/compare.py $(BASE) $(ARGS)
 
 bench-solve: $(STAMP)/extension $(STAMP)/peer ## Time the solvers beside TorchJD's, into bench/results (ARGS=...)
 	@mkdir -p build bench/results

@@ -4,10 +4,10 @@
     python bench/compare.py OLD.json NEW.json --any-machine
     python bench/compare.py main~3 --select "-k kernels"             # builds that revision and runs both in turn
 
-A ratio got worse if it grew by more than 5 % and by more than chance explains: with the noise s of both runs, z sqrt(s^2 +
-s'^2) of logarithms, where z is such that of all ratios together none is called worse in 99 of 100 comparisons of equal
-code. Counts of instructions have no noise, and may grow by 1 %; memory likewise. Results that one side alone has are listed and
-fail nothing. The exit status is 1 if something got worse.
+A ratio got worse if it grew by more than 5 % and by more than chance explains: with the noise s of both runs, by z
+sqrt(s^2 + s'^2) of logarithms, where z is such that of all ratios together none is called worse in 99 of 100
+comparisons of equal code. Counts of instructions have no noise, and may grow by 1 %; memory likewise. Results that one
+side alone has are listed and fail nothing. The exit status is 1 if something got worse.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from harness import Result, Run, Times, environment, paired_result, take_turns
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of `make bench`."""
     group = parser.getgroup("bucket_moo bench")
     group.addoption("--bench-json", type=Path, default=Path("build/bench/last.json"), help="where results go")
     group.addoption("--bench-markdown", type=Path, default=None, help="where their table goes")
@@ -18,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Nothing is measured yet."""
     config.stash[RESULTS] = {}
 
 
@@ -25,6 +27,7 @@ RESULTS = pytest.StashKey[dict[str, Result]]()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Writes what was."""
     results = session.config.stash[RESULTS]
     if results:
         run = Run(environment(), results)

@@ -1,8 +1,8 @@
 """Ratios that are measured side by side, and what is known of their noise.
 
-What is measured and its reference take turns, round by round, so that what else the machine does hits both alike; what is
-kept is the ratio. Rounds come in blocks, each with processes and memory of its own, because a ratio also depends on where
-things happen to lie.
+What is measured and its reference take turns, round by round, so that what else the machine does hits both alike; what
+is kept is the ratio. Rounds come in blocks, each with processes and memory of its own, because a ratio also depends on
+where things happen to lie.
 """
 
 import json
@@ -204,8 +204,8 @@ class Run:
             "",
             f"{about}.",
             "",
-            "A ratio below 1 is faster, or smaller, than the reference. Noise is the standard deviation from run to run, "
-            "as far as this run shows it. Times are processor time for what runs in one process, else the slowest rank's.",
+            "A ratio below 1 is faster, or smaller, than the reference. Noise is the standard deviation from run to run,",
+            "as far as this run shows it. Times are processor time of what runs in one process, else the slowest rank's.",
             "",
             "| what | beside | ratio | noise | ms | reference ms |",
             "|---|---|---|---|---|---|",

@@ -91,7 +91,8 @@ class CosineNoise:
         place = self._places(objectives)
         weight, signal = self.numbers[5:, place[:, None], place]
         squared = torch.where((weight > 0) & (signal > 0), signal, math.nan).diagonal()
-        return signal / squared.outer(squared).sqrt()
+        cosines: torch.Tensor = signal / squared.outer(squared).sqrt()
+        return cosines
 
     def restore(self, objectives: tuple[str, ...], numbers: torch.Tensor) -> None:
         """What ``objectives`` and ``numbers`` were."""
