@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs bench bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -39,6 +39,11 @@ $(STAMP)/dev: requirements/dev.txt $(STAMP)/build
 
 $(STAMP)/demo: requirements/demo.txt $(STAMP)/build
 	@echo "== installing the pinned requirements of the demo"
+	@$(PIP) install -r $< && touch $@
+
+$(STAMP)/docs: requirements/docs.txt $(STAMP)/build
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the site needs Python 3.11 or newer (Sphinx does); run make PYTHON=/path/to/python after rm -rf .venv")'
+	@echo "== installing the pinned requirements of the site"
 	@$(PIP) install -r $< && touch $@
 
 $(STAMP)/peer: requirements/peer.txt $(STAMP)/dev
@@ -174,6 +179,12 @@ lint: $(STAMP)/extension $(STAMP)/dev ## Check format, style and types
 
 format: $(STAMP)/dev ## Format all sources
 	@$(BIN)/ruff check --fix-only --quiet . ; $(BIN)/ruff format . ; $(BIN)/clang-format -i $(CPP)
+
+# No network: what the pages show is here.
+docs: $(STAMP)/extension $(STAMP)/docs ## Build the site into build/docs/html; warnings and dead links are errors
+	@echo "== docs"
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -d build/docs/doctrees $(ARGS) docs build/docs/html
+	@echo "build/docs/html/index.html"
 
 bench: $(STAMP)/extension $(STAMP)/dev ## Time a backward pass: plain DDP, our hook, an all-gather hook
 	@$(BIN)/python bench/step_overhead.py
