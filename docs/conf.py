@@ -75,7 +75,14 @@ def _skip_aliases(app: Sphinx, what: str, name: str, member: Any, skip: bool, op
     return True if str(getattr(member, "__doc__", "")).startswith("Alias for field number") else None
 
 
+def _keep_colons(app: Sphinx, what: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
+    """napoleon takes what stands before a property's first colon for its type, unless that is nothing."""
+    if what in ("property", "attribute", "data") and lines:
+        lines[0] = f": {lines[0]}"
+
+
 def setup(app: Sphinx) -> None:
     """Connects the functions above."""
     app.connect("source-read", _name_what_is_outside)
+    app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", _skip_aliases)
