@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format bench bench-ready bench-compare bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs sdist wheel bench bench-ready bench-compare bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -39,6 +39,11 @@ $(STAMP)/dev: requirements/dev.txt $(STAMP)/build
 
 $(STAMP)/demo: requirements/demo.txt $(STAMP)/build
 	@echo "== installing the pinned requirements of the demo"
+	@$(PIP) install -r $< && touch $@
+
+$(STAMP)/docs: requirements/docs.txt $(STAMP)/build
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the site needs Python 3.11 or newer (Sphinx does); run make PYTHON=/path/to/python after rm -rf .venv")'
+	@echo "== installing the pinned requirements of the site"
 	@$(PIP) install -r $< && touch $@
 
 $(STAMP)/peer: requirements/peer.txt $(STAMP)/dev
@@ -174,6 +179,21 @@ lint: $(STAMP)/extension $(STAMP)/dev ## Check format, style and types
 
 format: $(STAMP)/dev ## Format all sources
 	@$(BIN)/ruff check --fix-only --quiet . ; $(BIN)/ruff format . ; $(BIN)/clang-format -i $(CPP)
+
+sdist: $(STAMP)/build ## Write a source distribution into dist
+	@mkdir -p dist && $(BIN)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("dist")' > /dev/null && ls dist/*.tar.gz
+
+wheel: $(STAMP)/extension $(STAMP)/dev ## Write a wheel for this torch (and CUDA, if kernels are built) into dist, checked
+	@echo "== wheel"
+	@rm -rf build/wheel && PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel \
+	  -C build-dir=$(TREE) .
+	@$(BIN)/python release/name_wheel.py build/wheel/*.whl dist
+
+# No network: what the pages show is here.
+docs: $(STAMP)/extension $(STAMP)/docs ## Build the site into build/docs/html; warnings and dead links are errors
+	@echo "== docs"
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -d build/docs/doctrees $(ARGS) docs build/docs/html
+	@echo "build/docs/html/index.html"
 
 # Ratios to what is measured beside, and counts of instructions; the times are a CPU's, and need no kernels for GPUs.
 BENCH := OMP_NUM_THREADS=1 PYTHONPATH=bench $(BIN)/python -m pytest -q -c bench/pytest.ini bench

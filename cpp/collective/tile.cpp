@@ -1,5 +1,7 @@
 #include "collective/tile.hpp"
 
+#include <ATen/record_function.h>
+
 #include <algorithm>
 
 #include "collective/memory_layout.hpp"
@@ -33,6 +35,7 @@ void Tile::start(Transport* transport, Transport::Sequence sequence, const Shard
 
 Rows Tile::wait() {
   if (exchange_) {
+    RECORD_USER_SCOPE("bucket_moo exchange");
     exchange_->wait();
     exchange_.reset();
   }

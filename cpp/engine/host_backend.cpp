@@ -3,12 +3,14 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/jit_type.h>
+#include <ATen/record_function.h>
 #include <c10/util/Exception.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <string>
 #include <utility>
 
 #include "collective/agreed_error.hpp"
@@ -176,6 +178,9 @@ std::exception_ptr HostBackend::failure_of(std::uint64_t line) const {
 
 void HostBackend::run(const JobPtr& job) {
   const PlacedReduction& call = job->call;
+  // The profiler's name for what is done for a bucket, by its number in reports.
+  RECORD_USER_SCOPE(call.operation == Operation::end_of_pass ? std::string("bucket_moo end_of_pass")
+                                                             : "bucket_moo bucket " + std::to_string(call.index));
   agree(call);
   if (inside_) {
     inside_->continue_pass(steps_[call.line].inside.at(static_cast<std::size_t>(call.pass)));

@@ -63,14 +63,17 @@ def register(
     they appear, a row for every objective, and ``.grad`` is freed until the last pass brings the answer. Call
     ``zero_grad()`` between steps. Activation checkpointing with ``use_reentrant=True`` is not supported there.
 
+    A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
+    reduced, and where a copy of the module trains without a hook.
+
     Args:
         module: A DistributedDataParallel module, one that ``fully_shard()``, ``FullyShardedDataParallel()`` or
             ``replicate()`` made, or one compiled (``torch.compile``) or set up by Lightning Fabric that runs one of
             these; or any module in one process. What is reduced must be float32, bfloat16, float16 or float64, on the
             CPU or, in a build with CUDA kernels, on one GPU; parameters that the wrapper ignores or that are not
             trained may be anything.
-        method, objective, weight, gramian, layout, scope, support, private_scale, row_norms, mesh, objectives,
-            seed: As for ``BucketMOO``.
+        method, objective, weight, gramian, layout, scope: As for ``BucketMOO``.
+        support, private_scale, row_norms, mesh, objectives, seed: As for ``BucketMOO``.
         model_parallel_group, replicated: As for ``BucketMOO``; of DDP modules.
         process_group: None, or the group that the DDP or FSDP1 module was made with, or of the mesh of a sharded one;
             with ``mesh`` that of all its ranks, None being the default group.
@@ -87,9 +90,6 @@ def register(
             over a dimension of ``mesh``; replicas of it that differ.
         RuntimeError: The module has a hook already or has reduced a backward pass.
         NotImplementedError: ``mesh`` for a module of FSDP1.
-
-    A warning is raised, once, where gradients that were reduced are not zeroed before the next backward pass that is
-    reduced, and where a copy of the module trains without a hook.
     """
     new_state = functools.partial(
         BucketMOO,

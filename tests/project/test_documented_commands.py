@@ -16,7 +16,7 @@ import torch
 from tests.support import sizes
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = [path for pattern in ("*.md", "docs/*.md", "examples/*/README.md") for path in sorted(ROOT.glob(pattern))]
+DOCS = [path for pattern in ("*.md", "docs/**/*.md", "examples/*/README.md") for path in sorted(ROOT.glob(pattern))]
 EMBEDDING = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
 
 VERSION = tuple(int(part) for part in importlib.metadata.version("bucket_moo_ext").split("."))
@@ -43,6 +43,7 @@ BLOCKS = {
 # Commands outside docs/embedding.md that a test below runs.
 RUN = (
     "torchrun --standalone --nproc-per-node 3 train.py",
+    "c++ -std=c++20 -I cpp/include examples/cpp/mgda.cpp -o mgda && ./mgda",
     "python bench/scaling_model.py",
     "python bench/scaling_model.py --bucket-mb 100 --objectives 4 --nics 2",
 )

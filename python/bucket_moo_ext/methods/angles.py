@@ -20,12 +20,12 @@ from bucket_moo_ext.methods.base import (
 class IMTLG(NativeMethod):
     """IMTL-G: the update whose projections onto all gradients are equally long.
 
-    w = v / sum(v), v = D^-1 C^+ 1, with D the gradients' norms and C their cosines.
+    ``w = v / sum(v), v = D^-1 C^+ 1``, with D the gradients' norms and C their cosines.
 
-    Guarantees: equal cosines <g_k, d> / (|g_k| |d|). Not a guarantee against conflict: where sum(v) < 0 all of them are
-    negative alike.
+    Guarantees: equal cosines ``<g_k, d> / (|g_k| |d|)``. Not a guarantee against conflict: where sum(v) < 0 all of them
+    are negative alike.
 
-    Edge cases: where |sum(v)| <= 1e-6 sum|v| the weights are equal; where no combination has equal projections, as
+    Edge cases: where ``|sum(v)| <= 1e-6 sum|v|`` the weights are equal; where no combination has equal projections, as
     between opposite gradients, w is the nearest in least squares. Both have status "fallback". K = 1 gives 1. Weights
     may be negative.
 

@@ -20,16 +20,16 @@ from bucket_moo_ext.plain import is_finite
 class NashMTL(NativeMethod):
     """Nash-MTL: the bargaining solution, in which every objective's relative gain is traded off equally.
 
-    (Gw)_k = 1 / w_k, then w is shortened so that |d| <= max_norm. Stateless: unlike the authors' code, which re-solves
-    every few steps from the last answer, w depends on G alone.
+    ``(Gw)_k = 1 / w_k``, then w is shortened so that ``|d| <= max_norm``. Stateless: unlike the authors' code, which
+    re-solves every few steps from the last answer, w depends on G alone.
 
-    Guarantees: conflicts with no objective. Before the clip |d| = sqrt(K) whatever the gradients: d is a direction, and
-    the learning rate or ``max_norm`` sets its length.
+    Guarantees: conflicts with no objective. Before the clip ``|d| = sqrt(K)`` whatever the gradients: d is a direction,
+    and the learning rate or ``max_norm`` sets its length.
 
     Scale: g -> t g gives w / t and the same d. Not for loss-scaled gradients (AMP): unscaling would shorten d.
 
-    Edge cases: K = 1 gives 1/|g| before the clip. With 0 in the convex hull of the gradients, to rounding, there is no
-    solution: w is MGDA's, |d| <= max_norm too (status "fallback").
+    Edge cases: K = 1 gives ``1/|g|`` before the clip. With 0 in the convex hull of the gradients, to rounding, there is
+    no solution: w is MGDA's, ``|d| <= max_norm`` too (status "fallback").
 
     Args:
         max_norm: Longest update, > 0; math.inf: no bound.

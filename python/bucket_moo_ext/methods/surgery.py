@@ -59,9 +59,10 @@ class PCGrad(NativeMethod):
 class GradVac(NativeMethod):
     """PCGrad towards a moving target: pairs of gradients are brought to the cosine they usually have.
 
-    c_i starts as e_i; for every other j, in random order, with rho the cosine of sum_l c_il g_l and g_j and phi_ij the
-    target: where rho < phi, c_ij grows by |c_i| (phi sqrt(1-rho^2) - rho sqrt(1-phi^2)) / (|g_j| sqrt(1-phi^2)), which
-    makes the cosine phi; then phi_ij <- (1-beta) phi_ij + beta rho. w is the mean of the c_i.
+    ``c_i`` starts as ``e_i``; for every other j, in random order, with rho the cosine of ``sum_l c_il g_l`` and ``g_j``
+    and ``phi_ij`` the target: where ``rho < phi``, ``c_ij`` grows by
+    ``|c_i| (phi sqrt(1-rho^2) - rho sqrt(1-phi^2)) / (|g_j| sqrt(1-phi^2))``, which makes the cosine phi; then
+    ``phi_ij <- (1-beta) phi_ij + beta rho``. w is the mean of the ``c_i``.
 
     Stateful: every bucket keeps its targets phi from step to step, by objective names (see ``BucketMOO.state_dict``).
     Fresh targets are 0, and a first step is PCGrad's.

@@ -63,6 +63,8 @@ def _check_state(state: BucketMOO | None) -> BucketMOO | None:
 class Recorder:
     """Keeps what ``state.report()`` says of every n-th training step, and how far cosines are noise.
 
+    ::
+
         recorder = moo.Recorder(state, every=10)
         for batch in loader:
             loss_fn(ddp(x), y).backward()
