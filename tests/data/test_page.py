@@ -13,4 +13,6 @@ def test_the_programs_of_the_page_run() -> None:
     names: dict[str, Any] = {}
     for program in programs:
         exec(program, names)  # the second goes on from the first
+    report = names["state"].report()
+    assert (report.passes, len(report.objectives)) == (3, 3)
     assert names["stream"].skipped.keys() == {"de", "sw", "tr"}

@@ -46,6 +46,44 @@ def test_batches_have_one_objective_in_turn(world: int, passes: int, per: str) -
             assert len(sampler) == len(batches[rank]) == 7 * passes
 
 
+@pytest.mark.parametrize(("world", "per"), [(6, 2), (6, 3), (4, 4), (4, 1), (np.int64(8), np.int64(4))])
+def test_neighbouring_ranks_share_an_objective(world: int, per: int) -> None:
+    """A node's ranks go as one rank of a smaller world, and no two of them have the same examples."""
+    ranks = _all_ranks(LABELS, 2, world, passes=2, per=per, steps=9)
+    smaller = _all_ranks(LABELS, 2, world // per, passes=2, steps=9)
+    batches = [list(sampler) for sampler in ranks]
+    for number in range(18):
+        for rank in range(world):
+            name = smaller[rank // per].objective(number // 2, number % 2)
+            assert _label_of(batches[rank][number]) == name
+            assert ranks[0].objective(number // 2, number % 2, rank) == name
+    drawn = collections.Counter(index for of_rank in batches for batch in of_rank for index in batch)
+    for name in ("de", "sw", "tr"):
+        times = [drawn[index] for index, label in enumerate(LABELS) if label == name]
+        assert max(times) - min(times) <= 1
+    flat = list(ObjectiveSampler(LABELS, 2, world_size=world, passes=2, per=per, steps=9))
+    assert flat == [index for step in zip(*batches, strict=True) for batch in step for index in batch]
+
+
+def test_one_and_all_neighbours_are_the_words() -> None:
+    for word, per in (("rank", 1), ("pass", 4)):
+        for sampler, same in zip(
+            _all_ranks(LABELS, 2, 4, passes=3, per=word), _all_ranks(LABELS, 2, 4, passes=3, per=per), strict=True
+        ):
+            assert list(sampler) == list(same)
+
+
+def test_a_corpus_smaller_than_a_batch_is_warned_of_once() -> None:
+    with pytest.warns(UserWarning, match="'sw' has 9, batch_size is 10") as caught:
+        sampler = ObjectiveBatchSampler(LABELS, 10, passes=3)
+    list(sampler)  # a warning would be an error
+    (warning,) = caught
+    assert "'tr'" not in str(warning.message)
+    assert warning.filename == __file__
+    ObjectiveBatchSampler(LABELS, 9)  # as many as a batch
+    ObjectiveBatchSampler(LABELS, 10, passes=3, rank=1, world_size=2)  # rank 0 says it
+
+
 def test_where_there_is_room_for_some_all_pairs_meet() -> None:
     """Each round is of all objectives; no two of them are kept apart."""
     names = [f"o{i}" for i in range(6)]
@@ -84,6 +122,7 @@ def test_examples_are_taken_without_replacement_over_epochs_and_ranks() -> None:
         assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.filterwarnings("ignore:an objective has fewer examples than a batch")
 def test_a_corpus_smaller_than_a_batch_gives_whole_batches() -> None:
     sampler = ObjectiveBatchSampler(["a"] * 3 + ["b"] * 40, 8, steps=6)
     for batch in sampler:
@@ -242,6 +281,10 @@ def _words(value: object) -> str:
         ((LABELS, 2.0), TypeError, "batch_size must be an integer"),
         ((LABELS, 2, {"passes": 0}), ValueError, "passes must be from 1"),
         ((LABELS, 2, {"per": "ranks"}), ValueError, "per must be 'rank' or 'pass'"),
+        ((LABELS, 2, {"per": True}), TypeError, "per must be 'rank' or 'pass' or a number of ranks"),
+        ((LABELS, 2, {"per": 4, "world_size": 6}), ValueError, "must divide world_size, 6 here; got 4"),
+        ((LABELS, 2, {"per": 0}), ValueError, "must divide world_size, 1 here; got 0"),
+        ((LABELS, 2, {"per": -1}), ValueError, "must divide world_size, 1 here; got -1"),
         ((LABELS, 2, {"steps": 0}), ValueError, "steps must be from 1"),
         ((LABELS, 2, {"rank": 2, "world_size": 2}), ValueError, "rank must be from 0 to 1"),
         ((LABELS, 2, {"seed": -1}), ValueError, "seed"),

@@ -30,14 +30,16 @@ def _batches(stream: ObjectiveStream) -> list[list[Any]]:
     return [examples[at : at + stream.batch_size] for at in range(0, len(examples), stream.batch_size)]
 
 
-@pytest.mark.parametrize(("world", "passes", "per"), [(1, 1, "rank"), (3, 2, "rank"), (4, 1, "rank"), (2, 3, "pass")])
-def test_the_schedule_is_that_of_the_samplers(world: int, passes: int, per: str) -> None:
+@pytest.mark.parametrize(
+    ("world", "passes", "per"), [(1, 1, "rank"), (3, 2, "rank"), (4, 1, "rank"), (2, 3, "pass"), (4, 2, 2)]
+)
+def test_the_schedule_is_that_of_the_samplers(world: int, passes: int, per: Any) -> None:
     source = Source("abcabcaabbcc" * 40)
     options: dict[str, Any] = {"per": per, "passes": passes, "steps": 6, "world_size": world}
     taken: list[Any] = []
     for rank in range(world):
         stream = ObjectiveStream(source, "name", NAMES, 4, rank=rank, **options)
-        sampler = ObjectiveBatchSampler(NAMES, 4, rank=rank, **options)
+        sampler = ObjectiveBatchSampler(NAMES * 4, 4, rank=rank, **options)
         batches = _batches(stream)
         assert len(batches) * 4 == len(stream) == 4 * 6 * passes
         for number, batch in enumerate(batches):
@@ -58,6 +60,16 @@ def test_a_source_that_ends_is_read_again() -> None:
     assert next(iter(stream))["number"] == (5, 0)
 
 
+def test_a_source_with_fewer_examples_than_a_batch_is_warned_of_once() -> None:
+    stream = ObjectiveStream(Source("aaab"), "name", ("a", "b"), 2, 8)
+    with pytest.warns(UserWarning, match="'b' has 1, batch_size is 2") as caught:
+        _batches(stream)
+    _batches(stream)  # a warning would be an error
+    assert len(caught) == 1
+    _batches(ObjectiveStream(Source("aaab"), "name", ("a", "b"), 2, 8, rank=1, world_size=2))  # rank 0 says it
+
+
+@pytest.mark.filterwarnings("ignore:an objective has fewer examples than a batch")
 def test_what_a_source_has_too_much_of() -> None:
     source = Source("a" * 30 + "b")
     stream = ObjectiveStream(source, "name", ("a", "b"), 2, 4, buffer_size=3)
@@ -118,7 +130,8 @@ def _words(value: object) -> str:
         ({"buffer_size": 1}, ValueError, "buffer_size must be from 2"),
         ({"surplus": "drop"}, ValueError, "surplus must be 'skip' or 'error'"),
         ({"shares": "proportional"}, ValueError, "which a stream does not have"),
-        ({"per": 3}, TypeError, "per must be"),
+        ({"per": 2.5}, TypeError, "per must be"),
+        ({"per": 2, "world_size": 3}, ValueError, "must divide world_size, 3 here; got 2"),
     ],
     ids=_words,
 )

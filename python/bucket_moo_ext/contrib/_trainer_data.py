@@ -1,5 +1,6 @@
 """The column with the objectives, on its way from the data set to a pass."""
 
+import difflib
 import numbers
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -54,9 +55,12 @@ def labels_of(dataset: Any, column: str) -> list[str]:
     elif column in columns:
         values = list(dataset[column])
     if column not in columns:
+        close = difflib.get_close_matches(column, columns, n=1)
         raise ValueError(
-            f"objective: train_dataset has no column {column!r}; it has {', '.join(map(repr, columns))}. Trainers that "
-            "prepare their data set themselves may have dropped it"
+            f"objective: train_dataset has no column {column!r}; it has {', '.join(map(repr, columns))}. "
+            + (f"Did you mean objective={close[0]!r}? " if close else "")
+            + "Give every row a string or an int that says what it is an objective of, and its column's name as "
+            "objective=. Trainers that prepare their data set themselves may have dropped it"
         )
     name_of = namer_of(dataset, column)
     try:

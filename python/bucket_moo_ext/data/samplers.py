@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import Sampler
 
 from bucket_moo_ext import plain
-from bucket_moo_ext.data.schedule import Schedule, check_place, count, shares_of
+from bucket_moo_ext.data.corpora import warn_of_small
+from bucket_moo_ext.data.schedule import Schedule, check_place, count, ranks_per_objective, shares_of
 
 _Item = TypeVar("_Item", covariant=True)
 
@@ -21,7 +22,7 @@ class _Sampling(Sampler[_Item]):
         labels: Sequence[Hashable],
         batch_size: Any,
         *,
-        per: str = "rank",
+        per: Any = "rank",
         passes: Any = 1,
         shares: Any = "round_robin",
         objectives: Sequence[Hashable] | None = None,
@@ -30,13 +31,14 @@ class _Sampling(Sampler[_Item]):
         world_size: Any = None,
         seed: Any = 0,
     ) -> None:
-        per = plain.choice("per", per, ("rank", "pass"))
         self.batch_size = count("batch_size", batch_size)
         passes = count("passes", passes)
         self.rank, world_size = check_place(rank, world_size)
+        per = ranks_per_objective(per, world_size)
         self._seed = plain.word("seed", seed)
         self._examples = _by_label(labels, objectives)
         sizes = {name: len(examples) for name, examples in self._examples.items()}
+        warn_of_small(sizes, self.batch_size, self.rank)
         self.objectives: tuple[Hashable, ...] = tuple(self._examples)
         if steps is None:
             of_step = self.batch_size * passes * world_size
@@ -177,21 +179,23 @@ class ObjectiveBatchSampler(_Sampling[list[int]]):
 
     **The schedule.** An epoch has ``steps`` steps of ``passes`` passes, the same on every rank. With ``per="rank"``
     ranks may have different objectives in a pass (``layout="ranks"``), with ``per="pass"`` all have the same
-    (``layout="passes"``). Turns are spread as evenly as the shares allow, without chance: with equal shares objectives
-    go round, so that each occurs in every step where there are no more of them than ``passes`` times ranks (or
-    ``passes``).
+    (``layout="passes"``), with ``per=8`` every 8 neighbouring ranks do (``mesh=`` with nodes of 8). Turns are spread as
+    evenly as the shares allow, without chance: with equal shares objectives go round, so that each occurs in every step
+    where there are no more of them than ``passes`` times ranks (or ``passes``, or ``passes`` times nodes).
 
     **The examples.** Every objective's are taken in a random order, without replacement; when all were taken they
     are shuffled anew, within an epoch if need be. The next epoch goes on where this one ends: so every example of a
     large corpus is met, over several epochs, as often as any other of it, up to one time. A batch has ``batch_size``
-    examples always: of a corpus that is smaller, some twice. No two ranks get the same ones.
+    examples always: of a corpus that is smaller, some twice, which a warning says once, on rank 0. No two ranks get
+    the same ones.
 
     Everything is a function of seed, epoch and arguments: the same in every process, whatever was drawn before.
 
     Args:
         labels: [n] of each example: str or int; a list, an array, a tensor, a column of a Hugging Face data set.
         batch_size: Examples of a rank's batch in a pass.
-        per: "rank" or "pass".
+        per: "rank" (1), "pass" (all), or how many neighbouring ranks, from rank 0, have the same objective in a pass:
+            it must divide the number of ranks.
         passes: Of a step (gradient accumulation).
         shares: Of the batches, for each objective: "round_robin": equal ones. "proportional": as the corpora are. A
             temperature T > 0: in proportion to n^(1/T), as multilingual training has it (1: proportional; towards

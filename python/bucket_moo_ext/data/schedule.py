@@ -96,17 +96,21 @@ class Schedule:
         shares: Sequence[float],
         objectives: Sequence[Hashable],
         *,
-        per: str,
+        per: int,
         passes: int,
         steps: int,
         world_size: int,
     ) -> None:
-        """Raises ValueError where an objective would have no batch in an epoch."""
+        """``per``: neighbouring ranks with the same objective in a pass, from ``ranks_per_objective()``.
+
+        Raises ValueError where an objective would have no batch in an epoch.
+        """
         self.passes = passes
         self.steps = steps
         self.world_size = world_size
-        self._ranks = world_size if per == "rank" else 1  # that may have different objectives in a pass
-        turns = spread(shares, steps * passes * self._ranks, passes * self._ranks)
+        self._per = per
+        self._groups = world_size // per  # that may have different objectives in a pass
+        turns = spread(shares, steps * passes * self._groups, passes * self._groups)
         counts = torch.bincount(turns, minlength=len(objectives))
         if (counts == 0).any():
             name = objectives[int(counts.argmin())]
@@ -114,20 +118,36 @@ class Schedule:
                 f"objective {name!r} would have none of the {len(turns)} batches of an epoch, with a share of "
                 f"{shares[int(counts.argmin())]:.2g}: give a larger share or more steps"
             )
-        each = world_size // self._ranks  # batches of a turn
         self._turns: list[int] = turns.tolist()
         self._before: list[int] = [0] * len(turns)  # batches of the same objective
         had = [0] * len(objectives)
         for turn, k in enumerate(self._turns):
             self._before[turn] = had[k]
-            had[k] += each
+            had[k] += per
         self.batches: list[int] = had
         """Of each objective, in an epoch, on all ranks together."""
 
     def slot(self, number: int, rank: int) -> tuple[int, int]:
         """Of pass ``number`` of the epoch: the objective's number, and how many batches it had before this one."""
-        turn = number * self._ranks + (rank if self._ranks > 1 else 0)
-        return self._turns[turn], self._before[turn] + (0 if self._ranks > 1 else rank)
+        group, place = divmod(rank, self._per)
+        turn = number * self._groups + group
+        return self._turns[turn], self._before[turn] + place
+
+
+def ranks_per_objective(per: Any, world_size: int) -> int:
+    """How many neighbouring ranks have the same objective in a pass: 1 for "rank", all of them for "pass".
+
+    Raises:
+        TypeError, ValueError: ``per`` is neither of these nor a number that divides ``world_size``.
+    """
+    if isinstance(per, bool) or (ranks := plain.integer(per)) is None:
+        word = plain.choice("per", per, ("rank", "pass"), "a number of ranks")
+        return 1 if word == "rank" else world_size
+    if ranks < 1 or world_size % ranks:
+        raise ValueError(
+            f"per as a number of neighbouring ranks must divide world_size, {world_size} here; got {ranks}"
+        )
+    return ranks
 
 
 def check_place(rank: Any, world_size: Any) -> tuple[int, int]:

@@ -1,13 +1,14 @@
 """Streaming data: an iterable data set, dealt by label into batches of one objective."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bucket_moo_ext import plain
-from bucket_moo_ext.data.schedule import Schedule, check_place, count, shares_of
+from bucket_moo_ext.data.corpora import warn_of_small
+from bucket_moo_ext.data.schedule import Schedule, check_place, count, ranks_per_objective, shares_of
 
 
 class _Key:
@@ -36,7 +37,8 @@ class ObjectiveStream(IterableDataset[Any]):
 
     What comes before its turn waits, at most ``buffer_size`` examples of each objective. Beyond that the source has
     more of an objective than its share can use: these examples are left out and counted in ``skipped``, or with
-    ``surplus="error"`` are an error. When the source ends it is read again.
+    ``surplus="error"`` are an error. When the source ends it is read again;
+    a corpus that turns out smaller than a batch is warned of, once, on rank 0.
 
     The DataLoader must have the same ``batch_size``. Its workers read the whole source each, and take batches in turn;
     so a source must not divide itself among them. Hugging Face's streaming data sets do: use at most one worker.
@@ -66,7 +68,7 @@ class ObjectiveStream(IterableDataset[Any]):
         batch_size: Any,
         steps: Any,
         *,
-        per: str = "rank",
+        per: Any = "rank",
         passes: Any = 1,
         shares: str | Mapping[Any, float] = "round_robin",
         buffer_size: Any = 10_000,
@@ -97,7 +99,7 @@ class ObjectiveStream(IterableDataset[Any]):
         self.schedule = Schedule(
             shares_of(shares, None, self.objectives),
             self.objectives,
-            per=plain.choice("per", per, ("rank", "pass")),
+            per=ranks_per_objective(per, world_size),
             passes=count("passes", passes),
             steps=count("steps", steps),
             world_size=world_size,
@@ -106,6 +108,7 @@ class ObjectiveStream(IterableDataset[Any]):
         self.skipped: dict[Hashable, int] = dict.fromkeys(self.objectives, 0)
         """Examples of each objective that were left out in the newest epoch; with workers, in their copies alone."""
         self._start = 0
+        self._sizes_known = False
 
     def set_epoch(self, epoch: Any) -> None:
         """The epoch of the next iteration, told to the source too where it has a ``set_epoch()``.
@@ -179,12 +182,12 @@ class ObjectiveStream(IterableDataset[Any]):
         while True:
             if hasattr(self._source, "set_epoch"):
                 self._source.set_epoch(self.epoch + walk)
-            found: set[Hashable] = set()
+            found: Counter[Hashable] = Counter()
             for example in self._source:
                 name = self._label_of(example)
                 if name not in waiting:
                     raise ValueError(f"an example is labelled {name!r}; objectives are {list(self.objectives)}")
-                found.add(name)
+                found[name] += 1
                 if len(waiting[name]) < self._buffer_size:
                     waiting[name].append(example)
                 elif self._surplus == "error":
@@ -197,4 +200,7 @@ class ObjectiveStream(IterableDataset[Any]):
                 yield
             if missing := [name for name in self.objectives if name not in found]:
                 raise ValueError(f"the source has no example of {missing}")
+            if not self._sizes_known:
+                self._sizes_known = True
+                warn_of_small(found, self.batch_size, self.rank)
             walk += 1
