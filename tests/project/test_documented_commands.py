@@ -71,6 +71,7 @@ NOT_RUN = (
         "python bench/scaling_model.py --json bench/results/scaling_model.json --plot docs/figures/scaling_model.png",
         "writes into the checkout; test_scaling_model.py compares with what it wrote",
     ),
+    ("python bench/step_overhead.py", "a benchmark, of minutes"),
     ("python bench/step_overhead.py --gramian exact sketch", "a benchmark, of minutes"),
     ("python bench/wrapped_backward.py", "a benchmark, of minutes"),
     ("python bench/one_process.py", "a benchmark, of minutes"),

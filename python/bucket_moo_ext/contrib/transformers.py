@@ -63,6 +63,7 @@ def attach(
     scope: str | Callable[[str], str | int] = "bucket",
     support: bool = False,
     private_scale: str = "mean",
+    row_norms: bool = False,
     seed: SupportsIndex | None = None,
     log_every: int = 1,
     evaluate_objectives: bool = True,
@@ -92,7 +93,7 @@ def attach(
             ``train_dataset`` without a length as for ``ObjectiveStream``.
         objectives: The names that occur in the column: needed for a ``train_dataset`` without a length, which every
             rank then reads whole, in its order. None: all that occur.
-        gramian, scope, support, private_scale: As for ``register``.
+        gramian, scope, support, private_scale, row_norms: As for ``register``.
         seed: Of the order of examples and of the method's random choices; None: the Trainer's ``data_seed``, or else
             its ``seed``.
         log_every: Every how many logs of the training loss have ``moo/...`` beside it; 0: none.
@@ -129,6 +130,7 @@ def attach(
         "scope": scope,
         "support": support,
         "private_scale": private_scale,
+        "row_norms": row_norms,
         "seed": seed,
     }
     checked = moo.BucketMOO(**options)  # type: ignore[arg-type]  # or raises
