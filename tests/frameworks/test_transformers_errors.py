@@ -51,7 +51,7 @@ def _bad_arguments(folder: str) -> None:
             "train_dataset has no column 'lang'; it has 'input_ids', 'labels', 'language'",
             {"objective": "lang"},
         ),
-        (ValueError, "Did you mean objective='language'", {"objective": "langauge"}),
+        (ValueError, "Did you mean objective='language'", {"objective": "languages"}),
         (ValueError, "Give every row a string or an int there", {"objective": "task"}),
         (TypeError, "column 'labels' of train_dataset: objectives must be strings or ints", {"objective": "labels"}),
         (ValueError, "weight must be finite and >= 0; got -1", {"weight": -1}),
