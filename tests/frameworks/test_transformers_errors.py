@@ -51,6 +51,8 @@ def _bad_arguments(folder: str) -> None:
             "train_dataset has no column 'lang'; it has 'input_ids', 'labels', 'language'",
             {"objective": "lang"},
         ),
+        (ValueError, "Did you mean objective='language'", {"objective": "languages"}),
+        (ValueError, "Give every row a string or an int there", {"objective": "task"}),
         (TypeError, "column 'labels' of train_dataset: objectives must be strings or ints", {"objective": "labels"}),
         (ValueError, "weight must be finite and >= 0; got -1", {"weight": -1}),
         (ValueError, "layout", {"layout": "rows"}),
@@ -83,13 +85,13 @@ def _bad_trainers(folder: str) -> None:
         (ValueError, "train_sampling_strategy=", {"train_sampling_strategy": "group_by_length"}),
         (
             ValueError,
-            "gradient_accumulation_steps .now 1. of at least 2, or train with several",
+            "gradient_accumulation_steps .now 1. of at least 2, 4 for all .*, or train with several",
             {"gradient_accumulation_steps": 1},
         ),
     ):
         _refused(_trainer(folder, **options), expected, message)
     trainer = _trainer(folder, gradient_accumulation_steps=1)
-    _refused(trainer, ValueError, "of at least 2$", layout="passes")
+    _refused(trainer, ValueError, "of at least 2, 4 for all objectives in every step$", layout="passes")
     trainer = _trainer(folder)
     trainer.train_dataset = None
     _refused(trainer, ValueError, "no train_dataset")
@@ -98,7 +100,7 @@ def _bad_trainers(folder: str) -> None:
     _refused(trainer, ValueError, "objectives must name what occurs in column 'language'")
     trainer.train_dataset = DatasetDict(de=rows, sw=rows)
     _refused(trainer, NotImplementedError, "join them to one with the column 'language'")
-    with pytest.warns(UserWarning, match="a step has room for 2 of 4 objectives, so they take turns"):
+    with pytest.warns(UserWarning, match="room for 2 of 4 objectives, so they take turns; give grad.*=4 .now 2."):
         attach(_trainer(folder, gradient_accumulation_steps=2), "mgda")
 
 

@@ -81,17 +81,19 @@ def check_room(trainer: Any, layout: str, objectives: int) -> None:
         ValueError: For one alone.
     """
     passes = int(trainer.args.gradient_accumulation_steps)
-    room = passes if layout == "passes" else passes * int(trainer.args.world_size)
+    ranks = 1 if layout == "passes" else int(trainer.args.world_size)
+    room = passes * ranks
+    for_all = max(2, -(-objectives // ranks))
     if room < 2:
         raise ValueError(
             "a step has one pass of one objective only, so there is no conflict to resolve: give "
-            f"gradient_accumulation_steps (now {passes}) of at least 2"
+            f"gradient_accumulation_steps (now {passes}) of at least 2, {for_all} for all objectives in every step"
             + (", or train with several processes" if layout == "ranks" else "")
         )
     if room < objectives:
         warnings.warn(
-            f"bucket_moo_ext: a step has room for {room} of {objectives} objectives, so they take turns; give a larger "
-            "gradient_accumulation_steps for all of them in every step",
+            f"bucket_moo_ext: a step has room for {room} of {objectives} objectives, so they take turns; give "
+            f"gradient_accumulation_steps={for_all} (now {passes}) for all of them in every step",
             stacklevel=3,
         )
 

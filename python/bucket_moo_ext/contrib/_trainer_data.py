@@ -58,9 +58,12 @@ def labels_of(dataset: Any, column: str) -> list[str]:
         close = difflib.get_close_matches(column, columns, n=1)
         raise ValueError(
             f"objective: train_dataset has no column {column!r}; it has {', '.join(map(repr, columns))}. "
-            + (f"Did you mean objective={close[0]!r}? " if close else "")
-            + "Give every row a string or an int that says what it is an objective of, and its column's name as "
-            "objective=. Trainers that prepare their data set themselves may have dropped it"
+            + (
+                f"Did you mean objective={close[0]!r}?"
+                if close
+                else "Give every row a string or an int there, which says what it is an objective of, or name another "
+                "column as objective=. Trainers that prepare their data set themselves may have dropped it"
+            )
         )
     name_of = namer_of(dataset, column)
     try:

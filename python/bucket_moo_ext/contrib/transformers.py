@@ -188,7 +188,9 @@ class Attached:
             RuntimeError: Training has not begun, so that there is none.
         """
         if self._state is None:
-            raise RuntimeError("there is no state yet: the trainer wraps its model in train()")
+            raise RuntimeError(
+                "there is no state yet: the trainer wraps its model in train(); a callback can ask in on_step_end()"
+            )
         return self._state
 
     def report(self) -> moo.Report:
