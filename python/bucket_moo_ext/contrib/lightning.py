@@ -76,8 +76,9 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
         method: As for ``moo.register``.
         objective: Of a batch: its key, or a function of it. The value is a string or an int, or a list or a tensor
             that has the same for every example.
-        weight: Of a batch inside its objective, >= 0: None: 1; a key of the batch, or a function of it. With the
-            number of target tokens the mean within an objective is over tokens.
+        weight: Of a batch inside its objective, >= 0: None: 1; a key of the batch, or a function of it. Of a list or a
+            tensor, which has one for every example, the sum. With the number of target tokens the mean within an
+            objective is over tokens.
         log_every: Every how many steps metrics are logged; 0: never; None: the trainer's ``log_every_n_steps``.
         **options: What ``moo.register()`` takes beside: ``gramian``, ``layout``, ``scope``, ``support``, ``seed`` and
             others.
@@ -251,7 +252,7 @@ class MooCallback(Callback):  # type: ignore[misc]  # lightning is not seen by m
         """A pass begins: its objective and weight, and whether it leaves the step open."""
         state = self.state
         state.objective = label_in(batch, self._objective)
-        state.weight = 1.0 if self._weight is None else float(value_in(batch, "weight", self._weight))
+        state.weight = 1.0 if self._weight is None else _total(value_in(batch, "weight", self._weight))
         if self._saved is not None:
             self._warm_up(trainer, pl_module, batch, batch_idx)
             self._restore()
@@ -354,3 +355,10 @@ def _logs_nothing(pl_module: Any) -> Iterator[None]:
         yield
     finally:
         del pl_module.log
+
+
+def _total(weight: Any) -> float:
+    """A number; of a batch's examples the sum of theirs, which collation makes a tensor or a list of."""
+    if isinstance(weight, list | tuple):
+        return sum(map(_total, weight))
+    return float(weight.sum() if isinstance(weight, torch.Tensor) else weight)
