@@ -1,4 +1,4 @@
-// Instructions of the kernels, the solvers and the collective, as valgrind counts them: bench/instructions.py runs this.
+// Instructions of the kernels, the solvers and the collective, as valgrind counts them: `make bench` runs this.
 //
 // The same counts in every run of the same binary, whatever else the machine does: so a change of a percent shows. They
 // say nothing of memory and caches.

@@ -4,6 +4,8 @@ import copy
 import enum
 import functools
 import gc
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -382,3 +384,39 @@ def test_a_backward_pass_inside_another_one_is_refused() -> None:
         state.objective = "b"
         model(x).square().sum().backward()
     assert state.report().objectives == ("a", "b")
+
+
+@pytest.mark.parametrize("cap", [0.0, 25.0])
+def test_gradients_that_are_not_zeroed_are_told_of_once(cap: float) -> None:
+    """As in a loop over objectives that takes every pass for a step."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    state = moo.register(model, "mgda", bucket_cap_mb=cap)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            model(torch.ones(3)).sum().backward()
+    (warning,) = told
+    assert re.search(r"was not zeroed .* state\.accumulate\(\)", str(warning.message))
+    assert state.step == 3
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("cap", [0.0, 25.0])
+def test_zeroed_gradients_are_no_reason_to_warn(set_to_none: bool, cap: float) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    state = moo.register(model, "mgda", bucket_cap_mb=cap)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad(set_to_none)
+        state.backward({name: model(torch.ones(3)).sum() for name in ("a", "b")})
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+
+
+def test_the_mean_may_be_accumulated() -> None:
+    model = nn.Linear(3, 2)
+    moo.register(model, "mean")
+    for _ in range(3):
+        model(torch.ones(3)).sum().backward()
+    assert model.weight.grad is not None
+    assert torch.equal(model.weight.grad, torch.full((2, 3), 3.0))

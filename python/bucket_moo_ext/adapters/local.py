@@ -1,6 +1,7 @@
 """A plain module in one process: its gradients are put aside as they appear, in buckets."""
 
 import mmap
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import TypeGuard
@@ -11,6 +12,7 @@ from torch import nn
 from bucket_moo_ext import private_torch
 from bucket_moo_ext.adapters.parameters import check_parameters
 from bucket_moo_ext.gramian_source import Sketch
+from bucket_moo_ext.methods import Mean
 from bucket_moo_ext.state import BucketMOO
 
 
@@ -180,6 +182,8 @@ class LocalBuckets:
         self._in_pass = False
         self._passes = 0  # of this step
         self._leaves_open = False
+        self._answers: dict[nn.Parameter, tuple[weakref.ref[torch.Tensor], int]] = {}  # with their versions
+        self._has_warned = False
         for parameter in self._names:  # which keep this alive
             parameter.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
         module.register_forward_pre_hook(_weak(self._forget_pass))  # a copy of the module gets this one, too
@@ -192,6 +196,7 @@ class LocalBuckets:
         """A gradient was added to ``.grad``."""
         if not self._in_pass:
             self._begin()
+            self._check_zeroed(parameter)
         bucket = self._bucket_of.get(parameter)
         if bucket is None:
             self._place(parameter)
@@ -216,6 +221,23 @@ class LocalBuckets:
         engine.begin_pass()
         self._in_pass = True
         private_torch.at_end_of_backward(self._end)
+
+    def _check_zeroed(self, parameter: nn.Parameter) -> None:
+        """Warns where the first gradient of a step was added to the answer of the step before, and to nothing else."""
+        answer, version = self._answers.get(parameter, (None, 0))
+        if answer is None or self._has_warned or self._state.method == Mean():
+            return
+        gradient = parameter.grad
+        if gradient is not None and answer() is gradient and gradient._version == version + 1:
+            self._has_warned = True
+            warnings.warn(
+                f"bucket_moo_ext: .grad of {self._names[parameter]!r} was not zeroed between two backward passes, so "
+                "the update of the first is a part of the second's gradients. Passes of one step, with an objective "
+                "each, belong under state.accumulate(), all but the last, or into state.backward({...}); between steps "
+                "call zero_grad(). This is said once",
+                stacklevel=2,
+            )
+        self._answers.clear()
 
     def _end(self) -> None:
         """The backward pass is over."""
@@ -242,6 +264,7 @@ class LocalBuckets:
         if not self._leaves_open:
             self._memory.clear()
             self._average_sparse()
+            self._answers = {p: (weakref.ref(p.grad), p.grad._version) for p in self._names if p.grad is not None}
 
     def _place(self, parameter: nn.Parameter) -> None:
         """Puts a parameter that is in no bucket yet into one. A bucket that is full is reduced."""
