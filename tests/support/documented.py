@@ -167,8 +167,10 @@ class _Writer:
 
 
 def written_to(source: str) -> Namespace:
-    """Beside whole programs: writers."""
-    return {"SummaryWriter": _Writer, "mlflow": _Writer(), "wandb": SimpleNamespace(init=_Writer)}
+    """Beside whole programs: writers, losses, and a model that nobody reduces yet."""
+    names = {"SummaryWriter": _Writer, "mlflow": _Writer(), "wandb": SimpleNamespace(init=_Writer)}
+    names |= {"loss_de": torch.ones(()), "loss_sw": torch.ones(())}
+    return names | ({"model": Model()} if "row_norms" in source else {})
 
 
 # Before each block of a page. A page that is not here has whole programs.
