@@ -187,7 +187,7 @@ wheel: $(STAMP)/extension $(STAMP)/dev ## Write a wheel for this torch (and CUDA
 	@echo "== wheel"
 	@rm -rf build/wheel && PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel \
 	  -C build-dir=$(TREE) .
-	@$(BIN)/python release/name_wheel.py build/wheel/*.whl dist
+	@$(BIN)/python tools/name_wheel.py build/wheel/*.whl dist
 
 # No network: what the pages show is here.
 docs: $(STAMP)/extension $(STAMP)/docs ## Build the site into build/docs/html; warnings and dead links are errors
@@ -206,9 +206,9 @@ bench: bench-ready ## Measure kernels, solvers, reductions, steps and memory bes
 	@$(BENCH) --instructions $(INSTRUCTIONS) --bench-markdown build/bench/last.md $(ARGS)
 	@echo "== build/bench/last.json, build/bench/last.md; make bench-compare BASE=<file or git revision> compares"
 
-BASE ?= bench/results/baseline.json
 bench-compare: bench-ready ## Say what got worse since BASE, a file of make bench or a git revision, which is built (ARGS=...)
-	@$(BIN)/python bench/compare.py $(BASE) $(ARGS)
+	@test -n "$(BASE)" || { echo "error: make bench-compare BASE=<file of make bench, or git revision>"; exit 2; }
+	@$(BIN)/python bench/compare.py "$(BASE)" $(ARGS)
 
 bench-solve: $(STAMP)/extension $(STAMP)/peer ## Time the solvers beside TorchJD's, into bench/results (ARGS=...)
 	@mkdir -p build bench/results

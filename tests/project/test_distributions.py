@@ -15,7 +15,7 @@ from scikit_build_core.build import build_sdist
 from tests.support import sizes
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "release"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 import name_wheel  # noqa: E402
 

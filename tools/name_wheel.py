@@ -1,6 +1,6 @@
 """Names a wheel after the torch and the CUDA that it is built for, and looks at what it needs.
 
-python release/name_wheel.py build/wheel/bucket_moo_ext-0.1.0-cp311-cp311-linux_x86_64.whl dist
+python tools/name_wheel.py build/wheel/bucket_moo_ext-0.1.0-cp311-cp311-linux_x86_64.whl dist
 
 A wheel holds native code for one minor version of torch, which no tag of a wheel can say. A local version (PEP 440)
 can: 0.1.0+torch2.13.cpu, or .cu129 for one with CUDA kernels that nvcc 12.9 has compiled. That torch is what it then
