@@ -76,6 +76,7 @@ def test_without_all_threads_the_worker_is_not_seen() -> None:
     state = moo.register(model, "mgda")
 
     def step() -> None:
+        model.zero_grad()
         losses = model(torch.ones(2, 8)).square().mean(0)
         state.backward({"de": losses[0], "sw": losses[1]})
 
