@@ -127,9 +127,7 @@ class Report:
         head = (
             f"step {self.step}: {self.method}, {len(self.objectives)} objectives, {len(self.buckets)} buckets"
             f"{self._passes()}\n"
-            f"conflicting pairs: {_percent(self.conflict_share)} in buckets, "
-            f"{_percent(self.global_conflict_share)} in whole gradients; "
-            f"stationarity residual of the whole gradients: {self.residual:.3e}\n"
+            f"{self._conflicts()}; stationarity residual of the whole gradients: {self.residual:.3e}\n"
             f"Gramians: {self.estimator}{self._accuracy()}\n"
             f"since the start: {self.reduced} buckets, {self.fallbacks} fell back to the mean (NaN or Inf), "
             f"{self.sparse} sparse\n"
@@ -147,6 +145,14 @@ class Report:
                 f"{bucket.status:<13} {weights}  {self._title(bucket)}"
             )
         return head + "\n".join(lines)
+
+    def _conflicts(self) -> str:
+        if len(self.objectives) == 1:
+            return f"one objective ({self.objectives[0]}), so there was nothing to resolve"
+        return (
+            f"conflicting pairs: {_percent(self.conflict_share)} in buckets, "
+            f"{_percent(self.global_conflict_share)} in whole gradients"
+        )
 
     def _passes(self) -> str:
         """What is not as it is by default."""

@@ -333,3 +333,16 @@ def test_report_of_a_collective(run_ranks: Runner) -> None:
 def test_nothing_to_report() -> None:
     with pytest.raises(RuntimeError, match="nothing to report"):
         moo.BucketMOO().report()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["sw"], "one objective (sw), so there was nothing to resolve"), (["de", "sw"], "conflicting pairs: 100 %")],
+)
+def test_a_step_of_one_objective_says_so(names: list[str], said: str) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    state = moo.register(model, "mgda")
+    state.backward({name: model(torch.ones(1)).sum() * sign for name, sign in zip(names, (1, -2), strict=False)})
+    line = str(state.report()).splitlines()[1]
+    assert line.startswith(said)
+    assert "stationarity residual of the whole gradients" in line
