@@ -158,9 +158,7 @@ class Report:
         head = (
             f"step {self.step}: {self.method}, {len(self.objectives)} objectives, {len(self.buckets)} buckets"
             f"{self._passes()}\n"
-            f"conflicting pairs: {_percent(self.conflict_share)} in buckets, "
-            f"{_percent(self.global_conflict_share)} in whole gradients; "
-            f"stationarity residual of the whole gradients: {self.residual:.3e}\n"
+            f"{self._conflicts()}; stationarity residual of the whole gradients: {self.residual:.3e}\n"
             f"Gramians: {self.estimator}{self._accuracy()}\n"
             f"{self._signal_shares()}"
             f"since the start: {self.reduced} buckets, {self.fallbacks} fell back to the mean (NaN or Inf), "
@@ -189,6 +187,14 @@ class Report:
             if math.isfinite(share)
         ]
         return f"signal in the squared length of whole gradients: {', '.join(known)}\n" if known else ""
+
+    def _conflicts(self) -> str:
+        if len(self.objectives) == 1:
+            return f"one objective ({self.objectives[0]}), so there was nothing to resolve"
+        return (
+            f"conflicting pairs: {_percent(self.conflict_share)} in buckets, "
+            f"{_percent(self.global_conflict_share)} in whole gradients"
+        )
 
     def _passes(self) -> str:
         """What is not as it is by default."""

@@ -122,7 +122,7 @@ def test_examples_are_taken_without_replacement_over_epochs_and_ranks() -> None:
         assert max(counts) - min(counts) <= 1
 
 
-@pytest.mark.filterwarnings("ignore:an objective has fewer examples than a batch")
+@pytest.mark.filterwarnings("ignore:bucket_moo_ext. an objective has fewer examples than a batch")
 def test_a_corpus_smaller_than_a_batch_gives_whole_batches() -> None:
     sampler = ObjectiveBatchSampler(["a"] * 3 + ["b"] * 40, 8, steps=6)
     for batch in sampler:

@@ -69,7 +69,7 @@ def test_a_source_with_fewer_examples_than_a_batch_is_warned_of_once() -> None:
     _batches(ObjectiveStream(Source("aaab"), "name", ("a", "b"), 2, 8, rank=1, world_size=2))  # rank 0 says it
 
 
-@pytest.mark.filterwarnings("ignore:an objective has fewer examples than a batch")
+@pytest.mark.filterwarnings("ignore:bucket_moo_ext. an objective has fewer examples than a batch")
 def test_what_a_source_has_too_much_of() -> None:
     source = Source("a" * 30 + "b")
     stream = ObjectiveStream(source, "name", ("a", "b"), 2, 4, buffer_size=3)

@@ -53,7 +53,11 @@ def _bad_arguments(folder: str) -> None:
         ),
         (ValueError, "Did you mean objective='language'", {"objective": "languages"}),
         (ValueError, "Give every row a string or an int there", {"objective": "task"}),
-        (TypeError, "column 'labels' of train_dataset: objectives must be strings or ints", {"objective": "labels"}),
+        (
+            TypeError,
+            "column 'labels' of train_dataset, row 0: objectives must be strings or ints",
+            {"objective": "labels"},
+        ),
         (ValueError, "weight must be finite and >= 0; got -1", {"weight": -1}),
         (ValueError, "layout", {"layout": "rows"}),
         (TypeError, "gramian", {"gramian": 3}),
@@ -100,12 +104,30 @@ def _bad_trainers(folder: str) -> None:
     _refused(trainer, ValueError, "objectives must name what occurs in column 'language'")
     trainer.train_dataset = DatasetDict(de=rows, sw=rows)
     _refused(trainer, NotImplementedError, "join them to one with the column 'language'")
+    unlabelled = Dataset.from_list(
+        [{**row, "language": row["language"] if n != 3 else None} for n, row in enumerate(rows)]
+    )
+    trainer.train_dataset = unlabelled
+    _refused(trainer, TypeError, "'language' of train_dataset, row 3: objectives must be strings or ints; got NoneType")
     with pytest.warns(UserWarning, match="room for 2 of 4 objectives, so they take turns; give grad.*=4 .now 2."):
         attach(_trainer(folder, gradient_accumulation_steps=2), "mgda")
+    trainer = _trainer(folder)
+    attach(trainer, "mgda")
+    with pytest.raises(TypeError, match="column 'language' of eval_dataset, row 3"):
+        trainer.evaluate(unlabelled)
 
 
 def test_options_that_cannot_be_combined(alone: Callable[..., Any]) -> None:
     alone(_bad_trainers)
+
+
+def test_one_rank_warns_of_turns() -> None:
+    def trainer(rank: int) -> Any:
+        return SimpleNamespace(args=SimpleNamespace(gradient_accumulation_steps=1, world_size=2, process_index=rank))
+
+    with pytest.warns(UserWarning, match="room for 2 of 4 objectives"):
+        checks.check_room(trainer(0), "ranks", 4)
+    checks.check_room(trainer(1), "ranks", 4)  # a warning would be an error
 
 
 @pytest.mark.parametrize(

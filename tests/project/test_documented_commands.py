@@ -82,6 +82,10 @@ NOT_RUN = (
         "tests/examples/test_fsdp2_example.py runs it",
     ),
     ('pip install --no-build-isolation ".[trl]"', "downloads"),
+    ('pip install --no-build-isolation ".[lightning]"', "downloads"),
+    ("pip install lightning==2.6.6", "downloads"),
+    ("pip install peft==0.21.2", "downloads"),
+    ('pip install "trl>=1.16,<2" "transformers>=5.24,<6"', "downloads"),
     (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/frameworks/transformers_finetune.py",
         "tests/frameworks/test_transformers_examples.py runs it",

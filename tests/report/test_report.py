@@ -352,3 +352,16 @@ def rank_groups(rank: int, world: int, scope: str) -> tuple[list[str], str]:
     groups = [bucket.group for bucket in state.report().buckets]
     moo.all_reduce(torch.ones(3), state)
     return groups, state.report().buckets[0].group
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["sw"], "one objective (sw), so there was nothing to resolve"), (["de", "sw"], "conflicting pairs: 100 %")],
+)
+def test_a_step_of_one_objective_says_so(names: list[str], said: str) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    state = moo.register(model, "mgda")
+    state.backward({name: model(torch.ones(1)).sum() * sign for name, sign in zip(names, (1, -2), strict=False)})
+    line = str(state.report()).splitlines()[1]
+    assert line.startswith(said)
+    assert "stationarity residual of the whole gradients" in line

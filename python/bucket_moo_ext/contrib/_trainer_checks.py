@@ -90,7 +90,7 @@ def check_room(trainer: Any, layout: str, objectives: int) -> None:
             f"gradient_accumulation_steps (now {passes}) of at least 2, {for_all} for all objectives in every step"
             + (", or train with several processes" if layout == "ranks" else "")
         )
-    if room < objectives:
+    if room < objectives and trainer.args.process_index == 0:
         warnings.warn(
             f"bucket_moo_ext: a step has room for {room} of {objectives} objectives, so they take turns; give "
             f"gradient_accumulation_steps={for_all} (now {passes}) for all of them in every step",

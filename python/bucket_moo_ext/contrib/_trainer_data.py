@@ -35,8 +35,8 @@ class _ClassNames:
         return self._names(int(value))
 
 
-def labels_of(dataset: Any, column: str) -> list[str]:
-    """The objective of every example, by name.
+def labels_of(dataset: Any, column: str, what: str = "train_dataset") -> list[str]:
+    """The objective of every example, by name; ``what`` the data set is, for errors.
 
     Raises:
         ValueError: No such column.
@@ -47,7 +47,7 @@ def labels_of(dataset: Any, column: str) -> list[str]:
         first = dataset[0] if len(dataset) else {}
         if not isinstance(first, Mapping):
             raise TypeError(
-                f"objective: examples of train_dataset must be mappings with {column!r}; got {type(first).__name__}"
+                f"objective: examples of {what} must be mappings with {column!r}; got {type(first).__name__}"
             )
         columns = list(first)
         if column in columns:
@@ -57,7 +57,7 @@ def labels_of(dataset: Any, column: str) -> list[str]:
     if column not in columns:
         close = difflib.get_close_matches(column, columns, n=1)
         raise ValueError(
-            f"objective: train_dataset has no column {column!r}; it has {', '.join(map(repr, columns))}. "
+            f"objective: {what} has no column {column!r}; it has {', '.join(map(repr, columns))}. "
             + (
                 f"Did you mean objective={close[0]!r}?"
                 if close
@@ -66,10 +66,13 @@ def labels_of(dataset: Any, column: str) -> list[str]:
             )
         )
     name_of = namer_of(dataset, column)
+    names: list[str] = []
     try:
-        return [name_of(value) for value in values]
+        for value in values:
+            names.append(name_of(value))
     except TypeError as error:
-        raise TypeError(f"objective: column {column!r} of train_dataset: {error}") from None
+        raise TypeError(f"objective: column {column!r} of {what}, row {len(names)}: {error}") from None
+    return names
 
 
 def parts_of(dataset: Any, column: str) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def parts_of(dataset: Any, column: str) -> dict[str, Any]:
     if not hasattr(dataset, "__len__"):
         return {}
     places: dict[str, list[int]] = {}
-    for place, name in enumerate(labels_of(dataset, column)):
+    for place, name in enumerate(labels_of(dataset, column, "eval_dataset")):
         places.setdefault(name, []).append(place)
     return {name: dataset.select(places[name]) for name in sorted(places)}
 
