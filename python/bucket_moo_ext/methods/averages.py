@@ -44,14 +44,14 @@ class Mean(NativeMethod):
 class NormalizedMean(NativeMethod):
     """The mean of the gradients' directions, as long as the mean of the gradients.
 
-    w_k = s / |g_k| over the active objectives, with s such that d is as long as the mean of their gradients. All are
-    heard alike, however long their gradients are, at the mean's learning rate.
+    ``w_k = s / |g_k|`` over the active objectives, with s such that d is as long as the mean of their gradients. All
+    are heard alike, however long their gradients are, at the mean's learning rate.
 
     The rival of methods that resolve conflicts: blind to them, it balances lengths, which those do too. May conflict
     with any objective.
 
-    Edge cases: where the directions cancel, |sum_k g_k / |g_k|| <= 1e-6 K, no such s exists; w_k = (1 / |g_k|) /
-    sum_j 1 / |g_j| then (status "fallback"). Where the mean vanishes, so does the update.
+    Edge cases: where the directions cancel, ``|sum_k g_k / |g_k|| <= 1e-6 K``, no such s exists; then ``w_k = (1 /
+    |g_k|) / (sum_j 1 / |g_j|)`` (status "fallback"). Where the mean vanishes, so does the update.
 
     Cost: it needs the norms and the length of the mean alone, and takes the Gramian, as all methods do.
 

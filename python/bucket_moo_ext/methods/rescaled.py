@@ -18,15 +18,15 @@ _AS_NUMBER = {"mean": -1.0, "unit": 1.0}
 class Rescaled(NativeMethod):
     """Any method, with its update brought to another length: another method without another learning rate.
 
-    d <- d t / |d| with the length t, for every bucket, or for whatever a problem is solved for (``scope``). Signs of
-    inner products stay, so an update that conflicts with no objective still does not. The certificate is that of the
+    ``d <- d t / |d|`` with the length t, for every bucket, or for whatever a problem is solved for (``scope``). Signs
+    of inner products stay, so an update that conflicts with no objective still does not. The certificate is that of the
     method's own weights.
 
     Guarantees: where the method's own update gets small, near a stationary point, this one does not; so a point where
     it vanishes is reached in steps of the target's length, and averages of weights (the simplex) are none any more.
 
-    Edge cases: where the update vanishes, |d| <= 1e-6 sum |w_k| |g_k|, it has no direction; its weights stay as they
-    are, with status "fallback".
+    Edge cases: where the update vanishes, ``|d| <= 1e-6 sum |w_k| |g_k|``, it has no direction; its weights stay as
+    they are, with status "fallback".
 
     Args:
         method: A name of ``available_methods()``, a method object, or a ``Smoothed`` one, whose average is taken first.
