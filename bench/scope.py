@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from wrapped_backward import Gradient, compare, join, start, step_of
+from workloads import Gradient
+from wrapped_backward import compare, join, start, step_of
 
 WAYS: dict[str, dict[str, Any]] = {
     "bucket": {},

@@ -29,9 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
-
-# torch 2.13 renamed it and warns about the old name.
-ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+from workloads import all_gather_hook
 
 
 class Cheap(torch.autograd.Function):
@@ -61,24 +59,6 @@ class Gradients(torch.nn.Module):
         """A scalar whose gradient in parameter i is 1 or -1: the sign of row `rank`, column i of a Hadamard matrix."""
         signs = [(-1.0) ** (rank & i).bit_count() for i in range(len(self.parameters_))]
         return torch.stack([Cheap.apply(p, s) for p, s in zip(self.parameters_, signs, strict=True)]).sum()
-
-
-def all_gather_hook(state: dict, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The textbook way: bring all K gradients of the bucket to every rank, then solve and combine there.
-
-    Its memory is kept between buckets like ours, and it uses our kernels; it does not overlap with the backward pass.
-    """
-    buffer = bucket.buffer()
-    world = dist.get_world_size()
-    if state["memory"].numel() < world * buffer.numel():
-        state["memory"] = torch.empty(world * buffer.numel(), dtype=buffer.dtype)
-    gathered = state["memory"][: world * buffer.numel()]
-    ALL_GATHER(gathered, buffer)
-    jacobian = gathered.view(world, -1)
-    buffer.copy_(moo.aggregate(jacobian, state["method"]))
-    future = torch.futures.Future()
-    future.set_result(buffer)
-    return future
 
 
 def all_gather_variant(ddp: DistributedDataParallel, method: str) -> None:

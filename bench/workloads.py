@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 # torch 2.13 renamed it and warns about the old name.
@@ -54,6 +54,8 @@ def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Calla
         for number in range(passes):
             if state is not None and passes > 1:
                 state.objective = number
+            if isinstance(model, FSDPModule):
+                model.set_requires_all_reduce(number == passes - 1)  # plain HSDP's
             with left_open(number):
                 loss = model(torch.ones((), requires_grad=True))
                 dist.barrier()

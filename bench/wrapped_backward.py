@@ -15,12 +15,10 @@ The memory is what the reduction holds on a rank beside the wrapper's own, ``sta
 """
 
 import argparse
-import contextlib
 import os
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,23 +26,11 @@ import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+import workloads
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-
-
-class Gradient(nn.Module):
-    """A parameter whose gradient is a given vector."""
-
-    def __init__(self, size: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.parameter = nn.Parameter(torch.zeros(size))
-        self.gradient = torch.randn(size, generator=generator)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """A scalar."""
-        return x + self.parameter @ self.gradient
+from workloads import Gradient, shard
 
 
 def new_model(rank: int, mesh: DeviceMesh | None, megabytes: float, groups: int) -> nn.Module:
@@ -53,37 +39,15 @@ def new_model(rank: int, mesh: DeviceMesh | None, megabytes: float, groups: int)
     model = nn.Sequential(*(Gradient(round(megabytes * 1e6 / 4 / groups), generator) for _ in range(groups)))
     if mesh is None:
         return DistributedDataParallel(model, bucket_cap_mb=megabytes / groups)
-    for part in model:
-        fully_shard(part, mesh=mesh, reshard_after_forward=False)
-    return fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    return shard(model, mesh)
 
 
 def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Callable[[], float]:
-    """A step, which returns the seconds of its backward passes."""
-
-    def left_open(number: int) -> contextlib.AbstractContextManager[Any]:
-        """Around a pass of a step."""
-        if number == passes - 1:
-            return contextlib.nullcontext()
-        if state is not None:
-            return state.accumulate()
-        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+    """A step, which returns the seconds of its backward passes on the slowest rank."""
+    own = workloads.step_of(model, state, passes)
 
     def step() -> float:
-        model.zero_grad()
-        seconds = 0.0
-        for number in range(passes):
-            if state is not None and passes > 1:
-                state.objective = number
-            if isinstance(model, FSDPModule):
-                model.set_requires_all_reduce(number == passes - 1)  # plain HSDP's
-            with left_open(number):
-                loss = model(torch.ones((), requires_grad=True))
-                dist.barrier()
-                start = time.perf_counter()
-                loss.backward()
-                seconds += time.perf_counter() - start
-        slowest = torch.tensor(seconds)
+        slowest = torch.tensor(own())
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         return float(slowest)
 
