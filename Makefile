@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs sdist wheel bench bench-ready bench-compare bench-solve gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs sdist wheel bench bench-ready bench-compare bench-solve study gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -39,6 +39,10 @@ $(STAMP)/dev: requirements/dev.txt $(STAMP)/build
 
 $(STAMP)/demo: requirements/demo.txt $(STAMP)/build
 	@echo "== installing the pinned requirements of the demo"
+	@$(PIP) install -r $< && touch $@
+
+$(STAMP)/study: requirements/study.txt requirements/demo.txt $(STAMP)/build
+	@echo "== installing the pinned requirements of the study"
 	@$(PIP) install -r $< && touch $@
 
 $(STAMP)/docs: requirements/docs.txt $(STAMP)/build
@@ -87,6 +91,11 @@ demo: demo-ready ## Fine-tune a language model on four languages, plain DDP besi
 	@OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 4 \
 	  examples/multilingual/train.py $(ARGS)
 
+# Two hours on two cores; goes on where it was interrupted.
+STUDY ?= studies/multilingual/small.toml
+study: demo-ready $(STAMP)/study ## Run a registered study of methods beside fair means (STUDY=file.toml ARGS=...)
+	@OMP_NUM_THREADS=1 $(BIN)/python studies/multilingual/study.py $(STUDY) $(ARGS)
+
 demo-one: demo-ready ## The same in one process, a pass for each language (ARGS=...)
 	@$(BIN)/python examples/multilingual/train.py --layout passes --name one $(ARGS)
 
@@ -118,7 +127,7 @@ test-emulated: $(STAMP)/emulated ## Run the tests whose path differs on a device
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
 	@$(EMULATED)/bin/python -m pytest $(PARALLEL) -m "device and not host" $(ARGS)
 
-test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo test-cpp test-races test-emulated ## Run all tests
+test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/study test-cpp test-races test-emulated ## Run all tests
 	@echo "== Python tests"
 	@$(BIN)/python -m pytest $(PARALLEL)
 
@@ -161,7 +170,7 @@ test-torch: $(OTHER)/stamp ## Build against another torch (TORCH=2.15.0) and run
 	  functional/test_functional.py functional/test_operators.py) $(PARALLEL) $(ARGS)
 
 ROUNDS ?= 10
-soak: $(STAMP)/extension $(STAMP)/dev $(STAMP)/demo ## Repeat the tests with fresh seeds, ROUNDS times (ARGS=tests/...); prints the seed of each round
+soak: $(STAMP)/extension $(STAMP)/dev $(STAMP)/study ## Repeat the tests with fresh seeds, ROUNDS times (ARGS=tests/...); prints the seed of each round
 	@for round in $$(seq $(ROUNDS)); do \
 	  export BUCKET_MOO_TEST_SEED=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
 	  echo "== round $$round of $(ROUNDS): BUCKET_MOO_TEST_SEED=$$BUCKET_MOO_TEST_SEED"; \

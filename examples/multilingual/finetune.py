@@ -45,9 +45,14 @@ class Lane:
         base: nn.Module,
         world: World,
         sample: PassSampler,
+        lr: float | None = None,
     ) -> None:
-        """`method`: as `--method` takes it; `base`: the model before fine-tuning; `sample`: this rank's passes."""
+        """`method`: as `--method` takes it; `base`: the model before fine-tuning; `sample`: this rank's passes.
+
+        `lr`: another one than the settings'.
+        """
         self.method, self.seed = method, seed
+        self.lr = settings.rate(method) if lr is None else lr
         self.next_step = 0
         self.history: dict[str, Any] = {"losses": [], "seconds": [], "probes": {}, "reports": {}}
         """losses and seconds: `[step][rank]`; probes and reports by step."""
@@ -70,7 +75,7 @@ class Lane:
             self._recording = Recording(self.state, settings, method, seed, world)
         self.optimizer = torch.optim.AdamW(
             self.wrapped.module.parameters(),
-            lr=settings.lr,
+            lr=self.lr,
             betas=(0.9, 0.98),
             weight_decay=0.01,
             fused=True,
@@ -85,7 +90,7 @@ class Lane:
 
         return moo.register(
             self.wrapped.module,
-            method=spec.name,
+            method=spec.method,
             objective=language,
             gramian=spec.gramian,
             layout=self._settings.layout,
@@ -129,11 +134,13 @@ class Lane:
     def step(self, blocks: Mapping[str, Tensor]) -> float:
         """One training step on this rank's blocks, by language; returns its loss. Timed from barrier to end."""
         settings, world = self._settings, self._world
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.next_step, settings.steps, settings.lr)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.next_step, settings.steps, self.lr)
         world.barrier()
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(blocks)
+        if settings.clip > 0:
+            self.wrapped.clip(settings.clip)
         self.optimizer.step()
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
@@ -183,7 +190,7 @@ class Lane:
             write_atomically(self.path, buffer.getvalue())
 
     def _fingerprint(self) -> dict[str, Any]:
-        return {**self._settings.fingerprint(), "processes": self._world.size}
+        return {**self._settings.fingerprint(), "lr": self.lr, "processes": self._world.size}
 
     def resume(self) -> bool:
         """Goes on from the checkpoint, if there is one. Raises CannotResume."""
@@ -218,16 +225,17 @@ def train(
     settings: Settings,
     world: World,
     title: str,
-    watch: Watch,
+    watch: Watch | None,
 ) -> None:
     """Takes all lanes to `settings.steps`, one step of each in turn, in rotating order.
 
-    The turns make the step times comparable: whatever else the machine does hits all alike.
+    The turns make the step times comparable: whatever else the machine does hits all alike. Without `watch` it is a
+    trial, of which nothing is saved.
     """
     first = min(lane.next_step for lane in lanes)
     bar = tqdm(total=settings.steps, initial=first, desc=title, disable=not world.shows, unit="step")
     for lane in lanes:
-        if lane.next_step == 0:
+        if lane.next_step == 0 and watch is not None:
             watch(lane, 0)
     for step in range(first, settings.steps):
         blocks = {language: part.to(world.device) for language, part in sample(step).items()}
@@ -237,7 +245,7 @@ def train(
         bar.set_postfix({m: f"{losses[m]:.2f}" for m in sorted(losses)}, refresh=False)
         done = step + 1
         for lane in lanes:
-            if lane.method in losses:
+            if lane.method in losses and watch is not None:
                 watch(lane, done)
                 if done % settings.checkpoint_every == 0 or done == settings.steps:
                     lane.save()

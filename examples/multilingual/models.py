@@ -29,6 +29,8 @@ PRESETS: dict[str, Preset] = {
     "llama-1m": Preset("llama", hidden=128, layers=4, feed_forward=320),
     "qwen3-1m": Preset("qwen3", hidden=128, layers=4, feed_forward=320),
     "gemma3-1m": Preset("gemma3_text", hidden=128, layers=4, feed_forward=320),
+    "mistral-1m": Preset("mistral", hidden=128, layers=4, feed_forward=320),
+    "olmo2-1m": Preset("olmo2", hidden=128, layers=4, feed_forward=320),
     "llama-4m": Preset("llama", hidden=256, layers=4, feed_forward=640),
     "llama-11m": Preset("llama", hidden=320, layers=6, feed_forward=1024, vocabulary=8192),
 }

@@ -11,6 +11,8 @@ from typing import Any
 
 from corpus import LANGUAGES
 from models import PRESETS
+from scenarios import KNOWN, SCENARIOS, Scenario
+from scenarios import LANGUAGES as SCENARIO_LANGUAGES
 from spec import PLAIN_DDP, SKETCH, BadArgument, parse_method
 from wrappers import REPLICAS, WRAPPERS
 
@@ -20,24 +22,36 @@ class Settings:
     """Everything that decides what a run computes, plus where it writes."""
 
     model: str = "llama-1m"
-    languages: tuple[str, ...] = ("de", "hu", "tr", "ja")
-    unseen: tuple[str, ...] = ("en", "pt", "cs", "sv", "ko")
-    methods: tuple[str, ...] = (PLAIN_DDP, "mgda", "cagrad", "mgda:sketch")
+    scenarios: tuple[str, ...] = ("new_script", "replay_more", "balanced")
+    """One after the other; empty with languages of one's own."""
+    languages: tuple[str, ...] = ()
+    """Fine-tuned, an objective each; of the scenario, once there is one."""
+    unseen: tuple[str, ...] = ()
+    """Only evaluated."""
+    replay: int = 0
+    """Segments of text of the unseen languages that are one more objective."""
+    methods: tuple[str, ...] = (PLAIN_DDP, "normalizedmean", "mgda@mean", "nashmtl")
     seeds: tuple[int, ...] = (0, 1, 2)
     wrapper: str = "ddp"
     layout: str = "ranks"
     scope: str = "bucket"
-    steps: int = 60
-    batch_size: int = 8
+    steps: int = 48
+    batch_size: int = 4
     length: int = 128
-    lr: float = 4e-3
+    lr: float = 0.0
+    """0: for each method the one that is tuned for it."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """The tuned ones, by method."""
+    clip: float = 1.0
+    """Length that a step's gradient is clipped to; 0: not at all."""
     bucket_cap_mb: float = 1.0
     pretrain_steps: int = 300
+    pretrain_batch_size: int = 16
     pretrain_lr: float = 4e-3
-    probe_steps: tuple[int, ...] = (0, 7, 30, 60)
+    probe_steps: tuple[int, ...] = (0, 6, 24, 48)
     probe_blocks: int = 16
-    eval_bytes: int = 24_000
-    checkpoint_every: int = 30
+    eval_bytes: int = 12_000
+    checkpoint_every: int = 24
     record_every: int = 2
     one_at_a_time: bool = False
     resume: bool = False
@@ -47,7 +61,27 @@ class Settings:
     @property
     def folder(self) -> Path:
         """Where this run's tables, figure, JSON and checkpoints go."""
-        return Path(self.output) / self.name
+        return Path(self.output, self.name, *self.scenarios)
+
+    @property
+    def task(self) -> Scenario:
+        """What is trained on."""
+        name = self.scenarios[0] if self.scenarios else "custom"
+        return Scenario(name, self.languages, kept=self.unseen, replay=self.replay)
+
+    @property
+    def corpus_languages(self) -> tuple[str, ...]:
+        """Languages of the corpus: one for all scenarios."""
+        return SCENARIO_LANGUAGES if self.scenarios else tuple(dict.fromkeys((*self.all_languages, "en")))
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Languages that presets are pre-trained on."""
+        return KNOWN if self.scenarios else self.corpus_languages
+
+    def rate(self, method: str) -> float:
+        """AdamW's learning rate for a method."""
+        return self.lr or dict(self.rates)[method]
 
     @property
     def all_languages(self) -> tuple[str, ...]:
@@ -60,13 +94,14 @@ class Settings:
         return (self.layout, self.scope) == ("ranks", "bucket") and self.wrapper != "hsdp"
 
     def share(self, rank: int, world_size: int) -> tuple[str, ...]:
-        """The seen languages, dealt out to the ranks."""
-        each = len(self.languages) // world_size
-        return self.languages[rank * each : (rank + 1) * each]
+        """The objectives, dealt out to the ranks."""
+        names = self.task.names
+        each = len(names) // world_size
+        return names[rank * each : (rank + 1) * each]
 
     def passes(self, rank: int, world_size: int) -> tuple[str, ...]:
-        """The language of each backward pass of a rank's step."""
-        return self.languages if self.layout == "passes" else self.share(rank, world_size)
+        """The objective of each backward pass of a rank's step."""
+        return self.task.names if self.layout == "passes" else self.share(rank, world_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -74,7 +109,7 @@ class Settings:
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that a checkpoint must share with the run that resumes it."""
-        free = ("methods", "seeds", "resume", "name", "output", "checkpoint_every", "one_at_a_time")
+        free = ("methods", "seeds", "resume", "name", "output", "checkpoint_every", "one_at_a_time", "lr", "rates")
         return {k: v for k, v in self.to_dict().items() if k not in free}
 
 
@@ -84,6 +119,7 @@ SMOKE = {
     "probe_steps": (0, 6),
     "probe_blocks": 4,
     "eval_bytes": 2_000,
+    "lr": 4e-3,
     "checkpoint_every": 3,
     "record_every": 1,
     "name": "smoke",
@@ -107,18 +143,32 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"preset ({presets}), or a folder or .gguf file that AutoModelForCausalLM loads (default: {d.model})",
     )
     add(
+        "--scenario",
+        dest="scenarios",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help=f"{', '.join(SCENARIOS)}; several run one after the other (default: {' '.join(d.scenarios)})",
+    )
+    add(
         "--languages",
         nargs="+",
         action="extend",
         metavar="LANG",
-        help=f"fine-tuned languages, one a rank (default: {' '.join(d.languages)})",
+        help="fine-tuned languages, one a rank, in place of a scenario's",
     )
     add(
         "--unseen",
         nargs="*",
         action="extend",
         metavar="LANG",
-        help=f"only evaluated (default: {' '.join(d.unseen)})",
+        help="only evaluated, with --languages (default: none)",
+    )
+    add(
+        "--replay",
+        type=int,
+        metavar="N",
+        help="segments of text of the --unseen languages that are one more objective (default: 0, no such objective)",
     )
     add(
         "--method",
@@ -126,9 +176,10 @@ def build_parser() -> argparse.ArgumentParser:
         dest="methods",
         nargs="+",
         action="extend",
-        metavar="NAME[:sketch[,OPTION=N]]",
-        help=f"'{PLAIN_DDP}' or a method of bucket_moo_ext, with :sketch from sketched Gramians (options: width, seed, "
-        f"refresh_every, lag); several, or repeated (default: {' '.join(d.methods)})",
+        metavar="NAME[@LENGTH][:sketch[,OPTION=N]]",
+        help=f"'{PLAIN_DDP}' or a method of bucket_moo_ext, with @mean or @unit its direction at that length, with "
+        ":sketch from sketched Gramians (options: width, seed, refresh_every, lag); several, or repeated "
+        f"(default: {' '.join(d.methods)})",
     )
     add(
         "--seed",
@@ -163,6 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
         "batch_size": "blocks a language and step",
         "length": "tokens a block",
         "pretrain_steps": "pre-training steps of a preset",
+        "pretrain_batch_size": "blocks of each of these",
         "probe_blocks": "blocks in each half of a conflict probe",
         "eval_bytes": "bytes of English in the held-out documents",
         "checkpoint_every": "steps between checkpoints",
@@ -174,7 +226,8 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="N",
             help=f"{text} (default: {getattr(d, field)})",
         )
-    add("--lr", type=float, help=f"AdamW's learning rate, the same for all (default: {d.lr})")
+    add("--lr", type=float, help="AdamW's learning rate, the same for all (default: tuned for each method)")
+    add("--clip", type=float, help=f"clip gradients to this length; 0: not at all (default: {d.clip})")
     add("--pretrain-lr", type=float, help=f"that of the pre-training (default: {d.pretrain_lr})")
     add("--bucket-cap-mb", type=float, help=f"DDP's bucket size (default: {d.bucket_cap_mb})")
     add(
@@ -208,15 +261,33 @@ def parse(argv: Sequence[str], world_size: int, available: Sequence[str]) -> Set
     if "probe_steps" not in chosen:
         steps = chosen.get("steps", Settings.steps)
         chosen["probe_steps"] = (0, steps // 8, steps // 2, steps)
-    if "unseen" not in chosen:
-        seen = chosen.get("languages", Settings.languages)
-        chosen["unseen"] = tuple(x for x in Settings.unseen if x not in seen)
+    if "languages" in chosen:
+        if "scenarios" in chosen:
+            raise BadArgument("--scenario", " ".join(chosen["scenarios"]), "not with --languages")
+        chosen["scenarios"] = ()
+    elif given_too := [name for name in ("unseen", "replay") if name in chosen]:
+        raise BadArgument(f"--{given_too[0]}", chosen[given_too[0]], "with --languages; a --scenario has its own")
     settings = replace(Settings(), **chosen)
     if "methods" not in chosen and not settings.plain:
         settings = replace(settings, methods=tuple(m for m in settings.methods if SKETCH not in m))
     settings = replace(settings, probe_steps=tuple(sorted(set(settings.probe_steps))))
-    check(settings, world_size, available)
+    if not set(settings.scenarios) <= set(SCENARIOS) or len(set(settings.scenarios)) != len(settings.scenarios):
+        raise BadArgument(
+            "--scenario", " ".join(settings.scenarios), f"one or more of {', '.join(SCENARIOS)}, each once"
+        )
+    for part in parts(settings):
+        check(part, world_size, available)
     return settings
+
+
+def parts(settings: Settings) -> list[Settings]:
+    """The settings of every scenario in turn."""
+    found = []
+    for name in settings.scenarios:
+        task = SCENARIOS[name]
+        mine = {"languages": task.objectives, "unseen": task.kept, "replay": task.replay}
+        found.append(replace(settings, scenarios=(name,), **mine))
+    return found or [settings]
 
 
 def check(settings: Settings, world_size: int, available: Sequence[str]) -> None:
@@ -239,11 +310,15 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
     ):
         if len(set(several)) != len(several) or not several:
             raise BadArgument(argument, " ".join(map(str, several)), "one or more, each once")
-    count = f"{len(settings.languages)} ({' '.join(settings.languages)}) for {world_size} process(es)"
-    if settings.layout == "ranks" and len(settings.languages) != world_size:
-        allowed = "one language a rank; change --languages or torchrun's --nproc-per-node, or take --layout passes"
+    try:
+        names = settings.task.names
+    except ValueError as error:
+        raise BadArgument("--replay", settings.replay, f"0, or 1 or more with --unseen languages ({error})") from error
+    count = f"{len(names)} ({' '.join(names)}) for {world_size} process(es)"
+    if settings.layout == "ranks" and len(names) != world_size:
+        allowed = "one objective a rank; change --languages or torchrun's --nproc-per-node, or take --layout passes"
         raise BadArgument("--languages", count, allowed)
-    if len(settings.languages) % world_size:
+    if len(names) % world_size:
         raise BadArgument("--languages", count, "with --layout passes a multiple of the processes")
     if settings.layout == "passes" and settings.batch_size % world_size:
         allowed = f"with --layout passes a multiple of the {world_size} processes, which share a language's blocks"
@@ -263,6 +338,7 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
         "batch_size": 1,
         "length": 8,
         "pretrain_steps": 0,
+        "pretrain_batch_size": 1,
         "probe_blocks": 1,
         "eval_bytes": 1,
         "checkpoint_every": 1,
@@ -272,7 +348,10 @@ def check(settings: Settings, world_size: int, available: Sequence[str]) -> None
         if getattr(settings, field) < low:
             name = f"--{field.replace('_', '-')}"
             raise BadArgument(name, getattr(settings, field), f"{low} or more")
-    for field in ("lr", "pretrain_lr", "bucket_cap_mb"):
+    for field in ("lr", "clip"):
+        if not 0 <= getattr(settings, field) < float("inf"):
+            raise BadArgument(f"--{field}", getattr(settings, field), "a number above 0, or 0")
+    for field in ("pretrain_lr", "bucket_cap_mb"):
         if not getattr(settings, field) > 0:
             name = f"--{field.replace('_', '-')}"
             raise BadArgument(name, getattr(settings, field), "a number above 0")

@@ -1,4 +1,4 @@
-"""What `--method` takes: "ddp", a method of bucket_moo_ext, or such a method with sketched Gramians."""
+"""What `--method` takes: "ddp", or a method of bucket_moo_ext, at its own length or another, from exact Gramians or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ PLAIN_DDP = "ddp"
 SKETCH = "sketch"
 OPTIONS = ("width", "seed", "refresh_every", "lag")
 """Settings of `bucket_moo_ext.Sketch`."""
-FORM = f"NAME, or NAME:{SKETCH} with any of {', '.join(f'{x}=N' for x in OPTIONS)} after it, separated by commas"
+LENGTHS = ("mean", "unit")
+"""Of `bucket_moo_ext.Rescaled`."""
+FORM = (
+    f"NAME, NAME@{' or NAME@'.join(LENGTHS)}, or one of these and :{SKETCH} with any of "
+    f"{', '.join(f'{x}=N' for x in OPTIONS)} after it, separated by commas"
+)
 
 
 class BadArgument(ValueError):
@@ -27,11 +32,22 @@ class MethodSpec(NamedTuple):
 
     Attributes:
         name: "ddp" or a name of `bucket_moo_ext.available_methods()`.
+        length: Empty: the method's own; else one of LENGTHS.
         sketch: None: exact Gramians, or none at all; else the `bucket_moo_ext.Sketch` they are from.
     """
 
     name: str
+    length: str
     sketch: Any
+
+    @property
+    def method(self) -> Any:
+        """What `bucket_moo_ext.register` takes as `method`."""
+        if not self.length:
+            return self.name
+        from bucket_moo_ext import Rescaled
+
+        return Rescaled(self.name, to=self.length)
 
     @property
     def gramian(self) -> Any:
@@ -41,12 +57,15 @@ class MethodSpec(NamedTuple):
 
 def parse_method(text: str, available: Sequence[str]) -> MethodSpec:
     """The method that `text` means, for example "mgda:sketch,lag=1". Raises BadArgument."""
-    name, colon, source = text.partition(":")
+    direction, colon, source = text.partition(":")
+    name, at, length = direction.partition("@")
+    if at and (length not in LENGTHS or name == PLAIN_DDP):
+        raise BadArgument("--method", repr(text), FORM)
     if name not in (PLAIN_DDP, *available):
         names = ", ".join((PLAIN_DDP, *available))
         raise BadArgument("--method", repr(text if not colon else name), f"{names}; as {FORM}")
     if not colon:
-        return MethodSpec(name, None)
+        return MethodSpec(name, length, None)
     kind, *settings = source.split(",")
     if kind != SKETCH:
         raise BadArgument("--method", repr(text), FORM)
@@ -61,14 +80,14 @@ def parse_method(text: str, available: Sequence[str]) -> MethodSpec:
     from bucket_moo_ext import Sketch  # not at the top: what is wrong with it, train.py says
 
     try:
-        return MethodSpec(name, Sketch(**options))
+        return MethodSpec(name, length, Sketch(**options))
     except (TypeError, ValueError) as error:
         raise BadArgument("--method", repr(text), f"{FORM} ({error})") from error
 
 
 def file_name(text: str) -> str:
     """`text` in letters that every file system takes: "mgda:sketch,lag=1" becomes "mgda-sketch-lag1"."""
-    return text.replace(":", "-").replace(",", "-").replace("=", "")
+    return text.replace("@", "-at-").replace(":", "-").replace(",", "-").replace("=", "")
 
 
 def in_lines(text: str) -> str:

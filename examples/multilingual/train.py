@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import conflicts
@@ -21,17 +22,16 @@ import figures
 import summary
 import torch
 import transformers
-from corpus import Corpus, CorpusUnavailable, cache_folder, load, write_atomically
-from evaluation import TestSet, build_test_set, evaluate, uniform_loss
+from corpus import CorpusUnavailable, write_atomically
+from evaluation import TestSet, evaluate, uniform_loss
 from finetune import CannotResume, Lane, train
-from models import PRESETS, build_preset, load_pretrained
-from pretrain import pretrain
+from materials import Materials, Recipe
 from recording import write_page
-from sampler import BlockSampler, PassSampler, Tokens
-from settings import BadArgument, Settings, parse
-from tokenizer import cached_streams, corpus_digest, digest, end_token, train_tokenizer
+from sampler import PassSampler
+from settings import BadArgument, Settings, parse, parts
+from spec import PLAIN_DDP
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from tuning import FIRST, LEARNING_RATES, SEED, following, keep, key, known
 from world import World, start, stop
 
 
@@ -54,79 +54,110 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
-def prepare(
-    settings: Settings, world: World, clock: Clock
-) -> tuple[Corpus, PreTrainedTokenizerBase, dict[str, Tokens], nn.Module]:
-    """Text, tokens and the model before fine-tuning, from the cache where it has them.
+def prepare(settings: Settings, world: World, clock: Clock) -> Materials:
+    """Text, tokenizer and the model before fine-tuning, from the cache where it has them.
 
     Rank 0 goes first and fills the cache; the others then read it.
     """
-    cache = cache_folder()
-    languages = list(dict.fromkeys((*settings.all_languages, "en")))
+    recipe = Recipe(settings.pretrain_steps, settings.pretrain_batch_size, settings.length, settings.pretrain_lr)
+    materials = Materials(settings.corpus_languages, settings.known, recipe, world.device, shows=world.shows)
     if not world.shows:
         world.barrier()
-    with clock.phase("text and tokens"):
-        corpus = load(languages, cache)
-        if preset := PRESETS.get(settings.model):
-            key = digest(corpus_digest(corpus), preset.vocabulary)
-            tokenizer = train_tokenizer(corpus, preset.vocabulary, cache / f"bpe-{key}.json")
-        else:
-            model, tokenizer = load_pretrained(settings.model)
-            key = digest(corpus_digest(corpus), tokenizer.get_vocab(), os.path.abspath(settings.model))
-        streams = cached_streams(tokenizer, corpus, cache / f"tokens-{key}", make=world.shows)
+    with clock.phase("text"):
+        count = materials.corpus.segments
+    with clock.phase("model"):
+        base, _ = materials.base(settings.model, 0)
     if world.shows:
         world.barrier()
-        streams = cached_streams(tokenizer, corpus, cache / f"tokens-{key}", make=False)
-    if preset is None:
-        return corpus, tokenizer, streams, model.to(world.device)
-    with clock.phase("pre-training"):
-        end = end_token(tokenizer)
-        model = build_preset(preset, length=settings.length, end=end, seed=0).to(world.device)
-        recipe: dict[str, Any] = {
-            "steps": settings.pretrain_steps,
-            "batch": settings.batch_size,
-            "length": settings.length,
-            "lr": settings.pretrain_lr,
-            "end": end,
-        }
-        name = digest(key, settings.model, recipe, world.size)
-        cached = pretrain(model, streams, world, **recipe, path=cache / f"model-{name}.pt")
-    count = sum(p.numel() for p in model.parameters())
+    size = sum(p.numel() for p in base.parameters()) / 1e6
     world.say(
-        f"{settings.model}: {count / 1e6:.2f} M parameters, pre-trained for "
-        f"{settings.pretrain_steps} steps on {' '.join(sorted(streams))} "
-        + ("(from the cache)" if cached else f"in {clock.seconds['pre-training']:.0f} s")
+        f"{settings.model}: {size:.2f} M parameters; {count} segments of text in {' '.join(materials.languages)}, "
+        f"of which presets are pre-trained on {' '.join(materials.known)}"
     )
-    return corpus, tokenizer, streams, model
+    return materials
+
+
+def samplers(
+    settings: Settings, seed: int, materials: Materials, world: World, *, stream: str = "", batch: int | None = None
+) -> PassSampler:
+    """This rank's blocks: of its passes, or with `stream` of its share of the objectives in another order."""
+    everything = materials.samplers(
+        settings.model, settings.task, seed, batch=batch or settings.batch_size, length=settings.length, stream=stream
+    )
+    names = settings.share(world.rank, world.size) if stream else settings.passes(world.rank, world.size)
+    shared = {"part": world.rank, "parts": world.size} if settings.layout == "passes" and not stream else {}
+    return PassSampler({name: everything[name] for name in names}, **shared)
+
+
+def test_set(settings: Settings, materials: Materials, part: str) -> TestSet:
+    """Held-out text of all languages, or of those that count for a choice."""
+    languages = settings.task.measured if part == "validation" else settings.all_languages
+    return materials.test_set(settings.model, languages, part, size=settings.eval_bytes, length=settings.length)
+
+
+def tuning_keys(settings: Settings, materials: Materials) -> dict[str, str]:
+    """Under what each method's learning rate is kept."""
+    return {
+        method: key(
+            model=settings.model,
+            recipe=materials.recipe,
+            scenario=settings.task,
+            method="mean" if method == PLAIN_DDP else method,
+            scope=settings.scope,
+            clip=settings.clip or None,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            length=settings.length,
+            bucket_cap_mb=settings.bucket_cap_mb,
+            validation_bytes=settings.eval_bytes,
+        )
+        for method in settings.methods
+    }
+
+
+def tune(settings: Settings, materials: Materials, world: World, clock: Clock) -> Settings:
+    """Settings with a learning rate for every method: what is kept, or found now by the same rule for all."""
+    if settings.lr:
+        return settings
+    keys = tuning_keys(settings, materials)
+    found = world.gather(known())[0]
+    rates = {method: found[k]["lr"] for method, k in keys.items() if k in found}
+    missing = [method for method in settings.methods if method not in rates]
+    losses: dict[str, dict[int, float]] = {method: {} for method in missing}
+    wanted = {method: list(FIRST) for method in missing}
+    sample = samplers(settings, SEED, materials, world)
+    base, validation = materials.base(settings.model, 0)[0], test_set(settings, materials, "validation")
+    with clock.phase("tuning"):
+        while wanted:
+            for method, places in wanted.items():
+                lanes = [Lane(settings, method, SEED, base, world, sample, LEARNING_RATES[i]) for i in places]
+                train(lanes, sample, settings, world, f"tuning {method}", None)
+                for place, lane in zip(places, lanes, strict=True):
+                    after = evaluate(lane.wrapped.whole(), validation, world, batch=32, title="validation")
+                    losses[method][place] = sum(after.values()) / len(after)
+            following_places = {method: following(losses[method], len(LEARNING_RATES)) for method in wanted}
+            wanted = {method: [place] for method, place in following_places.items() if place is not None}
+    for method in missing:
+        rates[method] = LEARNING_RATES[min(losses[method], key=lambda place: losses[method][place])]
+    if world.shows and missing:
+        keep({keys[m]: {"lr": rates[m], "source": "the demo", "validation": losses[m]} for m in missing})
+    where = {method: "found now" if method in missing else found[keys[method]]["source"] for method in settings.methods}
+    world.say("learning rates: " + ", ".join(f"{m} {rates[m]:g} ({where[m]})" for m in settings.methods))
+    return replace(settings, rates=tuple(rates.items()))
 
 
 def run_seed(
     settings: Settings,
     seed: int,
-    base: nn.Module,
-    streams: dict[str, Tokens],
+    materials: Materials,
     test: TestSet,
-    end: int,
     world: World,
     clock: Clock,
 ) -> list[summary.Run]:
     """All methods with one seed; the same blocks for each, step by step."""
-    shape: dict[str, Any] = {"length": settings.length, "seed": seed, "end": end}
-    sample = PassSampler(
-        {
-            language: BlockSampler(streams[language], batch=settings.batch_size, stream=language, **shape)
-            for language in settings.passes(world.rank, world.size)
-        },
-        **({"part": world.rank, "parts": world.size} if settings.layout == "passes" else {}),
-    )
-    probes = PassSampler(
-        {
-            language: BlockSampler(
-                streams[language], batch=2 * settings.probe_blocks, stream=f"{language} probe", **shape
-            )
-            for language in settings.share(world.rank, world.size)
-        }
-    )
+    base, _ = materials.base(settings.model, 0)
+    sample = samplers(settings, seed, materials, world)
+    probes = samplers(settings, seed, materials, world, stream=" probe", batch=2 * settings.probe_blocks)
     untouched: dict[str, Any] = {}
 
     def watch(lane: Lane, step: int) -> None:
@@ -215,30 +246,26 @@ def report(
 
 
 def demo(settings: Settings, world: World) -> None:
-    """The whole run."""
+    """One scenario."""
     clock = Clock()
     with clock.phase("total"):
         if world.shows and not settings.resume:
             for stale in ("checkpoints", "recordings"):
                 shutil.rmtree(settings.folder / stale, ignore_errors=True)
         try:
-            corpus, tokenizer, streams, base = prepare(settings, world, clock)
+            materials = prepare(settings, world, clock)
+            test = test_set(settings, materials, "test")
         except (CorpusUnavailable, ValueError, OSError, ImportError) as error:
             raise CannotStart(str(error)) from error
-        test = build_test_set(
-            corpus,
-            settings.all_languages,
-            tokenizer,
-            size=settings.eval_bytes,
-            length=settings.length,
-        )
+        base, _ = materials.base(settings.model, 0)
         with clock.phase("evaluation"):
             uniform = uniform_loss(test, base.get_input_embeddings().weight.shape[0])
             before = evaluate(base, test, world, batch=4 * settings.batch_size, title="evaluating before")
+        settings = tune(settings, materials, world, clock)
         runs: list[summary.Run] = []
         for seed in settings.seeds:
             with clock.phase("fine-tuning with probes and evaluation"):
-                runs += run_seed(settings, seed, base, streams, test, end_token(tokenizer), world, clock)
+                runs += run_seed(settings, seed, materials, test, world, clock)
     if world.shows:
         report(settings, world, uniform, before, runs, clock)
     world.barrier()
@@ -267,7 +294,9 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     world = start(gpu=settings.plain)
     try:
-        demo(settings, world)
+        for part in parts(settings):
+            world.say(f"\n== {part.task.name}: {' '.join(part.task.names)}")
+            demo(part, world)
     except CannotStart as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

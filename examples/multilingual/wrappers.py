@@ -68,6 +68,13 @@ class Wrapped:
             return stack
         return contextlib.nullcontext()
 
+    def clip(self, length: float) -> None:
+        """Shortens the whole gradient to `length` where it is longer. Collective."""
+        if isinstance(self.module, FullyShardedDataParallel):
+            self.module.clip_grad_norm_(length)
+        else:
+            nn.utils.clip_grad_norm_(self.module.parameters(), length)
+
     def state(self, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
         """Whole states of model and optimizer, on every rank. Collective."""
         if self._is_sharded:
