@@ -4,10 +4,13 @@
     python bench/compare.py OLD.json NEW.json --any-machine
     python bench/compare.py main~3 --select "-k kernels"             # builds that revision and runs both in turn
 
-A ratio got worse if it grew by more than 5 % and by more than chance explains: with the noise s of both runs, by z
-sqrt(s^2 + s'^2) of logarithms, where z is such that of all ratios together none is called worse in 99 of 100
-comparisons of equal code. Counts of instructions have no noise, and may grow by 1 %; memory likewise. Results that one
-side alone has are listed and fail nothing. The exit status is 1 if something got worse.
+A ratio got worse if it grew by more than 5 % and by more than chance explains: with the noise s of both runs and the
+drift d between them, by z sqrt(s^2 + s'^2 + d^2) of logarithms, where z is such that of all ratios together none is
+called worse in 99 of 100 comparisons of equal code. The drift is what no run sees by itself, as a neighbour on the
+machine that takes memory bandwidth from one of the two: the spread of the changes of a suite, by its median, so that
+a change of fewer than half of its results does not hide itself. Counts of instructions have no noise, and may grow by
+1 %; memory likewise. Results that one side alone has are listed and fail nothing. The exit status is 1 if something
+got worse.
 """
 
 import argparse
@@ -25,6 +28,8 @@ from harness import COMPARED, Result, Run, merged
 ROOT = Path(__file__).resolve().parent.parent
 LAST = ROOT / "build" / "bench" / "last.json"
 FALSE_ALARMS = 0.01  # of a whole comparison
+KERNELS = ("gramian", "combine", "sketch")
+FEW = 8  # changes from which on a spread is worth anything
 FLOOR = {"time": math.log(1.05), "memory": math.log(1.01), "instructions": math.log(1.01)}
 
 
@@ -53,11 +58,39 @@ def changes(old: Run, new: Run) -> list[Change]:
     names = sorted(old.results.keys() & new.results.keys())
     times = sum(new.results[name].kind == "time" for name in names)
     z = statistics.NormalDist().inv_cdf((1 - FALSE_ALARMS) ** (1 / max(times, 1)))
-    return [_change(old.results[name], new.results[name], z) for name in names]
+    drifts = _drifts(
+        {
+            name: math.log(new.results[name].value / old.results[name].value)
+            for name in names
+            if new.results[name].kind == "time"
+        }
+    )
+    return [_change(old.results[name], new.results[name], z, drifts.get(_suite(name), drifts[""])) for name in names]
 
 
-def _change(old: Result, new: Result, z: float) -> Change:
-    chance = z * math.hypot(old.noise, new.noise) if new.kind == "time" else 0.0
+def _suite(name: str) -> str:
+    """What a result is measured like: the kernels all by processor time and memory, others by their own name."""
+    kind = name.split("[")[0]
+    return "kernels" if kind in KERNELS else kind
+
+
+def _drifts(logarithms: dict[str, float]) -> dict[str, float]:
+    """Of each suite that has enough results, and under "" of all together: 0 if they too are few."""
+    suites: dict[str, list[float]] = {"": list(logarithms.values())}
+    for name, value in logarithms.items():
+        suites.setdefault(_suite(name), []).append(value)
+    spreads = {suite: _spread(values) for suite, values in suites.items() if len(values) >= FEW}
+    return {"": 0.0} | spreads
+
+
+def _spread(values: list[float]) -> float:
+    """Standard deviation by the median of distances from the median, as normal values have it."""
+    middle = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - middle) for value in values)
+
+
+def _change(old: Result, new: Result, z: float, drift: float) -> Change:
+    chance = z * math.hypot(old.noise, new.noise, drift) if new.kind == "time" else 0.0
     limit = math.exp(max(FLOOR[new.kind], chance))
     return Change(new.name, old.value, new.value, new.value / old.value, limit)
 

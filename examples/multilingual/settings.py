@@ -35,7 +35,7 @@ class Settings:
     wrapper: str = "ddp"
     layout: str = "ranks"
     scope: str = "bucket"
-    steps: int = 48
+    steps: int = 40
     batch_size: int = 4
     length: int = 128
     lr: float = 0.0
@@ -45,13 +45,13 @@ class Settings:
     clip: float = 1.0
     """Length that a step's gradient is clipped to; 0: not at all."""
     bucket_cap_mb: float = 1.0
-    pretrain_steps: int = 300
+    pretrain_steps: int = 200
     pretrain_batch_size: int = 16
     pretrain_lr: float = 4e-3
-    probe_steps: tuple[int, ...] = (0, 6, 24, 48)
+    probe_steps: tuple[int, ...] = (0, 5, 20, 40)
     probe_blocks: int = 16
     eval_bytes: int = 12_000
-    checkpoint_every: int = 24
+    checkpoint_every: int = 20
     record_every: int = 2
     one_at_a_time: bool = False
     resume: bool = False

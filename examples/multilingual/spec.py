@@ -1,4 +1,4 @@
-"""What `--method` takes: "ddp", or a method of bucket_moo_ext, at its own length or another, from exact Gramians or not."""
+"""What `--method` takes: "ddp", or a method of bucket_moo_ext, at its own length or not, from Gramians or sketches."""
 
 from __future__ import annotations
 

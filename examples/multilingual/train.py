@@ -30,7 +30,6 @@ from recording import write_page
 from sampler import PassSampler
 from settings import BadArgument, Settings, parse, parts
 from spec import PLAIN_DDP
-from torch import nn
 from tuning import FIRST, LEARNING_RATES, SEED, following, keep, key, known
 from world import World, start, stop
 

@@ -142,6 +142,40 @@ def test_a_fifth_slower_is_found(rng: np.random.Generator) -> None:
     assert found >= 45
 
 
+def drifting(rng: np.random.Generator, drift: float, slower: float = 1.0) -> harness.Run:
+    """Kernels with a drift of their own, of which five Gramians may be slower, and solvers without."""
+    names = [
+        *(f"gramian[{i}]" for i in range(12)),
+        *(f"combine[{i}]" for i in range(12)),
+        *(f"sketch[{i}]" for i in "ab"),
+    ]
+    results = []
+    for place, name in enumerate(names):
+        shift = math.exp(drift * rng.standard_normal()) * (slower if place < 5 else 1.0)
+        results.append(harness.paired_result(name, "y", blocks_of(rng, shift, 0.02)))
+    return run_of(*results, *(harness.paired_result(f"solve[{i}]", "y", blocks_of(rng, 1.0, 0.02)) for i in range(30)))
+
+
+def test_a_drift_that_no_run_sees_by_itself_raises_no_alarm(rng: np.random.Generator) -> None:
+    alarms = sum(not compare.report(drifting(rng, 0.1), drifting(rng, 0.1))[1] for _ in range(60))
+    assert alarms <= 6
+
+
+def test_a_drift_of_kernels_hides_no_slower_solver(rng: np.random.Generator) -> None:
+    limits = {change.name: change.limit for change in compare.changes(drifting(rng, 0.1), drifting(rng, 0.1))}
+    assert limits["solve[3]"] < 1.15 < limits["gramian[3]"]
+
+
+def test_several_slower_kernels_do_not_hide_themselves(rng: np.random.Generator) -> None:
+    found = []
+    for _ in range(30):
+        changes = compare.changes(drifting(rng, 0.0), drifting(rng, 0.0, slower=1.2))
+        found.append(
+            {change.name for change in changes if change.verdict == "worse"} == {f"gramian[{i}]" for i in range(5)}
+        )
+    assert sum(found) >= 27
+
+
 def test_runs_together() -> None:
     together = harness.merged([time_of("a", 1.0), time_of("a", 1.21)])
     assert together.value == pytest.approx(1.1)

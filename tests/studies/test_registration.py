@@ -37,7 +37,7 @@ def test_the_small_study_has_what_was_asked_for() -> None:
     headline = next(cell for cell in registration.cells if cell.headline)
     assert len(headline.seeds) >= 8
     for cell in registration.cells:
-        assert {"clipped", "weighted", "normalized"} <= set(cell.arms)
+        assert {"clipped", "normalized", "mgda_rescaled"} <= set(cell.arms)
 
 
 def _change(old: str, new: str) -> Callable[[str], str]:
