@@ -72,7 +72,7 @@ class Lane:
 
             spec = parse_method(method, moo.available_methods())
             self.state = self._register(spec, settings.passes(world.rank, world.size)[0])
-            self._recording = Recording(self.state, settings, method, seed, world)
+            self._recording = Recording(self.state, settings, method, seed, self.lr, world)
         self.optimizer = torch.optim.AdamW(
             self.wrapped.module.parameters(),
             lr=self.lr,

@@ -11,7 +11,7 @@ from settings import Settings
 from spec import PLAIN_DDP, file_name
 from world import World
 
-DESCRIBED = ("model", "languages", "wrapper", "steps", "batch_size", "length", "lr", "bucket_cap_mb")
+DESCRIBED = ("model", "languages", "wrapper", "steps", "batch_size", "length", "clip", "bucket_cap_mb")
 
 
 def recording_path(settings: Settings, method: str, seed: int) -> Path:
@@ -22,8 +22,8 @@ def recording_path(settings: Settings, method: str, seed: int) -> Path:
 class Recording:
     """A recorder on rank 0 that is told what all ranks have measured."""
 
-    def __init__(self, state: Any, settings: Settings, method: str, seed: int, world: World) -> None:
-        """`state`: that of the lane."""
+    def __init__(self, state: Any, settings: Settings, method: str, seed: int, lr: float, world: World) -> None:
+        """`state`: that of the lane; `lr`: its learning rate."""
         import bucket_moo_ext as moo
 
         self._state, self._every, self._world = state, settings.record_every, world
@@ -32,7 +32,9 @@ class Recording:
         self._recorder = moo.Recorder(state, every=self._every) if world.shows else None
         if self._recorder is not None:
             described = {name: getattr(settings, name) for name in DESCRIBED}
-            self._recorder.describe({**described, "seed": seed, "processes": world.size, "device": world.device.type})
+            self._recorder.describe(
+                {**described, "lr": lr, "seed": seed, "processes": world.size, "device": world.device.type}
+            )
 
     def step(self, number: int, losses: Mapping[str, float], seconds: float) -> None:
         """After a training step, by its number from 0; outside of what is timed. All ranks call it."""

@@ -19,13 +19,12 @@ import numpy as np
 import summary
 import torch
 import torch.distributed as dist
-from evaluation import build_test_set, evaluate
+from evaluation import evaluate
 from finetune import Lane, train
-from sampler import BlockSampler, PassSampler
+from materials import Materials
 from settings import Settings, parse
 from spec import PLAIN_DDP, BadArgument, MethodSpec
-from tokenizer import end_token
-from train import Clock, prepare
+from train import Clock, prepare, samplers, test_set
 from world import World, start, stop
 
 EXACT = "mgda"
@@ -37,8 +36,8 @@ class ShadowLane(Lane):
     """A lane that gathers every bucket's gradients too, and keeps the exact Gramian beside what the hook used."""
 
     def _register(self, spec: MethodSpec, language: str) -> Any:
-        state = moo.BucketMOO(spec.name, objective=language, gramian=spec.gramian, seed=self.seed)
-        state.name_parameters(self.model.named_parameters())
+        state = moo.BucketMOO(spec.method, objective=language, gramian=spec.gramian, seed=self.seed)
+        state.name_parameters(self.wrapped.whole().named_parameters())
         self.exact: dict[int, torch.Tensor] = {}
 
         def hook(state: moo.BucketMOO, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -47,7 +46,7 @@ class ShadowLane(Lane):
             self.exact[bucket.index()] = moo.gramian(rows)
             return moo.bucket_moo_hook(state, bucket)
 
-        self.ddp.register_comm_hook(state, hook)
+        self.wrapped.module.register_comm_hook(state, hook)
         return state
 
     def compare(self, languages: Sequence[str]) -> list[dict[str, Any]]:
@@ -70,12 +69,10 @@ class ShadowLane(Lane):
         return result
 
 
-def run_seed(settings: Settings, seed: int, base: Any, streams: Any, test: Any, end: int, world: World) -> Any:
+def run_seed(settings: Settings, seed: int, materials: Materials, test: Any, world: World) -> Any:
     """All methods side by side, timed; then the sketch once more with its shadow, untimed."""
-    language = settings.languages[world.rank]
-    shape: dict[str, Any] = {"length": settings.length, "seed": seed, "end": end}
-    blocks = BlockSampler(streams[language], batch=settings.batch_size, stream=language, **shape)
-    sample = PassSampler({language: blocks})
+    base, _ = materials.base(settings.model, 0)
+    sample = samplers(settings, seed, materials, world)
     lanes = [Lane(settings, method, seed, base, world, sample) for method in settings.methods]
     train(lanes, sample, settings, world, f"seed {seed}", lambda *_: None)
     shadow = ShadowLane(settings, SKETCHED, seed, base, world, sample)
@@ -88,7 +85,9 @@ def run_seed(settings: Settings, seed: int, base: Any, streams: Any, test: Any, 
     train([shadow], sample, settings, world, f"seed {seed}, shadow", watch)
     batch = 4 * settings.batch_size
     for lane in lanes:
-        lane.history["after"] = evaluate(lane.model, test, world, batch=batch, title=f"evaluating {lane.method}")
+        lane.history["after"] = evaluate(
+            lane.wrapped.whole(), test, world, batch=batch, title=f"evaluating {lane.method}"
+        )
     twin = lanes[settings.methods.index(SKETCHED)]
     same = shadow.history["losses"] == twin.history["losses"]
     runs = [{"method": x.method, "seed": seed, **x.history} for x in lanes]
@@ -137,12 +136,12 @@ def markdown(settings: Settings, result: dict[str, Any]) -> str:
 def study(settings: Settings, world: World, path: Path) -> None:
     """The whole study; rank 0 prints and writes."""
     load = os.getloadavg()
-    corpus, tokenizer, streams, base = prepare(settings, world, Clock())
-    test = build_test_set(corpus, settings.languages, tokenizer, size=settings.eval_bytes, length=settings.length)
+    materials = prepare(settings, world, Clock())
+    test = test_set(settings, materials, "test")
     runs: list[summary.Run] = []
     agreements = []
     for seed in settings.seeds:
-        own, agreed = run_seed(settings, seed, base, streams, test, end_token(tokenizer), world)
+        own, agreed = run_seed(settings, seed, materials, test, world)
         runs += own
         agreements.append(agreed)
         if world.shows:  # after every seed, so that a stopped study leaves the seeds that it finished
@@ -185,7 +184,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--json", type=Path, default=Path("bench/results/sketch_quality.json"))
     chosen, rest = parser.parse_known_args()
-    arguments = ["--name", "sketch_quality", "--probe-steps", "0", "--method", *METHODS, *rest]
+    arguments = ["--name", "sketch_quality", "--probe-steps", "0", "--lr", "4e-3", "--method", *METHODS, *rest]
+    if not {"--scenario", "--languages"} & set(rest):
+        arguments += ["--languages", "de", "hu", "tr", "ja"]
     try:
         settings = parse(arguments, int(os.environ.get("WORLD_SIZE", "1")), tuple(moo.available_methods()))
     except BadArgument as error:

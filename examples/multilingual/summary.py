@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 from conflicts import WHOLE, group_order, pool
+from inference import compare
 from settings import PLAIN_DDP, Settings
 
 Run = dict[str, Any]
 """One (method, seed): `method`, `seed`, `after`, `losses`, `seconds`, `probes`, `reports`."""
+BLIND = "normalizedmean"
+"""The rival that balances lengths and knows nothing of conflicts."""
+MARGIN = 0.005
+"""Bits per byte that would matter."""
+WHOLE_TASK = "mean of all"
 WARM_UP = 2
 """First steps of each seed that do not count as step times."""
 
@@ -28,8 +34,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def aggregates(loss: dict[str, float], settings: Settings) -> dict[str, float]:
-    """Mean and worst (highest) bits per byte of the seen and the unseen languages."""
+    """Mean and worst (highest) bits per byte of the seen and the unseen languages; with replay, the mean of both."""
     result: dict[str, float] = {}
+    if settings.replay:
+        result[WHOLE_TASK] = statistics.fmean(loss[x] for x in settings.all_languages)
     for kind, languages in (("seen", settings.languages), ("unseen", settings.unseen)):
         if languages:
             result[f"mean {kind}"] = statistics.fmean(loss[x] for x in languages)
@@ -146,6 +154,8 @@ def loss_table(settings: Settings, result: dict[str, Any]) -> str:
     rows += [row(x, f"{x} (unseen)") for x in settings.unseen]
     totals = [n for n in result["before"] if n not in settings.all_languages]
     rows += [[], *(row(n, n) for n in totals)]
+    rates = [f"{settings.rate(m):g}" for m in settings.methods]
+    rows.append(["learning rate", "", "", *rates])
     text = table(["held-out bits per byte", "uniform", "before", *settings.methods], rows)
     worst = "; ".join(f"{m} " + ", ".join(sorted(set(result["worst_language"][m].values()))) for m in settings.methods)
     count = len(settings.seeds)
@@ -157,22 +167,50 @@ def difference_table(settings: Settings, result: dict[str, Any]) -> str:
     if not result.get("minus_ddp"):
         return ""
     methods = list(result["minus_ddp"])
-    rows = []
     totals = [n for n in result["before"] if n not in settings.all_languages]
-    for name in (*settings.all_languages, *totals):
-        cells = [result["minus_ddp"][m][name] for m in methods]
-        rows.append(
-            [
-                name,
-                *(
-                    f"{c['mean']:+.4f} ±{c['std']:.4f}  {sum(v < 0 for v in c['values'])}/{len(c['values'])}"
-                    for c in cells
-                ),
-            ]
-        )
+    rows = [
+        [name, *(_difference(result["minus_ddp"][m][name]["values"]) for m in methods)]
+        for name in (*settings.all_languages, *totals)
+    ]
     rows.insert(len(settings.all_languages), [])
     text = table(["minus ddp, same seed", *methods], rows)
-    return f"{text}\nbelow 0: better than plain DDP; x/y: in x of y seeds"
+    return (
+        f"{text}\nbelow 0: better than plain DDP; ± standard error of the mean difference, [95 % interval], x/y: "
+        "better in x of y seeds"
+    )
+
+
+def _difference(values: Sequence[float]) -> str:
+    better = f"{sum(v < 0 for v in values)}/{len(values)}"
+    if len(values) < 2:
+        return f"{values[0]:+.4f}  {better}"
+    d = compare(values, [0.0] * len(values), MARGIN)
+    return f"{d.mean:+.4f} ±{d.standard_error:.4f} [{d.low:+.4f}, {d.high:+.4f}]  {better}"
+
+
+def reading(settings: Settings, result: dict[str, Any]) -> str:
+    """What is direction and what is length: each method beside the mean and beside what knows nothing of conflicts."""
+    row = WHOLE_TASK if settings.replay else "mean seen"
+    after = result["after"]
+    lines = []
+    for method in settings.methods:
+        own, at, _ = method.partition("@")
+        pairs = [(PLAIN_DDP, "the clipped mean (DDP)"), (BLIND, "the mean of directions, blind to conflicts")]
+        if at:
+            pairs.append((own, "the same with its own length, so by length alone"))
+        for other, text in pairs:
+            if other in after and method not in (PLAIN_DDP, other) and len(settings.seeds) > 1:
+                d = compare(after[method][row]["values"], after[other][row]["values"], MARGIN)
+                said = "no difference seen" if d.low <= 0 <= d.high else "better" if d.mean < 0 else "worse"
+                interval = f"{d.mean:+.4f} ±{d.standard_error:.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+                lines.append(f"  {method} minus {text}: {interval}: {said}")
+    if not lines:
+        return ""
+    return (
+        f"{row}, paired by seed, each method with the learning rate that the same rule found for it on another seed\n"
+        + "\n".join(lines)
+        + f"\n{len(settings.seeds)} seeds see large differences alone; the study in studies/multilingual has more"
+    )
 
 
 def gramian_lines(runs: Sequence[Run]) -> str:

@@ -229,6 +229,7 @@ def report(
     parts = [
         summary.loss_table(settings, result["held_out"]),
         summary.difference_table(settings, result["held_out"]),
+        summary.reading(settings, result["held_out"]),
         summary.gramian_lines(runs),
         *(summary.conflict_table(settings, result["conflicts"], m) for m in settings.methods if result["conflicts"][m]),
         summary.time_table(settings, result["step_time"]),

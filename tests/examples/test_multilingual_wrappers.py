@@ -30,7 +30,16 @@ def _training(rank: int, size: int, folder: str, wrappers: tuple[str, ...]) -> N
     shape: dict[str, Any] = {"length": 4, "batch": 4, "seed": 0, "end": 99}
     samplers = {language: BlockSampler(tokens, stream=language, **shape) for language in LANGUAGES}
     sample = PassSampler(samplers, part=rank, parts=size)
-    chosen = Settings(languages=LANGUAGES, layout="passes", steps=4, checkpoint_every=2, output=folder, probe_steps=())
+    chosen = Settings(
+        scenarios=(),
+        languages=LANGUAGES,
+        layout="passes",
+        steps=4,
+        lr=4e-3,
+        checkpoint_every=2,
+        output=folder,
+        probe_steps=(),
+    )
 
     def lane(wrapper: str, method: str, steps: int = 4) -> finetune.Lane:
         settings = replace(chosen, wrapper=wrapper, name=wrapper)

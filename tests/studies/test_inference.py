@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "multilingual"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "multilingual"))
 
 from inference import Difference, compare, holm, verdict
 
