@@ -44,7 +44,7 @@ def build(rank: int, world: int, n: int, gramian: str, repeat: int) -> Ways:
 )
 def test_all_reduce(paired: Any, world: int, n: int, gramian: str) -> None:
     """Float32."""
-    repeat = max(1, 300_000 // n)
+    repeat = max(1, 100_000 // n)
     with contextlib.ExitStack() as stack:
         make = in_turns(stack, world, build, n, gramian, repeat)
         paired(f"all_reduce[{gramian},W={world},n={n}]", "all-reduce (sum)", make)

