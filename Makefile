@@ -231,10 +231,10 @@ gpu-check-sanitizers: ## The same, with every kernel under compute-sanitizer in 
 gpu-check-sanitizers: GPU_CHECK := --sanitizers
 gpu-check gpu-check-sanitizers:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.13 found on the PATH; run make gpu-check PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) bench/gpu_check.py $(GPU_CHECK) $(ARGS)
+	@$(PYTHON) tools/gpu_check.py $(GPU_CHECK) $(ARGS)
 
 gpu-check-dry: $(STAMP)/emulated ## Run all that gpu-check and gpu-check-sanitizers do over emulated CUDA kernels, and keep no result
-	@$(EMULATED)/bin/python bench/gpu_check.py --dry-run
+	@$(EMULATED)/bin/python tools/gpu_check.py --dry-run
 
 peer-test: $(STAMP)/extension $(STAMP)/peer ## Compare with TorchJD; TORCHJD=/path/to/its/checkout runs its own tests too
 	@echo "== our tests against TorchJD"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 import gpu_check as check  # noqa: E402
 import gpu_report as report  # noqa: E402
@@ -156,7 +156,7 @@ def test_what_is_to_be_done(tmp_path: Path, dry: bool) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "bench" / "gpu_check.py"), "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "tools" / "gpu_check.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no GPU" in done.stderr

@@ -48,8 +48,8 @@ BLOCKS = {
 RUN = (
     "torchrun --standalone --nproc-per-node 3 train.py",
     "c++ -std=c++20 -I cpp/include examples/cpp/mgda.cpp -o mgda && ./mgda",
-    "python bench/scaling_model.py",
-    "python bench/scaling_model.py --bucket-mb 100 --objectives 4 --nics 2",
+    "python studies/scaling_model.py",
+    "python studies/scaling_model.py --bucket-mb 100 --objectives 4 --nics 2",
 )
 # A test below runs the first half, which configures. `make test-cpp` builds the same tests in its own tree.
 PRESETS = (
@@ -61,7 +61,7 @@ NOT_RUN = (
     ("pip install torch==2.13.0 numpy scikit-build-core cmake ninja", "downloads"),
     ("pip install --no-build-isolation .", "installs; `make setup` does the same, editable"),
     ('pip install --no-build-isolation ".[cupy]"', "downloads"),
-    ("pip install --no-build-isolation -C cmake.define.NAME=VALUE .", "a pattern; bench/gpu_check.py fills it in"),
+    ("pip install --no-build-isolation -C cmake.define.NAME=VALUE .", "a pattern; tools/gpu_check.py fills it in"),
     ("pip install --no-build-isolation --force-reinstall --no-deps .", "installs"),
     ("pip install -r requirements/demo.txt", "downloads; `make test` does"),
     (".venv/bin/pre-commit install", "changes the checkout's hooks"),
@@ -72,7 +72,8 @@ NOT_RUN = (
     ("build/core/tests/cpp/test_core 12", "ctest runs it once"),
     ("build/asan/tests/cpp/fuzz_methods 1000000 20260000000", "a million inputs; ctest takes a sample"),
     (
-        "python bench/scaling_model.py --json bench/results/scaling_model.json --plot docs/figures/scaling_model.png",
+        "python studies/scaling_model.py --json studies/results/scaling_model.json "
+        "--plot docs/figures/scaling_model.png",
         "writes into the checkout; test_scaling_model.py compares with what it wrote",
     ),
     ("python bench/step_overhead.py", "a benchmark, of minutes"),
@@ -80,7 +81,7 @@ NOT_RUN = (
     ("python bench/wrapped_backward.py", "a benchmark, of minutes"),
     ("python bench/one_process.py", "a benchmark, of minutes"),
     ("python bench/scope.py", "a benchmark, of minutes"),
-    ("python bench/roofline.py", "writes into docs/gpu.md; a test compares with what it wrote"),
+    ("python studies/roofline.py", "writes into docs/gpu.md; a test compares with what it wrote"),
     (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/fsdp2/finetune.py --layout passes",
         "tests/examples/test_fsdp2_example.py runs it",

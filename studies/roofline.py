@@ -1,6 +1,6 @@
 """What bounds the kernels on a GPU, derived from their machine code: nothing here is measured.
 
-Writes its tables into docs/gpu.md. `python bench/roofline.py --check` says whether those there are still right.
+Writes its tables into docs/gpu.md. `python studies/roofline.py --check` says whether those there are still right.
 
 A multiprocessor issues four instructions of a warp in a cycle. The hot way through a kernel's loops says how many it
 issues for every byte of memory; times the bytes that a multiprocessor gets in a cycle from memory, that is the share of
@@ -16,13 +16,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
 import machine_code
 from machine_code import Cost, Kernel, Loop
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gpu.md"
-BEGIN = "<!-- derived by bench/roofline.py: begin -->\n"
-END = "<!-- derived by bench/roofline.py: end -->"
+BEGIN = "<!-- derived by studies/roofline.py: begin -->\n"
+END = "<!-- derived by studies/roofline.py: end -->"
 
 ISSUED = 4  # instructions of warps that a multiprocessor issues in a cycle, and float32 ones that it executes
 VECTORS = 32 * 16  # bytes that a load of 16 bytes a lane reads
@@ -201,7 +203,7 @@ def main() -> None:
     page = PAGE.read_text()
     new = replaced(page, derived())
     if options.check:
-        sys.exit(0 if new == page else f"error: {PAGE.relative_to(ROOT)} is stale; run python bench/roofline.py")
+        sys.exit(0 if new == page else f"error: {PAGE.relative_to(ROOT)} is stale; run python studies/roofline.py")
     PAGE.write_text(new)
 
 

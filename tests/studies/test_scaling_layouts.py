@@ -1,4 +1,4 @@
-"""What bench/scaling_model.py makes of the layouts of objectives, against sums done by hand."""
+"""What studies/scaling_model.py makes of the layouts of objectives, against sums done by hand."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(ROOT / "studies"))
 
 from scaling.choices import CHOICES, choice_rows  # noqa: E402
 from scaling.cost import Cost  # noqa: E402

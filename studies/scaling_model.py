@@ -1,8 +1,8 @@
 """An analytic model of what a step's reductions cost from 8 to 1024 GPUs. Nothing here is a measurement.
 
-    python bench/scaling_model.py                          # the tables
-    python bench/scaling_model.py --plot figure.png        # matplotlib is needed for this alone
-    python bench/scaling_model.py --bucket-mb 200 --nics 8 4 1 --passes 1 8
+    python studies/scaling_model.py                          # the tables
+    python studies/scaling_model.py --plot figure.png        # matplotlib is needed for this alone
+    python studies/scaling_model.py --bucket-mb 200 --nics 8 4 1 --passes 1 8
 
 This project has not run on a GPU. The model adds up latencies, bytes over NVLink, bytes over network cards (NICs) and
 passes over memory, with constants that are public figures for H100 nodes or estimates that are called so (`Constants`).
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     print_bandwidths()
     if options.json:
         document = {
-            "what": "bench/scaling_model.py: a model, not a measurement; nothing of this project has run on a GPU",
+            "what": "studies/scaling_model.py: a model, not a measurement; nothing of this project has run on a GPU",
             "setup": {name: value for name, value in asdict(base).items() if name not in ("gpus", "nics_per_node")},
             "constants": asdict(Constants()),
             "tree_shares": TREE_SHARES,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path[:0] = [str(ROOT / "studies"), str(ROOT / "tools")]
 
 import machine_code  # noqa: E402
 import roofline  # noqa: E402
@@ -55,4 +55,4 @@ def test_the_page_is_not_stale() -> None:
     page = roofline.PAGE.read_text()
     if f"nvcc {roofline.compiler()}" not in page:
         pytest.skip("the tables are of another nvcc, whose code is another")
-    assert roofline.replaced(page, roofline.derived()) == page, "run python bench/roofline.py"
+    assert roofline.replaced(page, roofline.derived()) == page, "run python studies/roofline.py"

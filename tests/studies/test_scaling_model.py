@@ -1,4 +1,4 @@
-"""The cost model of bench/scaling_model.py against sums done by hand."""
+"""The cost model of studies/scaling_model.py against sums done by hand."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(ROOT / "studies"))
 
 import scaling_model as model  # noqa: E402
 from scaling import device_path  # noqa: E402
@@ -320,7 +320,7 @@ def test_wrong_lag_and_refresh_are_named() -> None:
 
 
 def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    script = ROOT / "bench" / "scaling_model.py"
+    script = ROOT / "studies" / "scaling_model.py"
     # -S: without site-packages, as on a machine that has nothing but Python
     command = [sys.executable, "-S", str(script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -341,7 +341,7 @@ def test_the_script_needs_python_alone(tmp_path: Path) -> None:
 
 
 def test_the_stored_results_are_the_models() -> None:
-    document = json.loads((ROOT / "bench" / "results" / "scaling_model.json").read_text())
+    document = json.loads((ROOT / "studies" / "results" / "scaling_model.json").read_text())
     rows = model.model_rows(Setup(8), model.DEFAULT_GPUS, model.DEFAULT_NICS)
     assert len(document["rows"]) == len(rows)
     for stored, row in zip(document["rows"], rows, strict=True):

@@ -1,0 +1,1 @@
+"""The parts of studies/scaling_model.py."""
