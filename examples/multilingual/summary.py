@@ -213,6 +213,28 @@ def reading(settings: Settings, result: dict[str, Any]) -> str:
     )
 
 
+def overview(results: Sequence[tuple[Settings, dict[str, Any]]]) -> str:
+    """All scenarios on one page: what was learnt, what was forgotten."""
+    rows: list[list[str]] = []
+    for settings, result in results:
+        for method in settings.methods:
+            after = result["after"][method]
+            row = [settings.task.name, method, f"{settings.rate(method):g}"]
+            for name in ("mean seen", "worst seen", "mean unseen"):
+                if name in after:
+                    row.append(f"{result['before'][name]:.4f} > {after[name]['mean']:.4f}")
+                else:
+                    row.append("-")
+            rows.append(row)
+        rows.append([])
+    text = table(["scenario", "method", "learning rate", "mean seen", "worst seen", "mean unseen"], rows[:-1])
+    parts = [
+        text + "\nbits per byte before > after, mean over seeds; unseen: what the model knew and was not trained on"
+    ]
+    parts += [f"{settings.task.name}: {said}" for settings, result in results if (said := reading(settings, result))]
+    return "\n\n".join(parts)
+
+
 def gramian_lines(runs: Sequence[Run]) -> str:
     """Which Gramians each method's last report was from; a small bucket's is exact even with a sketch."""
     lines: dict[str, str] = {}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import conflicts
@@ -207,8 +208,8 @@ def report(
     before: dict[str, float],
     runs: list[summary.Run],
     clock: Clock,
-) -> None:
-    """Prints the tables and writes them, the figure and the JSON."""
+) -> dict[str, Any]:
+    """Prints the tables and writes them, the figure and the JSON; what was held out."""
     result: dict[str, Any] = {
         "settings": settings.to_dict(),
         "environment": {
@@ -243,10 +244,12 @@ def report(
     print(f"\n{text}\nwritten: {settings.folder}/summary.json, summary.txt, summary.png")
     if page := write_page(settings):
         print(f"written: {page}, to be opened in a browser: which languages conflict where, step by step")
+    held_out: dict[str, Any] = result["held_out"]
+    return held_out
 
 
-def demo(settings: Settings, world: World) -> None:
-    """One scenario."""
+def demo(settings: Settings, world: World) -> tuple[Settings, dict[str, Any]]:
+    """One scenario: settings with learning rates, and on rank 0 what was held out."""
     clock = Clock()
     with clock.phase("total"):
         if world.shows and not settings.resume:
@@ -266,9 +269,9 @@ def demo(settings: Settings, world: World) -> None:
         for seed in settings.seeds:
             with clock.phase("fine-tuning with probes and evaluation"):
                 runs += run_seed(settings, seed, materials, test, world, clock)
-    if world.shows:
-        report(settings, world, uniform, before, runs, clock)
+    found = report(settings, world, uniform, before, runs, clock) if world.shows else {}
     world.barrier()
+    return settings, found
 
 
 def main() -> int:
@@ -294,9 +297,14 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     world = start(gpu=settings.plain)
     try:
+        results = []
         for part in parts(settings):
             world.say(f"\n== {part.task.name}: {' '.join(part.task.names)}")
-            demo(part, world)
+            results.append(demo(part, world))
+        if world.shows and len(results) > 1:
+            text = summary.overview(results)
+            write_atomically(Path(settings.output, settings.name, "summary.txt"), f"{text}\n".encode())
+            print(f"\n== all scenarios\n\n{text}")
     except CannotStart as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -32,8 +32,9 @@ def following(losses: Mapping[int, float], count: int) -> int | None:
     losses: by place among `count` learning rates, neighbours all; the lowest is the best, the first of equals.
     """
     best = min(sorted(losses), key=lambda place: losses[place])
-    beyond = best - 1 if best == min(losses) else best + 1 if best == max(losses) else -1
-    return beyond if 0 <= beyond < count and beyond not in losses else None
+    beyond = [best - 1] if best == min(losses) else []
+    beyond += [best + 1] if best == max(losses) else []
+    return next((place for place in beyond if 0 <= place < count), None)
 
 
 def key(

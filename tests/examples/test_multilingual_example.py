@@ -284,6 +284,9 @@ def test_summary_by_hand() -> None:
     assert "-0.6000 ±0.5000 [-6.9531, +5.7531]  2/2" in summary.difference_table(chosen, result)
     assert "mgda minus the clipped mean (DDP): -0.2500 ±" in summary.reading(chosen, result)
     assert "no difference seen" in summary.reading(chosen, result)
+    page = summary.overview([(chosen, result), (chosen, result)])
+    assert page.count("3.5000 > 2.3500") == 2, "mean seen of mgda"
+    assert page.count("5.0000 > 6.0000") == 4, "mean unseen"
     assert "3.1000 ±0.1414" in summary.loss_table(chosen, result)
     times = summary.step_times(chosen, runs)
     assert times["methods"]["mgda"]["ratio_to_ddp"]["median"] == pytest.approx(1.1)

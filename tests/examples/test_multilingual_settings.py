@@ -51,11 +51,11 @@ def test_settings() -> None:
     assert chosen.probe_steps == (0, 2, 8, 16)
     assert (chosen.unseen, chosen.scenarios, chosen.task.name) == ((), (), "custom")
     assert chosen.known == chosen.corpus_languages == ("de", "en")
-    assert parse(["--smoke"], 4, moo.available_methods()).steps == settings_module.SMOKE["steps"]
+    assert parse(["--smoke"], 4, tuple(moo.available_methods())).steps == settings_module.SMOKE["steps"]
 
 
 def test_scenarios_one_after_the_other() -> None:
-    chosen = parse(["--output", "out"], 4, moo.available_methods())
+    chosen = parse(["--output", "out"], 4, tuple(moo.available_methods()))
     parts = settings_module.parts(chosen)
     assert [part.folder for part in parts] == [Path("out/demo") / name for name in chosen.scenarios]
     for part, name in zip(parts, chosen.scenarios, strict=True):
@@ -72,7 +72,9 @@ def test_scenarios_are_those_of_the_study() -> None:
     study = tomllib.loads(path.read_text())
     assert (tuple(study["languages"]), tuple(study["known"])) == (scenarios.LANGUAGES, scenarios.KNOWN)
     for name, scenario in scenarios.SCENARIOS.items():
-        registered = {key: tuple(x) if isinstance(x, list) else x for key, x in study["scenarios"][name].items()}
+        registered: dict[str, Any] = {
+            key: tuple(x) if isinstance(x, list) else x for key, x in study["scenarios"][name].items()
+        }
         assert scenarios.Scenario(name, **registered) == scenario
 
 
@@ -83,6 +85,8 @@ def test_tuning_goes_beyond_the_end_at_which_the_best_lies() -> None:
     assert tuning.following({0: 0.1, 1: 0.5, 2: 0.7}, 7) is None
     assert tuning.following({4: 0.9, 5: 0.5, 6: 0.1}, 7) is None
     assert tuning.following({2: math.inf, 3: math.inf}, 7) == 1
+    assert tuning.following({0: 1.0}, 2) == 1
+    assert tuning.following({0: 1.0}, 1) is None
 
 
 def test_learning_rates_are_kept_under_all_that_decides_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +108,7 @@ def test_learning_rates_are_kept_under_all_that_decides_them(tmp_path: Path, mon
     mine = tuning.key(**decides)
     renamed = replace(scenarios.SCENARIOS["balanced"], name="other", focus="de")
     assert tuning.key(**decides | {"scenario": renamed}) == mine
-    others = [
+    others: list[dict[str, Any]] = [
         {"method": "mgda@mean"},
         {"clip": None},
         {"steps": 41},

@@ -61,7 +61,7 @@ def test_a_study_runs_reports_and_goes_on(tmp_path: Path) -> None:
     first = (tmp_path / "published" / "smoke.md").read_text()
     assert "0 runs done, 10 were there" in run()
     rates = json.loads((tmp_path / "tuned.json").read_text())
-    assert [(found["arm"], found["lr"]) for found in rates.values()] == [("mgda_rescaled", 1e-3)]
+    assert [(found["arm"], found["lr"]) for found in rates.values()] == [("mgda_rescaled", 2e-3)]
     results = json.loads((tmp_path / "published" / "smoke.json").read_text())
     assert (tmp_path / "published" / "smoke.png").stat().st_size > 5000
     registration = read(STUDY / "smoke.toml")
