@@ -12,8 +12,10 @@ import tuning
 from inference import compare, holm, verdict
 from materials import Recipe
 from registration import Cell, Registration
+from scenarios import Scenario
 from scipy import stats
 from study import primary
+from tasks import loss_weights
 
 Outcome = Mapping[str, Any]
 """`cell -> {"arms": {name: ...}, "noise": ...}`, as `study.conduct` gives it."""
@@ -93,15 +95,16 @@ def lengths(outcome: Outcome, registration: Registration) -> list[dict[str, Any]
     return rows
 
 
-def taken_steps(arm: Outcome) -> dict[str, Any] | None:
+def taken_steps(arm: Outcome, scenario: Scenario) -> dict[str, Any] | None:
     """The optimizer's step beside the gradient, over all probed steps and objectives of an arm's tests."""
+    weights = loss_weights(scenario, arm["focus_weight"])
     probes = [probe for result in arm["tests"] for probe in result["taken"]]
     columns = ("gradient", "taken", "measured", "fresh", "gradient_cosines", "taken_cosines")
     rows = np.array(
         [
-            [probe[column][k] for column in columns]
+            [probe[column][k] / (weights[name] if column in ("gradient", "taken") else 1.0) for column in columns]
             for probe in probes
-            for k in range(len(probe["objectives"]))
+            for k, name in enumerate(probe["objectives"])
             if all(probe[column][k] is not None for column in columns)
         ],
         dtype=np.float64,
@@ -195,7 +198,7 @@ def find(outcome: Outcome, registration: Registration) -> dict[str, Any]:
                     "measures": measures(here, registration, cell)[name],
                     "bits_per_byte": [result.get("bits_per_byte") for result in arm["tests"]],
                     "diverged": [result["diverged"] for result in arm["tests"]],
-                    "taken": taken_steps(arm),
+                    "taken": taken_steps(arm, registration.scenarios[cell.scenario]),
                 }
                 for name, arm in here["arms"].items()
             },

@@ -18,7 +18,7 @@ from noise import Noise
 from registration import Registration
 from schedule import learning_rate
 from separability import describe, hidden_states
-from tasks import Run
+from tasks import Run, loss_weights
 from torch import Tensor, nn
 from world import World
 
@@ -30,9 +30,7 @@ class Trainer:
         """`model`: is trained in place."""
         training = registration.training
         self.model, self._run, self._steps = model, run, training.steps
-        names = run.scenario.names
-        raw = {name: run.focus_weight if name == run.scenario.focus else 1.0 for name in names}
-        self._weights = {name: weight * len(names) / sum(raw.values()) for name, weight in raw.items()}
+        self._weights = loss_weights(run.scenario, run.focus_weight)
         self.state = moo.register(
             model,
             run.arm.build(),
@@ -124,7 +122,10 @@ def _taken(
     fresh_before: Mapping[str, float],
     fresh: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """First-order changes beside real ones: on the step's own blocks, and on others of the same objectives."""
+    """First-order changes beside real ones: on the step's own blocks, and on others of the same objectives.
+
+    "gradient" and "taken" are of the losses times their weights, the others of the losses.
+    """
     report = trainer.state.report()
     after, fresh_after = trainer.losses(blocks), trainer.losses(fresh)
     values = found.to_dict()

@@ -15,6 +15,12 @@ VERSION = 1
 """Of the results: another one where the same task would have another result."""
 
 
+def loss_weights(scenario: Scenario, focus_weight: float) -> dict[str, float]:
+    """What each objective's loss is multiplied by: mean 1, so that the learning rate means the same."""
+    raw = {name: focus_weight if name == scenario.focus else 1.0 for name in scenario.names}
+    return {name: weight * len(raw) / sum(raw.values()) for name, weight in raw.items()}
+
+
 @dataclass(frozen=True)
 class Run:
     """One fine-tuning."""

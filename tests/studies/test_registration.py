@@ -20,7 +20,7 @@ from arms import Arm
 from corpus import Corpus
 from registration import BadRegistration, Registration, read
 from scenarios import REPLAY, Scenario, first_segments, split
-from tasks import Run
+from tasks import Run, loss_weights
 
 
 @pytest.mark.parametrize("path", sorted(STUDY.glob("*.toml")), ids=lambda path: path.name)
@@ -186,6 +186,12 @@ def test_a_key_changes_with_what_decides_the_result_and_with_nothing_else() -> N
     ]
     assert len({other.key(registration) for other in [run, *others]}) == 6
     assert run.key(replace(registration, training=replace(registration.training, steps=4))) != run.key(registration)
+
+
+def test_weights_of_losses_have_the_mean_1() -> None:
+    scenario = Scenario("s", ("de", "hu", "tr"), focus="hu")
+    assert loss_weights(scenario, 4.0) == {"de": 0.5, "hu": 2.0, "tr": 0.5}
+    assert loss_weights(scenario, 1.0) == dict.fromkeys(scenario.names, 1.0)
 
 
 def _corpus(components: int = 60) -> Corpus:
