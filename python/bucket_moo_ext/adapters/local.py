@@ -184,9 +184,13 @@ class LocalBuckets:
         self._leaves_open = False
         self._answers: dict[nn.Parameter, tuple[weakref.ref[torch.Tensor], int]] = {}  # with their versions
         self._has_warned = False
-        for parameter in self._names:  # which keep this alive
-            parameter.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
-        module.register_forward_pre_hook(_weak(self._forget_pass))  # a copy of the module gets this one, too
+        # Hooks of tensors are out of the garbage collector's sight: with a strong reference the parameters, which this
+        # has, would live for ever.
+        for parameter in self._names:
+            parameter.register_post_accumulate_grad_hook(_Weak(self._ready))  # type: ignore[no-untyped-call]
+        module.register_forward_pre_hook(_Weak(self._forget_pass))
+        for part in module.modules():
+            _Owner.of(part).buckets.append(self)
 
     def _forget_pass(self, *_: object) -> None:
         """A forward pass: a backward pass that has not come to its end has failed."""
@@ -309,13 +313,33 @@ class LocalBuckets:
                 parameter.grad.mul_(1.0 / self._passes)
 
 
-def _weak(method: Callable[..., None]) -> Callable[..., None]:
-    """The bound method, without keeping its object alive."""
-    reference = weakref.WeakMethod(method)
+class _Owner:
+    """Keeps buckets alive as long as the module that has it; copies of the module, and files, get none."""
 
-    def call(*arguments: object) -> None:
-        alive = reference()
+    _NAME = "_bucket_moo_owner"
+
+    def __init__(self) -> None:
+        self.buckets: list[LocalBuckets] = []
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Owner":
+        owner: _Owner = module.__dict__.setdefault(cls._NAME, cls())
+        return owner
+
+    def __reduce__(self) -> tuple[type["_Owner"], tuple[()]]:
+        return _Owner, ()
+
+
+class _Weak:
+    """Calls a bound method as long as its object lives. Copies of a module, and files, get one that does nothing."""
+
+    def __init__(self, method: Callable[..., None] | None = None) -> None:
+        self._method = None if method is None else weakref.WeakMethod(method)
+
+    def __call__(self, *arguments: object) -> None:
+        alive = None if self._method is None else self._method()
         if alive is not None:
             alive(*arguments)
 
-    return call
+    def __reduce__(self) -> tuple[type["_Weak"], tuple[()]]:
+        return _Weak, ()
