@@ -76,11 +76,10 @@ def _wrong_words(round_: Round, outcome: Outcome, r: int) -> list[str]:
         found.append(f"{kind} in place of a DistBackendError: {message}")
     if f"on rank {r} of {round_.world}" not in message:
         found.append(f"the message does not say whose it is: {message}")
-    peer = named_peer(message)
-    if peer is None:
+    if named_peer(message) is None:
         found.append(f"the message names no peer: {message}")
-    elif r != round_.victim and peer != round_.victim and not _raised_before(outcome, peer, r):
-        found.append(f"the message names rank {peer}, which was well: {message}")
+    elif r != round_.victim and (last := last_named(outcome, r, round_.victim)) is not None:
+        found.append(f"the names lead to rank {last}, which was well: {message}")
     return found
 
 
@@ -90,6 +89,19 @@ def named_peer(message: str) -> int | None:
     return int(peer[1]) if peer else None
 
 
-def _raised_before(outcome: Outcome, peer: int, r: int) -> bool:
-    theirs, own = outcome.ranks[peer].event("raised"), outcome.ranks[r].event("raised")
-    return theirs is not None and own is not None and theirs["time"] <= own["time"]
+def last_named(outcome: Outcome, r: int, victim: int) -> int | None:
+    """Where the names lead that a rank's error begins with; None: to the victim, or to an error of torch's own.
+
+    A rank that waits for the victim lets others wait in turn, and these name it: its own error says whom it missed.
+    """
+    seen: list[int] = []
+    while r != victim and r not in seen:
+        seen.append(r)
+        raised = outcome.ranks[r].event("raised")
+        if raised is None:
+            return r
+        peer = named_peer(raised["message"])
+        if peer is None:
+            return None if OURS not in raised["message"] else r
+        r = peer
+    return None if r == victim else r
