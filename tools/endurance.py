@@ -84,7 +84,9 @@ def main() -> int:
             samples.append(sample(step))
             if rank == 0:
                 now = samples[-1]
-                print(f"step {step}: {now.resident / 2**20:.1f} MB, {now.files} files, {now.threads} threads", flush=True)
+                print(
+                    f"step {step}: {now.resident / 2**20:.1f} MB, {now.files} files, {now.threads} threads", flush=True
+                )
     seconds = time.monotonic() - began
     found += wrong(samples, arguments.steps, arguments.growth_mb * 2**20)
     of_ranks: list[tuple[list[Sample], list[str]]] = [([], [])] * world
@@ -95,8 +97,8 @@ def main() -> int:
             grown = slope(later) * arguments.steps / 2**20
             first, last = later[0].resident / 2**20, later[-1].resident / 2**20
             files, threads = later[-1].files, later[-1].threads
-            print(f"rank {r}: {first:.1f} to {last:.1f} MB in the second half ({grown:+.2f} MB in {arguments.steps} steps), "
-                  f"{files} files, {threads} threads: {'; '.join(said) or 'ok'}")  # fmt: skip
+            held = f"{first:.1f} to {last:.1f} MB in the second half ({grown:+.2f} MB in {arguments.steps} steps)"
+            print(f"rank {r}: {held}, {files} files, {threads} threads: {'; '.join(said) or 'ok'}")
         print(f"{arguments.layout}, W={world}: {arguments.steps} steps in {seconds:.0f} s")
         if arguments.json:
             lines = [[asdict(one) for one in taken] for taken, _ in of_ranks]

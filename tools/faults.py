@@ -144,7 +144,9 @@ def table(records: Sequence[dict[str, Any]], rows: str, columns: str) -> str:
     for row in sorted({row for row, _ in count}):
         of_row = [count[row, name] for name in names]
         lines.append([row, *map(str, of_row), str(sum(of_row))])
-    lines.append(["all", *(str(sum(record[columns] == name for record in records)) for name in names), str(len(records))])
+    lines.append(
+        ["all", *(str(sum(record[columns] == name for record in records)) for name in names), str(len(records))]
+    )
     return markdown(lines)
 
 

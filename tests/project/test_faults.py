@@ -24,19 +24,29 @@ LAST_WORDS = "bucket_moo_ext: all-to-all on rank {} of 3: receiving from rank {}
 @pytest.mark.build
 def test_a_small_campaign(tmp_path: Path) -> None:
     report = tmp_path / "faults.json"
-    command = [sys.executable, "tools/faults.py", "--rounds", "8", "--seed", "4", "--json", str(report)]
+    command = [
+        sys.executable,
+        "tools/faults.py",
+        "--rounds",
+        "6",
+        "--seed",
+        "4",
+        "--layouts",
+        "DDP;sketch, lag=1;FSDP2",
+        "--json",
+        str(report),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rounds = json.loads(report.read_text(encoding="utf-8"))["rounds"]
-    assert [of["number"] for of in rounds] == [*range(1, 9)]
-    assert len({of["layout"] for of in rounds}) > 3
+    assert [of["number"] for of in rounds] == [*range(1, 7)]
     assert {"kill", "stop"} < {of["fault"] for of in rounds}
     for of in rounds:
         assert not of["violations"]
         assert of["struck"]
         if of["fault"] not in ("pause", "none"):
             assert len(of["raised_after"]) == of["world"] - 1
-    assert "8 rounds, seed 4: 0 with violations" in done.stdout
+    assert "6 rounds, seed 4: 0 with violations" in done.stdout
 
 
 def killed(**of_rank_0: Any) -> Outcome:
@@ -51,7 +61,7 @@ def killed(**of_rank_0: Any) -> Outcome:
         ranks.append(RankOutcome([started, raised], status=1, ended=11.0))
     struck = {"event": "fault", "time": 10.0, "stage": "solve"}
     ranks.append(RankOutcome([{"event": "started", "time": 9.0}, struck], status=-9, ended=10.0))
-    for name in of_rank_0.keys() & {"status", "ended", "given_up"}:
+    for name in of_rank_0.keys() & {"status", "given_up"}:
         setattr(ranks[0], name, of_rank_0[name])
     return Outcome(ranks, [], 2.0)
 
@@ -69,11 +79,10 @@ def test_what_is_right() -> None:
 @pytest.mark.parametrize(
     ("of_rank_0", "found"),
     [
-        ({"time": 18.5, "ended": 19.0}, "raised 8.5 s after"),
+        ({"time": 18.5}, "raised 8.5 s after"),
         ({"event": "ended"}, "did not raise"),
         ({"status": -6}, "ended with status -6"),
-        ({"given_up": True}, "its process did not end"),
-        ({"ended": 30.0}, "its process did not end"),
+        ({"given_up": True}, "its process had to be ended"),
         ({"message": LAST_WORDS.format(1, 2)}, "does not say whose it is"),
         ({"message": "bucket_moo_ext: all-to-all on rank 0 of 3: failed"}, "names no peer"),
         ({"message": LAST_WORDS.format(0, 0)}, "lead to rank 0, which was well"),

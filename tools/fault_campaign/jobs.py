@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +80,7 @@ class Training:
 def _model() -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for size_in, size_out in zip(SIZES[:-1], SIZES[1:], strict=True):
+    for size_in, size_out in itertools.pairwise(SIZES):
         layers += [nn.Linear(size_in, size_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

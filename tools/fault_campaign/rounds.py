@@ -16,7 +16,8 @@ from fault_campaign.rank import IsRank, Rank, Round
 START_SECONDS = 60.0
 """Until a job without a fault has ended, on a busy machine."""
 END_SECONDS = 15.0
-"""Until a process has ended that has said its last word."""
+"""Until a process has ended that has said its last word. One that waits for a processor gets more."""
+MOST_SECONDS = 20 * END_SECONDS
 PAUSE_SECONDS = 0.5
 
 
@@ -104,6 +105,15 @@ class _Processes:
                 del self.pids[rank]
                 yield rank, os.waitstatus_to_exitcode(status)
 
+    def is_any_starved(self) -> bool:
+        """Whether a thread of one that is left wants to run: it is late, but does not hang."""
+        for pid in self.pids.values():
+            for status in Path(f"/proc/{pid}/task").glob("*/stat"):
+                with contextlib.suppress(OSError):
+                    if status.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] == "R":
+                        return True
+        return False
+
     def signal(self, rank: int, number: int) -> None:
         if rank in self.pids:
             os.kill(self.pids[rank], number)
@@ -158,7 +168,7 @@ def _watch(round_: Round, processes: _Processes, outcome: Outcome, began: float,
         if fault and round_.fault == "stop" and list(processes.pids) == [round_.victim]:
             processes.signal(round_.victim, signal.SIGKILL)
         end = fault["time"] + limit + END_SECONDS if fault and round_.ends_the_job else began + START_SECONDS
-        if now > end:
+        if now > end and (now > end + MOST_SECONDS or not processes.is_any_starved()):
             for rank in list(processes.pids):
                 outcome.ranks[rank].given_up = not (round_.fault == "stop" and rank == round_.victim)
                 processes.signal(rank, signal.SIGKILL)

@@ -23,7 +23,16 @@ def build(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = library.with_suffix(f".{os.getpid()}")
         includes = [torch_folder / "include", torch_folder / "include" / "torch" / "csrc" / "api" / "include"]
-        command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Wextra"]
+        command = [
+            os.environ.get("CXX", "c++"),
+            "-std=c++20",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-pthread",
+            "-Wall",
+            "-Wextra",
+        ]
         command += [f"-isystem{path}" for path in includes]
         command += [str(_SOURCE), "-o", str(unfinished), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
         subprocess.run(command, check=True)
