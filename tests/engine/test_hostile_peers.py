@@ -1,6 +1,5 @@
 """Peers that send what is no message of this version: refused on the ranks that get it, and no process ends."""
 
-import os
 import re
 import struct
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import bucket_moo_ext as moo
 import pytest
 import torch
 import torch.distributed as dist
+from bucket_moo_ext import _C
 from bucket_moo_ext.process_group import private_group
 
 from tests.support.errors import Raised, error_of
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.host
 RunRanks = Callable[..., list[Any]]
 
 MARK = 0x4D6F4F31
+TIMEOUT = timedelta(seconds=20)
 RECORD = struct.Struct("<64s d q q i i Q i i d i 4x")  # StepRecord
 
 
@@ -60,7 +61,6 @@ def _peer(rank: int, world: int, messages: list[bytes]) -> Raised:
         return error
     impostor = Impostor()
     error_of(lambda: [impostor.exchange(message, len(message)) for message in messages])
-    dist.barrier(dist.new_group([1]))
     return type(None), ""
 
 
@@ -81,7 +81,7 @@ def _length(number: int) -> bytes:
     ids=repr,
 )
 def test_what_is_no_configuration(run_ranks: RunRanks, message: bytes) -> None:
-    (kind, text), _ = run_ranks(2, _peer, [message], timeout=60.0, group_timeout=timedelta(seconds=5))
+    (kind, text), _ = run_ranks(2, _peer, [message], timeout=90.0, group_timeout=TIMEOUT)
     assert kind is ValueError
     assert re.search(r"what rank 1 sent is no configuration .* same build", text)
 
@@ -104,7 +104,7 @@ def _sends_a_record(rank: int, world: int, sent: bytes) -> Raised:
 def _configuration_of(state: moo.BucketMOO) -> list[tuple[str, str]]:
     """What the state's engine would compare."""
     given: list[list[tuple[str, str]]] = []
-    engine = moo.state._C.Engine
+    engine = _C.Engine
     with pytest.MonkeyPatch.context() as patch:
 
         def note(*arguments: Any) -> Any:
@@ -133,20 +133,21 @@ def _configuration_of(state: moo.BucketMOO) -> list[tuple[str, str]]:
     ids=repr,
 )
 def test_what_is_no_record(run_ranks: RunRanks, changes: dict[str, Any]) -> None:
-    (kind, text), _ = run_ranks(2, _sends_a_record, record(**changes), timeout=60.0, group_timeout=timedelta(seconds=5))
+    (kind, text), _ = run_ranks(2, _sends_a_record, record(**changes), timeout=90.0, group_timeout=TIMEOUT)
     assert kind is ValueError
     assert re.search(r"what rank 1 sent is no record of a step .* same build", text)
 
 
 def test_an_honest_record_is_understood(run_ranks: RunRanks) -> None:
     """The impostor speaks our language: it goes wrong only behind what it says."""
-    (kind, text), (_, sent) = run_ranks(2, _sends_a_record, record(), timeout=60.0, group_timeout=timedelta(seconds=5))
+    (kind, text), (_, sent) = run_ranks(2, _sends_a_record, record(), timeout=90.0, group_timeout=TIMEOUT)
     assert kind is dist.DistBackendError, text
     assert "receiving from rank 1 failed" in text
     assert bytes.fromhex(sent)[: RECORD.size - 4] == record(objective=b"0")[: RECORD.size - 4]  # but for padding
 
 
-def test_a_message_of_another_size(run_ranks: RunRanks) -> None:
-    """Shorter than what the rank waits for: Gloo compares sizes as it receives."""
-    (kind, text), _ = run_ranks(2, _peer, [b"abc"], timeout=60.0, group_timeout=timedelta(seconds=5), may_die=(0,))
-    assert (kind, text) == (os, "")
+@pytest.mark.parametrize("size", [3, 20])
+def test_a_message_of_another_size(run_ranks: RunRanks, size: int) -> None:
+    results = run_ranks(2, _peer, [b"x" * size], timeout=90.0, group_timeout=TIMEOUT, may_die=(0, 1))
+    print("OUTCOME", size, results)
+    raise AssertionError(results)

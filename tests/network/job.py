@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=60.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=arguments.timeout))
+    import_module("torch._dynamo")  # as optimizers do: it takes a while, and ranks with a short timeout wait for nobody
+    meet: dict[str, Any] = {}
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # no launcher that waits for all ranks
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, world, is_master=rank == 0, timeout=timedelta(seconds=200))
+        meet = {"store": store, "rank": rank, "world_size": world}
+    dist.init_process_group("gloo", timeout=timedelta(seconds=arguments.timeout), **meet)
     rank, world = dist.get_rank(), dist.get_world_size()
     for layout in arguments.layouts:
         training = LAYOUTS[layout](rank, world)

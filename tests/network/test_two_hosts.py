@@ -20,7 +20,7 @@ pytestmark = [
 
 JOB = "tests/network/job.py"
 LAYOUTS = ("DDP", "DDP, passes", "sketch, lag=1", "DDP, two levels", "FSDP2")
-TIMEOUT = 5
+TIMEOUT = 10
 """Of the process groups, in seconds."""
 
 
@@ -49,7 +49,7 @@ def _digests(lines: list[dict[str, Any]]) -> dict[str, str]:
 def of_one_host() -> dict[str, str]:
     """Digests of the layouts, by four ranks on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", JOB, *LAYOUTS]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert {line["gramians"] for line in _lines(done.stdout) if "gramians" in line} == {
         "Gramians: exact (auto: 4 ranks on 1 node)"
@@ -61,7 +61,7 @@ def of_one_host() -> dict[str, str]:
 
 def _train(hosts: TwoHosts) -> list[dict[str, Any]]:
     started = [hosts.torchrun(host, 2, JOB, *LAYOUTS) for host in (0, 1)]
-    outputs = [process.communicate(timeout=200) for process in started]
+    outputs = [process.communicate(timeout=280) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     return [line for output, _ in outputs for line in _lines(output)]
 
@@ -88,16 +88,16 @@ def _start(hosts: TwoHosts, layout: str) -> list[subprocess.Popen[str]]:
         environment = {"RANK": rank, "WORLD_SIZE": 4, "MASTER_ADDR": hosts.address(0), "MASTER_PORT": 29401}
         command = [sys.executable, JOB, layout, "--steps", "1000000", "--timeout", str(TIMEOUT)]
         ranks.append(hosts.start(rank // 2, command, **{name: str(value) for name, value in environment.items()}))
-    for rank in ranks:
-        assert rank.stdout is not None
-        line = rank.stdout.readline()
-        assert '"trains": true' in line, (line, rank.communicate(timeout=60))
+    for process in ranks:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert '"trains": true' in line, (line, process.communicate(timeout=60))
     return ranks
 
 
 def _errors(ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     """What each of these raised; they end by themselves, with status 1."""
-    outputs = [rank.communicate(timeout=TIMEOUT + 30) for rank in ranks]
+    outputs = [rank.communicate(timeout=TIMEOUT + 60) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1] * len(ranks), outputs
     return [_lines(output)[-1] for output, _ in outputs]
 
@@ -108,7 +108,7 @@ def test_a_cable_that_is_cut(hosts: TwoHosts, layout: str) -> None:
     began = time.monotonic()
     hosts.cut()
     errors = _errors(ranks)
-    assert time.monotonic() - began < TIMEOUT + 20
+    assert time.monotonic() - began < TIMEOUT + 40
     beyond = 0
     for rank, error in enumerate(errors):
         assert error["raised"] == "DistBackendError"
@@ -128,7 +128,7 @@ def test_a_host_that_is_gone(hosts: TwoHosts) -> None:
     began = time.monotonic()
     hosts.kill(1)
     errors = _errors(ranks[:2])
-    assert time.monotonic() - began < TIMEOUT + 20
+    assert time.monotonic() - began < TIMEOUT + 40
     for rank, error in enumerate(errors):
         assert error["raised"] == "DistBackendError"
         assert re.search(rf"on rank {rank} of 4: (?:receiving from|sending to) rank [23] failed: ", error["message"]), (
