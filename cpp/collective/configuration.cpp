@@ -1,6 +1,7 @@
 #include "collective/configuration.hpp"
 
 #include <ATen/Functions.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -34,13 +35,33 @@ std::map<std::string, std::string> parse(const std::string& text) {
   return fields;
 }
 
+// Says that a length is one: what comes before anything else from another rank may be of another build, or no message
+// of ours at all.
+constexpr std::int64_t kLengthMark = std::int64_t{0x4d6f4f31} << 32;
+constexpr std::int64_t kLongest = 1 << 20;
+
+std::int64_t length_of(std::int64_t message, int from) {
+  const std::int64_t length = message - kLengthMark;
+  TORCH_CHECK_VALUE(length >= 0 && length <= kLongest, "bucket_moo_ext: what rank ", from,
+                    " sent is no configuration of this version of bucket_moo_ext; ranks of one group must run the same "
+                    "build");
+  return length;
+}
+
 /// Every rank's text.
 std::vector<std::string> gather(int rank, int world, const AllGather& all_gather, const std::string& own) {
   const at::Tensor lengths = at::zeros({world}, at::kLong);
   auto* const length = lengths.mutable_data_ptr<std::int64_t>();
-  length[rank] = static_cast<std::int64_t>(own.size());
+  const auto size = static_cast<std::int64_t>(own.size());
+  TORCH_CHECK_VALUE(size <= kLongest, "bucket_moo_ext: the configuration must be printed in ", kLongest,
+                    " bytes at most; got ", size);
+  length[rank] = kLengthMark + size;
   all_gather(lengths);
-  const std::int64_t longest = *std::max_element(length, length + world);
+  std::int64_t longest = 0;
+  for (int r = 0; r < world; ++r) {
+    length[r] = length_of(length[r], r);
+    longest = std::max(longest, length[r]);
+  }
   const at::Tensor blocks = at::zeros({world, longest}, at::kByte);
   auto* const text = reinterpret_cast<char*>(blocks.mutable_data_ptr<std::uint8_t>());
   std::memcpy(text + rank * longest, own.data(), own.size());

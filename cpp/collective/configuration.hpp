@@ -19,7 +19,8 @@ inline constexpr const char* kPlaceOfPiece = "place in model_parallel_group";
 Configuration of_whole_model(Configuration configuration);
 
 /// Raises AgreedError, naming the field, the values and the ranks, unless all `world` ranks hold the same
-/// configuration. Collective: two all-gathers of host memory.
+/// configuration; ValueError, on this rank alone, if another has sent something else than a configuration. Collective:
+/// two all-gathers of host memory.
 void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration);
 
 }  // namespace bucket_moo

@@ -1,5 +1,6 @@
 #include "collective/objectives.hpp"
 
+#include <c10/util/Exception.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -8,11 +9,14 @@
 
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/limits.hpp"
+#include "bucket_moo/received_record.hpp"
 #include "collective/agreed_error.hpp"
 #include "torch_types/dtype.hpp"
 
 namespace bucket_moo {
 namespace {
+
+constexpr int kDtypes = static_cast<int>(DType::float64) + 1;
 
 const char* name_of(Operation operation) {
   switch (operation) {
@@ -59,6 +63,10 @@ std::vector<StepRecord> gather_records(Transport* transport, const StepRecord& o
   records[static_cast<std::size_t>(transport != nullptr ? transport->rank() : 0)] = own;
   if (transport != nullptr) {
     transport->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
+  }
+  for (std::size_t r = 0; r < records.size(); ++r) {
+    TORCH_CHECK_VALUE(may_be_record(records[r], kDtypes), "bucket_moo_ext: what rank ", r, " sent is no record of a step of this ",
+                      "version of bucket_moo_ext; ranks of one group must run the same build");
   }
   return records;
 }

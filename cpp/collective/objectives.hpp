@@ -25,6 +25,7 @@ struct Objectives {
 ObjectiveName make_objective_name(const std::string& name);
 
 /// The records of all ranks, in rank order, of which this one has its own. `transport` may be null: a single rank.
+/// Raises ValueError, on this rank alone, if another has sent something else than a record.
 std::vector<StepRecord> gather_records(Transport* transport, const StepRecord& own);
 
 /// Reads off the records of all W ranks, in rank order, who stands for what.

@@ -35,7 +35,7 @@ void Tile::start(Transport* transport, Transport::Sequence sequence, const Shard
 
 Rows Tile::wait() {
   if (exchange_) {
-    RECORD_USER_SCOPE("bucket_moo exchange");
+    RECORD_USER_SCOPE("bucket_moo all_to_all");
     exchange_->wait();
     exchange_.reset();
   }

@@ -245,6 +245,7 @@ std::uint64_t HostBackend::hash_of_call(const PlacedReduction& call) {
 void HostBackend::begin_pass(const PlacedReduction& call) {
   Step& step = steps_[call.line];
   StepObjectives& objectives = step.objectives;
+  RECORD_USER_SCOPE(call.is_alone_in_step() ? "bucket_moo step" : "bucket_moo pass");
   std::vector<StepRecord> records = gather_records(links_.all.get(), call.record);
   step.newest_pass = read_objectives(records);
   step.said.clear();

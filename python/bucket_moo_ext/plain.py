@@ -78,7 +78,10 @@ def number(value: Any) -> float | None:
 
 def is_finite(value: object) -> TypeGuard[float]:
     """Whether it is a finite real number, Python's or NumPy's, and no bool."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int beyond all floats
+        return False
 
 
 def flag(name: str, value: object) -> bool:

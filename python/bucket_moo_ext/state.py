@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _Bucket: TypeAlias = tuple[list[str], list[str], list[float]]  # parameters, objectives and values of a solver state
 
+_MAX_STEPS = 2**62  # steps to come are counted in 64 bits too
 _MAX_NAME_BYTES: int = _C.build_info()["max_objective_name_bytes"]
 
 
@@ -46,6 +47,14 @@ def _check_objective(objective: object) -> str | int | None:
     if not 1 <= size <= _MAX_NAME_BYTES or "\0" in str(plain):
         raise ValueError(f"{allowed}; got {size} bytes: {objective!r}")
     return plain
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _check_weight(weight: object) -> float:
@@ -93,10 +102,15 @@ def _check_buckets(buckets: object, method: Method) -> list[_Bucket]:
             raise ValueError(f"{where} must be a dict of parameters, objectives and values; got {bucket!r:.200}")
         names = {field: bucket[field] for field in ("parameters", "objectives")}
         for field, given in names.items():
-            if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-                raise ValueError(f"{where}: {field} must be a list of strings; got {given!r:.200}")
+            if not isinstance(given, list) or not all(isinstance(name, str) and _is_utf8(name) for name in given):
+                raise ValueError(f"{where}: {field} must be a list of strings of UTF-8; got {given!r:.200}")
             if len(set(given)) != len(given):
                 raise ValueError(f"{where}: {field} must be distinct; got {given!r:.200}")
+        for name in bucket["objectives"]:
+            try:
+                _check_objective(name)
+            except ValueError as error:
+                raise ValueError(f"{where}: objectives: {error}") from None
         if not bucket["parameters"] or not seen.isdisjoint(bucket["parameters"]):
             raise ValueError(f"{where}: parameters must be at least one, in no other bucket; got {names!r:.200}")
         seen.update(bucket["parameters"])
@@ -586,20 +600,23 @@ class BucketMOO:
         """Restores ``state_dict()``. To be called on every rank.
 
         Raises:
-            ValueError: The dict lacks an entry, was saved with another method or seed, or is damaged. The state stays
-                as it was.
+            TypeError: It is no mapping.
+            ValueError: It lacks an entry, was saved with another method or seed, or is damaged. The state stays as it
+                was.
         """
         mine = self.state_dict()
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping, as state_dict() returns; got {type(state_dict).__name__}")
         given = {"scope": "bucket", "support": False, **state_dict}  # older ones know no other
         missing = mine.keys() - given.keys()
         if missing:
             raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}")
         for field in ("method", "seed", "scope", "support"):
-            if given[field] != mine[field]:
+            if type(given[field]) is not type(mine[field]) or given[field] != mine[field]:
                 raise ValueError(f"state_dict was saved with {field} {given[field]!r}, this state has {mine[field]!r}")
         step = state_dict["step"]
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise ValueError(f"state_dict: step must be an integer >= 0; got {step!r}")
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < _MAX_STEPS:
+            raise ValueError(f"state_dict: step must be an integer >= 0 and below 2**62; got {step!r}")
         buckets = _check_buckets(state_dict["buckets"], self._method) if "buckets" in mine else []
         self._restore(step, buckets)
 

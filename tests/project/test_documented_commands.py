@@ -55,6 +55,7 @@ RUN = (
 PRESETS = (
     "cmake --preset core-only && cmake --build --preset core-only",
     "cmake --preset asan && cmake --build --preset asan",
+    "cmake --preset tsan && cmake --build --preset tsan",
 )
 # `make` with a target that exists needs no line here.
 NOT_RUN = (
@@ -81,6 +82,14 @@ NOT_RUN = (
     ("python bench/wrapped_backward.py", "a benchmark, of minutes"),
     ("python bench/one_process.py", "a benchmark, of minutes"),
     ("python bench/scope.py", "a benchmark, of minutes"),
+    (
+        "python tools/faults.py --rounds 400 --minutes 4 --seed 11 --json faults.json",
+        "minutes; tests/project/test_faults.py runs a few rounds",
+    ),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 tools/endurance.py --steps 10000",
+        "minutes; tests/project/test_faults.py runs 400 steps",
+    ),
     ("python studies/roofline.py", "writes into docs/gpu.md; a test compares with what it wrote"),
     (
         "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/fsdp2/finetune.py --layout passes",
@@ -382,7 +391,7 @@ def test_the_extension_configures_with_cuda(tools: Tools, tmp_path: Path) -> Non
 
 
 @pytest.mark.build
-@pytest.mark.parametrize("command", PRESETS, ids=["core-only", "asan"])
+@pytest.mark.parametrize("command", PRESETS, ids=["core-only", "asan", "tsan"])
 def test_a_preset_configures(tools: Tools, checkout: Path, command: str) -> None:
     said = tools.run(command.split(" && ")[0], checkout)
     assert "Looking for a CUDA compiler" not in said

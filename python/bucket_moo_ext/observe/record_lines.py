@@ -90,17 +90,25 @@ def read(path: Path) -> Content:
         "noise": lambda line: content.noise.append(_read_noise(line, keys)),
     }
     number = promised = 0
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, text in enumerate(file, 1):
             try:
-                line = json.loads(text)
+                line = json.loads(text.decode())
                 if number == 1:
                     promised = _read_header(line, content)
                 else:
                     take[line.pop("type")](line)
             except _NotOurs as error:
                 raise ValueError(f"{path}: {error}") from None
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            except (
+                KeyError,
+                TypeError,
+                ValueError,
+                IndexError,
+                AttributeError,
+                OverflowError,
+                RecursionError,
+            ) as error:
                 said = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise ValueError(f"{path}, line {number}: it is damaged: {said}") from error
     if number == 0:
@@ -108,6 +116,9 @@ def read(path: Path) -> Content:
     if promised != number:
         raise ValueError(f"{path}: it is damaged: it has {number} lines, and the header says {promised}")
     return content
+
+
+_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 class _NotOurs(ValueError):
@@ -181,13 +192,28 @@ def _read_header(line: dict[str, Any], content: Content) -> int:
 def _read_key(line: dict[str, Any], place: int) -> PartKey:
     if line.pop("id") != place:
         raise ValueError(f"the part must have id {place}")
-    return PartKey(**{**line, "parameters": tuple(line["parameters"])})
+    key = PartKey(**{**line, "parameters": _strings("parameters", line["parameters"])})
+    if not isinstance(key.group, str) or not isinstance(key.is_whole, bool):
+        raise ValueError(f"group must be a string and is_whole a bool; got {key.group!r:.80} and {key.is_whole!r:.80}")
+    _check_counts(line, "numel", "number")
+    return key
+
+
+def _strings(name: str, values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name} must be a list of strings; got {values!r:.80}")
+    return tuple(values)
+
+
+def _check_counts(line: dict[str, Any], *names: str) -> None:
+    for name in names:
+        integer_within(name, line[name], 0, 2**63)
 
 
 def _read_record(line: dict[str, Any], keys: list[PartKey]) -> Record:
-    for name in ("index", "step"):
-        integer_within(name, line[name], 0, 2**63)
+    _check_counts(line, "index", "step", "passes", "fallbacks")
     read: dict[str, Any] = {
+        **{name: float(line[name]) for name in ("conflict_share", "global_conflict_share")},
         "whole": _read_part(line["whole"], keys),
         "parts": tuple(_read_part(part, keys) for part in line["parts"]),
     }
@@ -198,21 +224,28 @@ def _read_record(line: dict[str, Any], keys: list[PartKey]) -> Record:
 
 
 def _read_part(line: dict[str, Any], keys: list[PartKey]) -> PartRecord:
-    objectives = tuple(line["objectives"])
+    objectives = _strings("objectives", line["objectives"])
     k = len(objectives)
+    _check_counts(line, "conflicts", "pairs", "solved_step")
+    _strings("status", [line["status"]])
     shapes = dict(zip(_TENSORS, ((k,), (k,), (k, k), (k, k)), strict=True))
     tensors = {name: _tensor(name, line[name], shape) for name, shape in shapes.items()}
     single = {name: float(line[name]) for name in ("residual", "certificate")}
     rest = {name: value for name, value in line.items() if name != "part"}
-    return PartRecord(**{**rest, **tensors, **single, "key": keys[line["part"]], "objectives": objectives})
+    return PartRecord(**{**rest, **tensors, **single, "key": _key(line, keys), "objectives": objectives})
 
 
 def _read_noise(line: dict[str, Any], keys: list[PartKey]) -> NoiseLine:
-    objectives = tuple(line["objectives"])
+    objectives = _strings("objectives", line["objectives"])
+    _check_counts(line, "solved_step", "index")
     shape = (len(objectives),) * 2
     nothing = torch.zeros(shape).tolist()  # of files that were written before there were signals
     numbers = torch.stack([_tensor(name, line.get(name, nothing), shape) for name in CosineNoise.NUMBERS])
-    return NoiseLine(keys[line["part"]], objectives, line["solved_step"], line["index"], numbers)
+    return NoiseLine(_key(line, keys), objectives, line["solved_step"], line["index"], numbers)
+
+
+def _key(line: dict[str, Any], keys: list[PartKey]) -> PartKey:
+    return keys[integer_within("part", line["part"], 0, len(keys) - 1)]
 
 
 def _tensor(name: str, values: list[Any], shape: tuple[int, ...]) -> torch.Tensor:
