@@ -1,11 +1,10 @@
 #include "collective/configuration.hpp"
 
-#include <ATen/Functions.h>
-
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <map>
+#include <span>
 #include <sstream>
 
 #include "collective/agreed_error.hpp"
@@ -35,19 +34,19 @@ std::map<std::string, std::string> parse(const std::string& text) {
 }
 
 /// Every rank's text.
-std::vector<std::string> gather(int rank, int world, const AllGather& all_gather, const std::string& own) {
-  const at::Tensor lengths = at::zeros({world}, at::kLong);
-  auto* const length = lengths.mutable_data_ptr<std::int64_t>();
-  length[rank] = static_cast<std::int64_t>(own.size());
-  all_gather(lengths);
-  const std::int64_t longest = *std::max_element(length, length + world);
-  const at::Tensor blocks = at::zeros({world, longest}, at::kByte);
-  auto* const text = reinterpret_cast<char*>(blocks.mutable_data_ptr<std::uint8_t>());
-  std::memcpy(text + rank * longest, own.data(), own.size());
-  all_gather(blocks);
+std::vector<std::string> gather(int rank, int world, const HostAllGather& all_gather, const std::string& own) {
+  const auto ranks = static_cast<std::size_t>(world);
+  const auto place = static_cast<std::size_t>(rank);
+  std::vector<std::uint64_t> lengths(ranks);
+  lengths[place] = own.size();
+  all_gather(std::as_writable_bytes(std::span(lengths)));
+  const std::size_t longest = *std::max_element(lengths.begin(), lengths.end());
+  std::vector<char> blocks(ranks * longest);
+  std::copy(own.begin(), own.end(), blocks.begin() + static_cast<std::ptrdiff_t>(place * longest));
+  all_gather(std::as_writable_bytes(std::span(blocks)));
   std::vector<std::string> texts;
-  for (int r = 0; r < world; ++r) {
-    texts.emplace_back(text + r * longest, static_cast<std::size_t>(length[r]));
+  for (std::size_t r = 0; r < ranks; ++r) {
+    texts.emplace_back(blocks.data() + r * longest, lengths[r]);
   }
   return texts;
 }
@@ -59,7 +58,8 @@ Configuration of_whole_model(Configuration configuration) {
   return configuration;
 }
 
-void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration) {
+void check_same_configuration(int rank, int world, const HostAllGather& all_gather,
+                              const Configuration& configuration) {
   if (world == 1) {
     return;
   }
