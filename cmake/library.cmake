@@ -10,7 +10,7 @@ endif()
 # Where the headers of these libraries go, a folder each: out of the way of others that are called `kernels`.
 set(BUCKET_MOO_INSTALL_HEADERS ${CMAKE_INSTALL_INCLUDEDIR}/bucket_moo_ext)
 
-# bucket_moo_library(TARGET FOLDER): a library whose sources are in cpp/FOLDER, known there and when installed by its name
+# bucket_moo_library(TARGET FOLDER): a library whose sources are in cpp/FOLDER; when it is installed its name is that
 # without bucket_moo_.
 function(bucket_moo_library target folder)
   string(REGEX REPLACE "^bucket_moo_" "" _name ${target})

@@ -18,18 +18,20 @@ function(bucket_moo_add_torch_libraries root)
     INTERFACE_COMPILE_DEFINITIONS "USE_DISTRIBUTED;USE_C10D_GLOO;USE_RPC;USE_TENSORPIPE") # as torch itself is compiled
 endfunction()
 
-# Those of the torch that Python_EXECUTABLE imports, which must be of the minor version `minor`. `problem`: set to what is
-# wrong, or empty.
+# Those of the torch that Python_EXECUTABLE imports, which must be of the minor version `minor`. `problem`: set to what
+# is wrong, or empty.
 function(bucket_moo_find_torch_libraries minor problem)
   set(${problem} "" PARENT_SCOPE)
   if(TARGET bucket_moo::torch)
     return()
   endif()
+  set(_ask "import os, torch; print(os.path.dirname(torch.__file__), torch.__version__, sep=';', end='')")
   execute_process(
-    COMMAND "${Python_EXECUTABLE}" -c "import os, torch; print(os.path.dirname(torch.__file__), torch.__version__, sep=';', end='')"
+    COMMAND "${Python_EXECUTABLE}" -c "${_ask}"
     OUTPUT_VARIABLE _facts RESULT_VARIABLE _failed ERROR_QUIET)
   if(_failed)
-    set(${problem} "bucket_moo::c10d needs torch ${minor}; ${Python_EXECUTABLE} has none (set Python_EXECUTABLE)" PARENT_SCOPE)
+    set(${problem} "bucket_moo::c10d needs torch ${minor}; ${Python_EXECUTABLE} has none (set Python_EXECUTABLE)"
+      PARENT_SCOPE)
     return()
   endif()
   list(GET _facts 0 _root)

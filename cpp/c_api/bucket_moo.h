@@ -85,7 +85,7 @@ BUCKET_MOO_API int bucket_moo_gramian(const void* const* rows, int k, int64_t n,
 /* The weighted sum of K gradients: out = weights[0] * row 0 + weights[1] * row 1 + ...
  *   rows, k, n, dtype  as above
  *   weights            [K]; a row of weight 0 is not read
- *   out                [n] of the rows' dtype, rounded once. May be one of the rows, but must not overlap one in part */
+ *   out                [n] of the rows' dtype, rounded once. May be one of the rows; must not overlap one in part */
 BUCKET_MOO_API int bucket_moo_combine(const void* const* rows, int k, int64_t n, int dtype, const double* weights,
                                       void* out);
 
@@ -237,8 +237,8 @@ struct bucket_moo_reduction {
   const char* const* objective; /* [K] names, in the order of the lowest rank that has each */
 };
 
-/* Replaces the n elements at `data` by the sum over the objectives of weight * gradient, the same bits on every rank: in
- * the place of an all-reduce with mean. An objective's gradient is the weighted mean of its ranks'. Before anything is
+/* Replaces the n elements at `data` by the sum over the objectives of weight * gradient, the same bits on every rank:
+ * in the place of an all-reduce with mean. An objective's gradient is the weighted mean of its ranks'. Before anything is
  * sent of the data the ranks compare their calls, 128 bytes a rank.
  *   collective  whose ranks all make this call, in the same order
  *   call        what this rank brings; NULL: as one of zeros

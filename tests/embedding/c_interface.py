@@ -74,6 +74,7 @@ class Reduction(_Struct):
         ("active", c.c_int32), ("residual", c.c_double), ("weights", _DOUBLES), ("gramian", _DOUBLES),
         ("objective", c.POINTER(c.c_char_p)),
     )  # fmt: skip
+    owner: "Collective"  # whose memory it points to
 
 
 class Refused(Exception):
@@ -210,6 +211,5 @@ class Collective:
         return self._owned(reduction)
 
     def _owned(self, reduction: Reduction) -> Reduction:
-        """It points to memory of the collective's."""
         reduction.owner = self
         return reduction

@@ -34,7 +34,8 @@ int main(void) {
   CHECK(bucket_moo_method_create(&options, &method));
   CHECK(bucket_moo_solve(method, 2, gramian, NULL, weights, &solution));
   CHECK(bucket_moo_combine(rows, 2, 3, BUCKET_MOO_FLOAT32, weights, update));
-  printf("weights %.6f %.6f, status %d, active %d\n", weights[0], weights[1], (int)solution.status, (int)solution.active);
+  printf("weights %.6f %.6f, status %d, active %d\n", weights[0], weights[1], (int)solution.status,
+         (int)solution.active);
   printf("update %.6f %.6f %.6f\n", update[0], update[1], update[2]);
 
   CHECK(bucket_moo_collective_create(NULL, method, NULL, &collective));

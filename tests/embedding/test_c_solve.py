@@ -3,7 +3,9 @@
 import ctypes
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import bucket_moo_ext as moo
 import numpy as np
@@ -158,9 +160,9 @@ def test_what_a_solve_says(lib: Library) -> None:
 # --- errors ---
 
 
-def refused(call: object) -> ci.Refused:
+def refused(call: Callable[[], Any]) -> ci.Refused:
     with pytest.raises(ci.Refused) as caught:
-        call()  # type: ignore[operator]
+        call()
     return caught.value
 
 

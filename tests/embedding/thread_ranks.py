@@ -40,7 +40,10 @@ class Hub:
             return 0
 
         def all_to_all(context: Any, data: int, pitch: int, size: int, rows: Any) -> int:
-            return exchange(data, lambda p: ctypes.memmove(rows[p], self.memory[p] + rank * pitch, size) and None)
+            def copy(peer: int) -> None:
+                ctypes.memmove(rows[peer], self.memory[peer] + rank * pitch, size)
+
+            return exchange(data, copy)
 
         def all_gather(context: Any, blocks: int, pitch: int, size: int) -> int:
             def copy(peer: int) -> None:

@@ -6,8 +6,10 @@
 #include "collective/moo_collective.hpp"
 #include "methods/method_config.hpp"
 
+#define SHOWN __attribute__((visibility("default")))
+
 /// What this library is for: weights of two gradients of n elements, of the method by name.
-extern "C" double first_weight(const char* method, const float* a, const float* b, int n) {
+extern "C" SHOWN double first_weight(const char* method, const float* a, const float* b, int n) {
   const bucket_moo::MethodConfig config(
       {.name = method, .numbers = {}, .mode = {}, .preference = {}, .permutation = {}});
   bucket_moo::MooCollective collective(nullptr, config.method());
@@ -22,4 +24,4 @@ extern "C" double first_weight(const char* method, const float* a, const float* 
 }
 
 /// Throws out of the library what the collective throws.
-extern "C" void disagree() { throw bucket_moo::AgreedError("the ranks of a plug-in disagree"); }
+extern "C" SHOWN void disagree() { throw bucket_moo::AgreedError("the ranks of a plug-in disagree"); }
