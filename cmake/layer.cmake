@@ -9,15 +9,29 @@ add_library(bucket_moo_with_cuda_emulated INTERFACE)
 target_compile_definitions(bucket_moo_with_cuda_emulated INTERFACE BUCKET_MOO_CUDA=1 BUCKET_MOO_EMULATED_CUDA=1)
 target_link_libraries(bucket_moo_with_cuda_emulated INTERFACE bucket_moo_cuda_emulated)
 
+# The libraries, each in its variant where it has one.
+function(_bucket_moo_variants result variant)
+  set(_found "")
+  foreach(_library IN LISTS ARGN)
+    if(TARGET ${_library}_${variant})
+      list(APPEND _found ${_library}_${variant})
+    else()
+      list(APPEND _found ${_library})
+    endif()
+  endforeach()
+  set(${result} "${_found}" PARENT_SCOPE)
+endfunction()
+
 # bucket_moo_layer(NAME LINK layers... SOURCES files... [CUDA_SOURCES files...] [DEVICE_SOURCES files...])
 #
 # The library NAME; for tests, NAME_emulated beside it, with emulated CUDA kernels. Most of their files are the same:
 #   SOURCES         know nothing of CUDA: compiled once
 #   CUDA_SOURCES    look at BUCKET_MOO_CUDA or BUCKET_MOO_EMULATED_CUDA: once for each
 #   DEVICE_SOURCES  likewise, and are left out where there are no CUDA kernels
+# What it links are such layers, or libraries that know nothing of CUDA.
 function(bucket_moo_layer name)
   cmake_parse_arguments(PARSE_ARGV 1 _layer "" "" "LINK;SOURCES;CUDA_SOURCES;DEVICE_SOURCES")
-  list(TRANSFORM _layer_LINK APPEND _common OUTPUT_VARIABLE _common)
+  _bucket_moo_variants(_common common ${_layer_LINK})
   set(_objects "")
   if(_layer_SOURCES)
     set(_objects $<TARGET_OBJECTS:${name}_common>)
@@ -38,7 +52,7 @@ function(bucket_moo_layer name)
   bucket_moo_precompiled_torch(${name})
 
   if(BUCKET_MOO_TESTS)
-    list(TRANSFORM _layer_LINK APPEND _emulated OUTPUT_VARIABLE _emulated)
+    _bucket_moo_variants(_emulated emulated ${_layer_LINK})
     add_library(${name}_emulated STATIC EXCLUDE_FROM_ALL
       ${_objects} ${_layer_CUDA_SOURCES} ${_layer_DEVICE_SOURCES})
     target_link_libraries(${name}_emulated PUBLIC ${_emulated} bucket_moo_with_cuda_emulated)

@@ -44,21 +44,12 @@ if(NOT EXISTS "${_torch_prefix}/../../include/pybind11/pybind11.h")
                       "(looked in ${_torch_prefix}/../../include); reinstall torch from an official wheel")
 endif()
 
-# Not find_package(Torch): with a CUDA build of torch it demands a CUDA toolkit, and it sets flags of its own. What we
-# link to is four libraries, the same in every build of torch.
+include(cmake/torch_libraries.cmake)
 get_filename_component(_torch_root "${_torch_prefix}/../.." ABSOLUTE)
-foreach(_name c10 torch_cpu torch torch_python)
-  find_library(BUCKET_MOO_${_name}_LIBRARY ${_name} REQUIRED PATHS "${_torch_root}/lib" NO_DEFAULT_PATH)
-  add_library(bucket_moo_torch_${_name} SHARED IMPORTED)
-  set_target_properties(bucket_moo_torch_${_name} PROPERTIES
-    IMPORTED_LOCATION "${BUCKET_MOO_${_name}_LIBRARY}"
-    INTERFACE_INCLUDE_DIRECTORIES "${_torch_root}/include;${_torch_root}/include/torch/csrc/api/include")
-endforeach()
-
+bucket_moo_add_torch_libraries("${_torch_root}")
 add_library(bucket_moo_torch INTERFACE)
-target_link_libraries(bucket_moo_torch INTERFACE bucket_moo_torch_c10 bucket_moo_torch_torch_cpu bucket_moo_torch_torch)
+target_link_libraries(bucket_moo_torch INTERFACE bucket_moo::torch)
 target_compile_definitions(bucket_moo_torch INTERFACE
-  USE_DISTRIBUTED USE_C10D_GLOO USE_RPC USE_TENSORPIPE # as torch itself is compiled
   BUCKET_MOO_TORCH_VERSION="${BUCKET_MOO_TORCH_VERSION}"
   BUCKET_MOO_TORCH_PYBIND11_ID="${_torch_pybind11_id}")
 

@@ -18,13 +18,11 @@
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/method_list.hpp"
 #include "bucket_moo/solve.hpp"
+#include "collective/moo_collective.hpp"
 #include "kernels/accumulate.hpp"
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
 #include "kernels/sketch.hpp"
-#if BUCKET_MOO_BENCH_COLLECTIVE
-#include "collective/moo_collective.hpp"
-#endif
 #if __has_include(<valgrind/callgrind.h>)
 #include <valgrind/callgrind.h>
 #else
@@ -133,8 +131,6 @@ void count_solvers() {
   }
 }
 
-#if BUCKET_MOO_BENCH_COLLECTIVE
-
 /// Rank 0 of several, whose peers say what it says itself. What it counts for is a copy of what would be received.
 class Loopback final : public bm::Transport {
  public:
@@ -181,12 +177,6 @@ void count_collective() {
     collective.weighted_all_reduce(bucket.row(0), kElements, kType, solved.weights, bm::ZeroRows::skip);
   });
 }
-
-#else
-
-void count_collective() {}
-
-#endif
 
 }  // namespace
 

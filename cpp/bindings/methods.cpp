@@ -8,7 +8,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bucket_moo/solve.hpp"
-#include "torch_types/method_config.hpp"
+#include "methods/method_config.hpp"
 
 namespace bucket_moo {
 namespace {

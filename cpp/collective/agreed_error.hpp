@@ -1,21 +1,25 @@
 // Errors that every rank of a group raises alike.
 #pragma once
 
-#include <c10/util/Exception.h>
-
 #include <source_location>
+#include <stdexcept>
 #include <string>
-#include <utility>
 
 namespace bucket_moo {
 
-/// A ValueError that every rank raises in the same call, because each found it in data that all ranks had exchanged.
+/// A bad call that every rank finds in the same call, because each found it in data that all ranks had exchanged.
 /// Ranks are still in step after it, so a state may go on. Any other error is one rank's own: the others went on
 /// without it, and the state is spent.
-class AgreedError : public c10::ValueError {
+class AgreedError : public std::invalid_argument {
  public:
-  explicit AgreedError(std::string message, std::source_location where = std::source_location::current())
-      : c10::ValueError({where.function_name(), where.file_name(), where.line()}, std::move(message)) {}
+  explicit AgreedError(const std::string& message, std::source_location where = std::source_location::current())
+      : std::invalid_argument(message), where_(where) {}
+
+  /// Where it was found.
+  const std::source_location& where() const { return where_; }
+
+ private:
+  std::source_location where_;
 };
 
 }  // namespace bucket_moo

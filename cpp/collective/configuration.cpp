@@ -1,15 +1,15 @@
 #include "collective/configuration.hpp"
 
-#include <ATen/Functions.h>
-#include <c10/util/Exception.h>
-
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <map>
+#include <span>
 #include <sstream>
+#include <stdexcept>
 
 #include "collective/agreed_error.hpp"
+#include "methods/message.hpp"
 
 namespace bucket_moo {
 namespace {
@@ -42,33 +42,36 @@ constexpr std::int64_t kLongest = 1 << 20;
 
 std::int64_t length_of(std::int64_t message, int from) {
   const std::int64_t length = message - kLengthMark;
-  TORCH_CHECK_VALUE(length >= 0 && length <= kLongest, "bucket_moo_ext: what rank ", from,
-                    " sent is no configuration of this version of bucket_moo_ext; ranks of one group must run the same "
-                    "build");
+  if (length < 0 || length > kLongest) {
+    throw std::invalid_argument(message("bucket_moo_ext: what rank ", from,
+                                        " sent is no configuration of this version of bucket_moo_ext; ranks of one "
+                                        "group must run the same build"));
+  }
   return length;
 }
 
 /// Every rank's text.
-std::vector<std::string> gather(int rank, int world, const AllGather& all_gather, const std::string& own) {
-  const at::Tensor lengths = at::zeros({world}, at::kLong);
-  auto* const length = lengths.mutable_data_ptr<std::int64_t>();
-  const auto size = static_cast<std::int64_t>(own.size());
-  TORCH_CHECK_VALUE(size <= kLongest, "bucket_moo_ext: the configuration must be printed in ", kLongest,
-                    " bytes at most; got ", size);
-  length[rank] = kLengthMark + size;
-  all_gather(lengths);
-  std::int64_t longest = 0;
-  for (int r = 0; r < world; ++r) {
-    length[r] = length_of(length[r], r);
-    longest = std::max(longest, length[r]);
+std::vector<std::string> gather(int rank, int world, const HostAllGather& all_gather, const std::string& own) {
+  const auto ranks = static_cast<std::size_t>(world);
+  const auto place = static_cast<std::size_t>(rank);
+  if (own.size() > static_cast<std::size_t>(kLongest)) {
+    throw std::invalid_argument(message("bucket_moo_ext: the configuration must be printed in ", kLongest,
+                                        " bytes at most; got ", own.size()));
   }
-  const at::Tensor blocks = at::zeros({world, longest}, at::kByte);
-  auto* const text = reinterpret_cast<char*>(blocks.mutable_data_ptr<std::uint8_t>());
-  std::memcpy(text + rank * longest, own.data(), own.size());
-  all_gather(blocks);
+  std::vector<std::int64_t> lengths(ranks);
+  lengths[place] = kLengthMark + static_cast<std::int64_t>(own.size());
+  all_gather(std::as_writable_bytes(std::span(lengths)));
+  std::size_t longest = 0;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    lengths[r] = length_of(lengths[r], static_cast<int>(r));
+    longest = std::max(longest, static_cast<std::size_t>(lengths[r]));
+  }
+  std::vector<char> blocks(ranks * longest);
+  std::copy(own.begin(), own.end(), blocks.begin() + static_cast<std::ptrdiff_t>(place * longest));
+  all_gather(std::as_writable_bytes(std::span(blocks)));
   std::vector<std::string> texts;
-  for (int r = 0; r < world; ++r) {
-    texts.emplace_back(text + r * longest, static_cast<std::size_t>(length[r]));
+  for (std::size_t r = 0; r < ranks; ++r) {
+    texts.emplace_back(blocks.data() + r * longest, static_cast<std::size_t>(lengths[r]));
   }
   return texts;
 }
@@ -80,7 +83,8 @@ Configuration of_whole_model(Configuration configuration) {
   return configuration;
 }
 
-void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration) {
+void check_same_configuration(int rank, int world, const HostAllGather& all_gather,
+                              const Configuration& configuration) {
   if (world == 1) {
     return;
   }

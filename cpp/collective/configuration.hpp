@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "collective/all_gather.hpp"
+#include "collective/host_all_gather.hpp"
 
 namespace bucket_moo {
 
@@ -21,6 +21,6 @@ Configuration of_whole_model(Configuration configuration);
 /// Raises AgreedError, naming the field, the values and the ranks, unless all `world` ranks hold the same
 /// configuration; ValueError, on this rank alone, if another has sent something else than a configuration. Collective:
 /// two all-gathers of host memory.
-void check_same_configuration(int rank, int world, const AllGather& all_gather, const Configuration& configuration);
+void check_same_configuration(int rank, int world, const HostAllGather& all_gather, const Configuration& configuration);
 
 }  // namespace bucket_moo

@@ -1,12 +1,11 @@
 #include "collective/grouped_records.hpp"
 
-#include <c10/util/StringUtil.h>
-
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/limits.hpp"
 #include "bucket_moo/rank_groups.hpp"
 #include "collective/agreed_error.hpp"
 #include "collective/objectives.hpp"
+#include "methods/message.hpp"
 
 namespace bucket_moo {
 
@@ -20,10 +19,10 @@ GroupedRecords grouped_records(std::span<const StepRecord> records, const RankGr
     const int first = grid.at(grid.across_of(found.culprit), 0);
     const StepRecord& expected = records[static_cast<std::size_t>(first)];
     const StepRecord& other = records[static_cast<std::size_t>(found.culprit)];
-    throw AgreedError(c10::str(
-        "bucket_moo_ext: ranks along the dimensions of the mesh that `objectives` does not name must have the ",
-        "same objective in a pass; in step ", other.step, ", pass ", other.pass + 1, " rank ", first, " has '",
-        expected.objective.text(), "', rank ", found.culprit, " '", other.objective.text(), "'"));
+    throw AgreedError(
+        message("bucket_moo_ext: ranks along the dimensions of the mesh that `objectives` does not name must have the ",
+                "same objective in a pass; in step ", other.step, ", pass ", other.pass + 1, " rank ", first, " has '",
+                expected.objective.text(), "', rank ", found.culprit, " '", other.objective.text(), "'"));
   }
   check_step(found, records, kMaxObjectives);
   return grouped;

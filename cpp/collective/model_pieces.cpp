@@ -1,12 +1,11 @@
 #include "collective/model_pieces.hpp"
 
-#include <ATen/Functions.h>
-#include <c10/util/StringUtil.h>
-
 #include <exception>
+#include <span>
 #include <vector>
 
 #include "collective/agreed_error.hpp"
+#include "methods/message.hpp"
 
 namespace bucket_moo {
 
@@ -25,23 +24,22 @@ void ModelPieces::agree(const std::function<std::uint64_t()>& part) {
   }
   std::vector<Said> all(static_cast<std::size_t>(size_));
   all[static_cast<std::size_t>(rank_)] = own;
-  all_gather_(at::from_blob(all.data(), {size_, static_cast<std::int64_t>(sizeof(Said))},
-                            at::TensorOptions().dtype(at::kByte)));
+  all_gather_(std::as_writable_bytes(std::span(all)));
   if (failure) {
     std::rethrow_exception(failure);
   }
   for (std::size_t p = 0; p < all.size(); ++p) {
     const Said& other = all[p];
     if (other.failed != 0) {
-      throw AgreedError(c10::str("bucket_moo_ext: ranks that hold other pieces of the model (place ", p,
-                                 " of model_parallel_group) have raised an error, which says what is wrong there"));
+      throw AgreedError(message("bucket_moo_ext: ranks that hold other pieces of the model (place ", p,
+                                " of model_parallel_group) have raised an error, which says what is wrong there"));
     }
     if (other.number != own.number) {
       throw AgreedError(
-          c10::str("bucket_moo_ext: ranks of model_parallel_group must reduce the same buckets, of parameters "
-                   "with the same names (for direct calls: bucket=\"name\"), in the same order, and have the "
-                   "same objective and weight; place ",
-                   p, " differs from place ", rank(), ", which is this rank's"));
+          message("bucket_moo_ext: ranks of model_parallel_group must reduce the same buckets, of parameters "
+                  "with the same names (for direct calls: bucket=\"name\"), in the same order, and have the "
+                  "same objective and weight; place ",
+                  p, " differs from place ", rank(), ", which is this rank's"));
     }
   }
 }

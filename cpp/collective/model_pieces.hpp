@@ -5,7 +5,7 @@
 #include <functional>
 #include <utility>
 
-#include "collective/all_gather.hpp"
+#include "collective/host_all_gather.hpp"
 
 namespace bucket_moo {
 
@@ -13,8 +13,8 @@ namespace bucket_moo {
 /// of those that hold the same. All of these data-parallel groups make the same calls.
 class ModelPieces {
  public:
-  /// `all_gather`: over these ranks, of host memory.
-  ModelPieces(int rank, int size, AllGather all_gather)
+  /// `all_gather`: over these ranks.
+  ModelPieces(int rank, int size, HostAllGather all_gather)
       : rank_(rank), size_(size), all_gather_(std::move(all_gather)) {}
 
   int rank() const { return rank_; }
@@ -28,7 +28,7 @@ class ModelPieces {
  private:
   const int rank_;
   const int size_;
-  const AllGather all_gather_;
+  const HostAllGather all_gather_;
 };
 
 }  // namespace bucket_moo

@@ -1,7 +1,5 @@
 #include "collective/moo_collective.hpp"
 
-#include <ATen/record_function.h>
-
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -12,6 +10,7 @@
 #include "bucket_moo/packed_triangle.hpp"
 #include "bucket_moo/solve.hpp"
 #include "collective/memory_layout.hpp"
+#include "collective/profiler_scope.hpp"
 #include "collective/section_rows.hpp"
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
@@ -73,7 +72,7 @@ std::size_t packed_bytes(const std::vector<double>& gramians, int k) {
 /// Adds the Gramian of every section to that of its part.
 void add_gramians(GramianKernel kernel, const Rows& rows, std::span<const Section> sections, const ObjectiveMap& map,
                   std::vector<double>& gramians) {
-  RECORD_USER_SCOPE("bucket_moo gramian");
+  const ProfilerScope stage("bucket_moo gramian");
   std::vector<double> of_section(static_cast<std::size_t>(map.k) * static_cast<std::size_t>(map.k));
   for (const Section& section : sections) {
     kernel(SectionRows(rows, section).rows(), map, of_section.data());
@@ -111,7 +110,7 @@ BucketSolution MooCollective::all_reduce(void* bucket, std::int64_t n, DType dty
 
 void MooCollective::all_gather_shards(const ShardedBucket& bucket) {
   if (transport_) {
-    RECORD_USER_SCOPE("bucket_moo all_gather");
+    const ProfilerScope stage("bucket_moo all_gather");
     // In place: shards are where the bucket's memory begins, and were read from there.
     transport_->all_gather(const_cast<std::byte*>(bucket.shards), bucket.shard_bytes());
   }
@@ -165,7 +164,7 @@ void MooCollective::combine_parts(const ShardedBucket& bucket, const Sections& s
 
 void MooCollective::combine_sections(const Rows& rows, std::span<const Section> sections,
                                      std::span<const double> weights, std::byte* out) {
-  RECORD_USER_SCOPE("bucket_moo combine");
+  const ProfilerScope stage("bucket_moo combine");
   const auto k = static_cast<std::size_t>(objectives_.k());
   for (const Section& section : sections) {
     set_coefficients(weights.subspan(static_cast<std::size_t>(section.part) * k, k));
@@ -226,7 +225,7 @@ void MooCollective::gather_partials(int k, std::size_t tail_bytes, const std::by
   }
   std::memset(own + partial_bytes + tail_bytes, 0, message_bytes_ - partial_bytes - tail_bytes);
   if (transport_) {
-    RECORD_USER_SCOPE("bucket_moo exchange");
+    const ProfilerScope stage("bucket_moo exchange");
     transport_->all_gather(messages, message_bytes_);
   }
   for (std::size_t r = 0; r < tail_rows_.size(); ++r) {
@@ -263,7 +262,7 @@ void MooCollective::add_pieces(const Sections& sections, int k, std::vector<doub
   pack(gramians, k, own);
   copy_squares(norms_.squares, own + gramian_bytes);
   {
-    RECORD_USER_SCOPE("bucket_moo exchange");
+    const ProfilerScope stage("bucket_moo exchange");
     pieces_->all_gather(all, bytes);
   }
   std::fill(gramians.begin(), gramians.end(), 0.0);
@@ -275,7 +274,7 @@ void MooCollective::add_pieces(const Sections& sections, int k, std::vector<doub
 }
 
 void MooCollective::solve(const RandomKey& key, double* state, BucketSolution& result) {
-  RECORD_USER_SCOPE("bucket_moo solve");
+  const ProfilerScope stage("bucket_moo solve");
   const auto k = static_cast<int>(result.weights.size());
   solver_scratch_.resize(solve_scratch_size(k));
   result.solution = bucket_moo::solve(HostLanes{}, method_, key, k, result.gramian.data(), result.weights.data(),
@@ -290,7 +289,7 @@ void MooCollective::set_coefficients(std::span<const double> weights) {
 
 void MooCollective::accumulate(const ShardedBucket& bucket, const PassRows& pass, const Sections& sections,
                                ObjectiveTile& tile) {
-  RECORD_USER_SCOPE("bucket_moo accumulate");
+  const ProfilerScope stage("bucket_moo accumulate");
   tile.begin_pass(pass, takes_row_norms_ ? &sections : nullptr);
   const auto tails = start_tails(bucket);
   stream_shard(bucket, [&](const Rows& rows, std::int64_t begin) { tile.add_to_shard(rows, begin); });
@@ -340,14 +339,14 @@ PartGramians MooCollective::exchange_gramians(ObjectiveTile& tile, const StepObj
 
 void MooCollective::combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
                                  ZeroRows zero_rows, const ShardedBucket& bucket) {
-  RECORD_USER_SCOPE("bucket_moo combine");
+  const ProfilerScope stage("bucket_moo combine");
   combine_sums(tile.shard(0, bucket.shard_size), shares, weights, zero_rows, bucket.shard_out, bucket.dtype);
   combine_sums(tile.tail(), shares, weights, zero_rows, bucket.tail_out, bucket.dtype);
 }
 
 void MooCollective::combine_tile(ObjectiveTile& tile, std::span<const double> shares, std::span<const double> weights,
                                  const Sections& sections, const ShardedBucket& bucket) {
-  RECORD_USER_SCOPE("bucket_moo combine");
+  const ProfilerScope stage("bucket_moo combine");
   const auto combine_all = [&](const Rows& rows, std::span<const Section> sections_of_rows, std::byte* out) {
     for (const Section& section : sections_of_rows) {
       combine_sums(SectionRows(rows, section).rows(), shares,
@@ -373,7 +372,7 @@ std::unique_ptr<SketchedBucket> MooCollective::start_sketch(const void* bucket, 
   const std::int64_t bytes = width * static_cast<std::int64_t>(element_size(type));
   std::byte* const columns = sketched->columns_.reserve(static_cast<std::size_t>(bytes));
   {
-    RECORD_USER_SCOPE("bucket_moo sketch");
+    const ProfilerScope stage("bucket_moo sketch");
     sketch(bucket, n, dtype, SketchMap(key, width), columns);
   }
   sketched->sketch_ = sharded_in_place(columns, width, type, rank_, world_, bytes);
@@ -390,7 +389,7 @@ BucketSolution MooCollective::solve_sketched(std::unique_ptr<SketchedBucket> ske
   begin_row_norms(sections);
   if (sketched->sketch_.shard_size > 0) {
     const Rows rows = sketched->tile_.wait();
-    RECORD_USER_SCOPE("bucket_moo gramian");
+    const ProfilerScope stage("bucket_moo gramian");
     gramian(rows, objectives_.map(), result.gramian.data());
     add_row_norms(gramian, rows, sections.shard);
   }
@@ -411,7 +410,7 @@ void MooCollective::accumulate_sketch(const void* row, std::int64_t n, DType dty
                                       std::int64_t width, const PassRows& pass, ObjectiveTile& tile) {
   const ShardedBucket columns = sketch_columns(dtype, width);
   {
-    RECORD_USER_SCOPE("bucket_moo sketch");
+    const ProfilerScope stage("bucket_moo sketch");
     sketch(row, n, dtype, SketchMap(key, width), columns_.data());
   }
   accumulate(columns, pass, one_part(columns.shard_size, columns.tail_size), tile);
@@ -426,7 +425,7 @@ void MooCollective::sum_all_reduce(void* bucket, std::int64_t n, DType dtype) {
 }
 
 void MooCollective::sum_reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype) {
-  RECORD_USER_SCOPE("bucket_moo reduce_scatter");
+  const ProfilerScope stage("bucket_moo reduce_scatter");
   std::fill(coefficients_.begin(), coefficients_.end(), 1.0);
   const ShardedBucket sharded = sharded_apart(output, input, shard, dtype, world_, kSumTileBytes);
   stream_shard(sharded, [&](const Rows& rows, std::int64_t begin) {
@@ -443,7 +442,7 @@ void MooCollective::weighted_all_reduce(void* bucket, std::int64_t n, DType dtyp
 /// With the coefficients that are set.
 void MooCollective::stream_all_reduce(void* bucket, std::int64_t n, DType dtype, ZeroRows zero_rows,
                                       const std::function<void()>& meanwhile) {
-  RECORD_USER_SCOPE("bucket_moo all_reduce");
+  const ProfilerScope stage("bucket_moo all_reduce");
   const ShardedBucket sharded = sharded_in_place(bucket, n, dtype, rank_, world_, kSumTileBytes);
   std::vector<std::unique_ptr<Transport::Exchange>> gathers;
   gathers.push_back(start_tails(sharded));
@@ -473,7 +472,7 @@ void MooCollective::weighted_sum(const ShardedBucket& bucket, std::span<const do
 void MooCollective::weighted_reduce_scatter(void* output, const void* input, std::int64_t shard, DType dtype,
                                             std::span<const double> weights, ZeroRows zero_rows,
                                             const std::function<void()>& meanwhile) {
-  RECORD_USER_SCOPE("bucket_moo reduce_scatter");
+  const ProfilerScope stage("bucket_moo reduce_scatter");
   set_coefficients(weights);
   const ShardedBucket sharded = sharded_apart(output, input, shard, dtype, world_, kSumTileBytes);
   stream_shard(sharded,

@@ -1,17 +1,16 @@
 #include "collective/objectives.hpp"
 
-#include <c10/util/Exception.h>
-#include <c10/util/StringUtil.h>
-
 #include <algorithm>
 #include <cstring>
 #include <sstream>
+#include <stdexcept>
 
 #include "bucket_moo/lanes.hpp"
 #include "bucket_moo/limits.hpp"
 #include "bucket_moo/received_record.hpp"
 #include "collective/agreed_error.hpp"
-#include "torch_types/dtype.hpp"
+#include "kernels/dtype_names.hpp"
+#include "methods/message.hpp"
 
 namespace bucket_moo {
 namespace {
@@ -65,8 +64,10 @@ std::vector<StepRecord> gather_records(Transport* transport, const StepRecord& o
     transport->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
   }
   for (std::size_t r = 0; r < records.size(); ++r) {
-    TORCH_CHECK_VALUE(may_be_record(records[r], kDtypes), "bucket_moo_ext: what rank ", r, " sent is no record of a step of this ",
-                      "version of bucket_moo_ext; ranks of one group must run the same build");
+    if (!may_be_record(records[r], kDtypes)) {
+      throw std::invalid_argument(message("bucket_moo_ext: what rank ", r, " sent is no record of a step of this version ",
+                                          "of bucket_moo_ext; ranks of one group must run the same build"));
+    }
   }
   return records;
 }
@@ -76,64 +77,64 @@ void check_step(const StepHeader& header, std::span<const StepRecord> records, i
     case StepError::none:
       return;
     case StepError::invalid_call:
-      throw AgreedError(c10::str("bucket_moo_ext: rank ", header.culprit,
-                                 " refused the arguments of its call; its own error says why"));
+      throw AgreedError(message("bucket_moo_ext: rank ", header.culprit,
+                                " refused the arguments of its call; its own error says why"));
     case StepError::other_call: {
       if (records.empty()) {
-        throw AgreedError(c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
-                                   "in step ", header.step, " rank ", header.culprit, " made another than rank 0"));
+        throw AgreedError(message("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
+                                  "in step ", header.step, " rank ", header.culprit, " made another than rank 0"));
       }
       const StepRecord& culprit = records[static_cast<std::size_t>(header.culprit)];
       throw AgreedError(
-          c10::str("bucket_moo_ext: ranks of one group must make the same calls in the same order; ",
-                   "rank 0 starts a ", describe(records[0]), ", rank ", header.culprit, " a ", describe(culprit),
-                   describe(culprit) != describe(records[0])
-                       ? ""
-                       : "; the names of their buckets differ, or the totals that accumulate() was given"));
+          message("bucket_moo_ext: ranks of one group must make the same calls in the same order; ", "rank 0 starts a ",
+                  describe(records[0]), ", rank ", header.culprit, " a ", describe(culprit),
+                  describe(culprit) != describe(records[0])
+                      ? ""
+                      : "; the names of their buckets differ, or the totals that accumulate() was given"));
     }
     case StepError::too_many_objectives:
-      throw AgreedError(c10::str("bucket_moo_ext: at most ", limit, " objectives are supported",
-                                 limit < kMaxObjectives ? " where a run on a GPU began with few" : "", ", got ",
-                                 header.culprit, "; let several ranks share an objective (objective=...)"));
+      throw AgreedError(message("bucket_moo_ext: at most ", limit, " objectives are supported",
+                                limit < kMaxObjectives ? " where a run on a GPU began with few" : "", ", got ",
+                                header.culprit, "; let several ranks share an objective (objective=...)"));
     case StepError::more_objectives:
-      throw AgreedError(c10::str("bucket_moo_ext: step ", header.step, " has ", header.culprit,
-                                 " objectives in all its ",
-                                 "passes, more than the first step of several passes, for which room was made on the ",
-                                 "GPU; let that one have all objectives, or use layout='passes'"));
+      throw AgreedError(message("bucket_moo_ext: step ", header.step, " has ", header.culprit,
+                                " objectives in all its ",
+                                "passes, more than the first step of several passes, for which room was made on the ",
+                                "GPU; let that one have all objectives, or use layout='passes'"));
     case StepError::objective_count:
-      throw AgreedError(c10::str("bucket_moo_ext: the method's options are for another number of objectives than the ",
-                                 header.culprit, " of step ", header.step));
+      throw AgreedError(message("bucket_moo_ext: the method's options are for another number of objectives than the ",
+                                header.culprit, " of step ", header.step));
     case StepError::too_many_names:
-      throw AgreedError(c10::str("bucket_moo_ext: in step ", header.step, " the state had met ", header.culprit,
-                                 " objective names, more than it can remember"));
+      throw AgreedError(message("bucket_moo_ext: in step ", header.step, " the state had met ", header.culprit,
+                                " objective names, more than it can remember"));
     case StepError::several_objectives:
-      throw AgreedError(c10::str("bucket_moo_ext: with layout='passes' all ranks must have the same objective in a ",
-                                 "pass; in step ", header.step, " rank ", header.culprit,
-                                 " had another than rank 0 (layout='ranks' allows that)"));
+      throw AgreedError(message("bucket_moo_ext: with layout='passes' all ranks must have the same objective in a ",
+                                "pass; in step ", header.step, " rank ", header.culprit,
+                                " had another than rank 0 (layout='ranks' allows that)"));
     case StepError::several_inside:
-      throw AgreedError(c10::str("bucket_moo_ext: ranks along the dimensions of the mesh that `objectives` does not ",
-                                 "name must have the same objective in a pass; in step ", header.step, " rank ",
-                                 header.culprit, " had another than the first of them"));
+      throw AgreedError(message("bucket_moo_ext: ranks along the dimensions of the mesh that `objectives` does not ",
+                                "name must have the same objective in a pass; in step ", header.step, " rank ",
+                                header.culprit, " had another than the first of them"));
     case StepError::other_piece:
-      throw AgreedError(c10::str("bucket_moo_ext: ranks of model_parallel_group must reduce the same buckets, of ",
-                                 "parameters with the same names, in the same order, and have the same objective and ",
-                                 "weight; in step ", header.step, " place ", header.culprit,
-                                 " differed from this rank's, or had an error of its own"));
+      throw AgreedError(message("bucket_moo_ext: ranks of model_parallel_group must reduce the same buckets, of ",
+                                "parameters with the same names, in the same order, and have the same objective and ",
+                                "weight; in step ", header.step, " place ", header.culprit,
+                                " differed from this rank's, or had an error of its own"));
     case StepError::untold_objective:
-      throw AgreedError(c10::str("bucket_moo_ext: accumulate(totals=...) of step ", header.step,
-                                 " lacks the objective ", "of rank ", header.culprit));
+      throw AgreedError(message("bucket_moo_ext: accumulate(totals=...) of step ", header.step, " lacks the objective ",
+                                "of rank ", header.culprit));
     case StepError::other_total:
-      throw AgreedError(c10::str("bucket_moo_ext: accumulate(totals=...) of step ", header.step, " says of objective ",
-                                 "number ", header.culprit, ", counted as they came, what its weights add up to over ",
-                                 "all ranks and passes; they add up to something else"));
+      throw AgreedError(message("bucket_moo_ext: accumulate(totals=...) of step ", header.step, " says of objective ",
+                                "number ", header.culprit, ", counted as they came, what its weights add up to over ",
+                                "all ranks and passes; they add up to something else"));
     case StepError::no_rows:
-      throw AgreedError(c10::str("bucket_moo_ext: accumulate(totals=...) of step ", header.step, " has ",
-                                 header.culprit, " more objectives than the step has had rows of"));
+      throw AgreedError(message("bucket_moo_ext: accumulate(totals=...) of step ", header.step, " has ", header.culprit,
+                                " more objectives than the step has had rows of"));
     case StepError::other_objectives:
       throw AgreedError(
-          c10::str("bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives of the ",
-                   "first step in every step, since weights are kept for them; step ", header.step, " has others (",
-                   header.culprit, " of them)"));
+          message("bucket_moo_ext: on a GPU a Sketch with refresh_every > 1 or lag=1 needs the objectives of the ",
+                  "first step in every step, since weights are kept for them; step ", header.step, " has others (",
+                  header.culprit, " of them)"));
   }
 }
 
@@ -141,9 +142,9 @@ void check_one_objective(std::span<const StepRecord> records) {
   for (std::size_t r = 1; r < records.size(); ++r) {
     if (!same_name(records[r].objective, records[0].objective)) {
       throw AgreedError(
-          c10::str("bucket_moo_ext: with layout='passes' all ranks must have the same objective in a pass; in step ",
-                   records[0].step, ", pass ", records[0].pass + 1, " rank 0 has '", records[0].objective.text(),
-                   "', rank ", r, " '", records[r].objective.text(), "' (layout='ranks' allows that)"));
+          message("bucket_moo_ext: with layout='passes' all ranks must have the same objective in a pass; in step ",
+                  records[0].step, ", pass ", records[0].pass + 1, " rank 0 has '", records[0].objective.text(),
+                  "', rank ", r, " '", records[r].objective.text(), "' (layout='ranks' allows that)"));
     }
   }
 }

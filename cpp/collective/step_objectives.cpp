@@ -1,11 +1,10 @@
 #include "collective/step_objectives.hpp"
 
-#include <c10/util/StringUtil.h>
-
 #include <utility>
 
 #include "bucket_moo/lanes.hpp"
 #include "collective/agreed_error.hpp"
+#include "methods/message.hpp"
 
 namespace bucket_moo {
 
@@ -18,8 +17,8 @@ void StepObjectives::add_pass(std::span<const StepRecord> records) {
                        {&header_, record_.data(), unit_.data(), total_.data(), rows_.data()},
                        {pass.objective.data(), pass.coefficient.data(), pass.unit.data()});
   if (header_.error == StepError::too_many_objectives) {
-    throw AgreedError(c10::str("bucket_moo_ext: at most ", kMaxObjectives, " objectives are supported in all passes ",
-                               "of a step; let several rows share an objective (objective=...)"));
+    throw AgreedError(message("bucket_moo_ext: at most ", kMaxObjectives, " objectives are supported in all passes ",
+                              "of a step; let several rows share an objective (objective=...)"));
   }
   const auto k = static_cast<std::size_t>(header_.k);
   while (names_.size() < k) {

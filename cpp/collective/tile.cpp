@@ -1,10 +1,9 @@
 #include "collective/tile.hpp"
 
-#include <ATen/record_function.h>
-
 #include <algorithm>
 
 #include "collective/memory_layout.hpp"
+#include "collective/profiler_scope.hpp"
 
 namespace bucket_moo {
 
@@ -35,7 +34,7 @@ void Tile::start(Transport* transport, Transport::Sequence sequence, const Shard
 
 Rows Tile::wait() {
   if (exchange_) {
-    RECORD_USER_SCOPE("bucket_moo all_to_all");
+    const ProfilerScope stage("bucket_moo all_to_all");
     exchange_->wait();
     exchange_.reset();
   }

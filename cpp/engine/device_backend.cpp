@@ -12,8 +12,8 @@
 #include <utility>
 
 #include "bucket_moo/state_layout.hpp"
+#include "c10d_collective/sparse_mean.hpp"
 #include "collective/agreed_error.hpp"
-#include "collective/sparse_mean.hpp"
 #include "engine/on_side_stream.hpp"
 #include "engine/parts.hpp"
 #include "engine/solver_memory.hpp"
@@ -21,6 +21,7 @@
 #include "nvtx_range.cuh"
 #include "torch_types/device.hpp"
 #include "torch_types/dtype.hpp"
+#include "torch_types/value_error.hpp"
 
 namespace bucket_moo {
 namespace {
@@ -82,7 +83,7 @@ void DeviceBackend::check(const Reduction& reduction, bool starts_step, bool is_
     std::rethrow_exception(failure_);
   }
   if (starts_step) {  // in its midst some ranks would, and others would wait for them
-    collective_.step().check_past_steps();
+    with_torch_errors([this] { collective_.step().check_past_steps(); });
   }
   check_capture(reduction, is_alone);
 }
@@ -93,7 +94,7 @@ FuturePtr DeviceBackend::submit(PlacedReduction call) {
   try {
     return enqueue(call);
   } catch (const AgreedError&) {
-    throw;
+    std::rethrow_exception(current_torch_exception());
   } catch (...) {  // ranks are out of step
     failure_ = std::current_exception();
     model_.reset();
@@ -198,7 +199,7 @@ void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
   if (has_pieces()) {
     const DeviceExchange& pieces = collective_.pieces();
     check_same_configuration(
-        pieces.rank(), pieces.size(), [&pieces](const at::Tensor& blocks) { pieces.all_gather_host(blocks); },
+        pieces.rank(), pieces.size(), [&pieces](std::span<std::byte> blocks) { pieces.all_gather_host(blocks); },
         of_whole_model(options_.configuration));
   }
   collective_.reserve_for(k);
@@ -208,7 +209,7 @@ void DeviceBackend::agree_on_first_step(const PlacedReduction& call) {
 /// Returns K.
 int DeviceBackend::agree_in_group(const PlacedReduction& call) {
   check_same_configuration(
-      rank(), world_size(), [this](const at::Tensor& blocks) { collective_.exchange().all_gather_host(blocks); },
+      rank(), world_size(), [this](std::span<std::byte> blocks) { collective_.exchange().all_gather_host(blocks); },
       options_.configuration);
   const int k = collective_.step().agree_on_objectives(call.record).k();
   if (call.is_alone_in_step()) {

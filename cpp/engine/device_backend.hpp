@@ -16,11 +16,11 @@
 #include <utility>
 #include <vector>
 
-#include "collective/device_collective.hpp"
-#include "collective/device_memory.hpp"
-#include "collective/device_parts.hpp"
-#include "collective/device_results.hpp"
-#include "collective/device_tile.hpp"
+#include "c10d_collective/device_collective.hpp"
+#include "c10d_collective/device_memory.hpp"
+#include "c10d_collective/device_parts.hpp"
+#include "c10d_collective/device_results.hpp"
+#include "c10d_collective/device_tile.hpp"
 #include "engine/backend.hpp"
 #include "engine/bucket_book.hpp"
 #include "engine/engine_options.hpp"

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <exception>
 #include <optional>
 #include <utility>
 
@@ -11,6 +12,7 @@
 #include "engine/device_backend.hpp"
 #include "engine/on_side_stream.hpp"
 #include "engine/weight_schedule.hpp"
+#include "torch_types/value_error.hpp"
 
 namespace bucket_moo {
 namespace {
@@ -51,11 +53,12 @@ FuturePtr DeviceBackend::end_step(std::uint64_t line) {
       done = std::exchange(combined_, {});
     }
   } catch (...) {
-    failure_ = std::current_exception();
+    const std::exception_ptr failure = current_torch_exception();
+    failure_ = failure;
     done = line == kHookLine ? take_deferred() : std::vector<Deferred>();
     in_order.unlock();
-    give_up(std::move(done), std::current_exception());
-    throw;
+    give_up(std::move(done), failure);
+    std::rethrow_exception(failure);
   }
   in_order.unlock();
   FuturePtr last;

@@ -5,13 +5,13 @@
 #include <span>
 #include <string>
 
+#include "c10d_collective/grid_groups.hpp"
 #include "collective/configuration.hpp"
-#include "collective/grid_groups.hpp"
 #include "collective/rank_grid.hpp"
 #include "collective/sketch_options.hpp"
 #include "engine/grouping.hpp"
 #include "engine/weight_schedule.hpp"
-#include "torch_types/method_config.hpp"
+#include "methods/method_config.hpp"
 
 namespace bucket_moo {
 

@@ -10,26 +10,36 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <span>
 #include <string>
 #include <utility>
 
+#include "c10d_collective/sparse_mean.hpp"
+#include "c10d_collective/torch_profiler.hpp"
 #include "collective/agreed_error.hpp"
-#include "collective/sparse_mean.hpp"
+#include "collective/host_all_gather.hpp"
 #include "engine/parts.hpp"
 #include "engine/step_totals.hpp"
 #include "engine/weight_schedule.hpp"
 #include "torch_types/dtype.hpp"
+#include "torch_types/value_error.hpp"
 
 namespace bucket_moo {
 namespace {
 
 /// `transport`: null for a single rank, whose block is there.
-AllGather all_gather_over(const std::shared_ptr<PointToPointTransport>& transport) {
-  return [transport](const at::Tensor& blocks) {
+HostAllGather all_gather_over(const std::shared_ptr<PointToPointTransport>& transport) {
+  return [transport](std::span<std::byte> blocks) {
     if (transport) {
-      transport->all_gather(static_cast<std::byte*>(blocks.mutable_data_ptr()),
-                            blocks.nbytes() / static_cast<std::size_t>(transport->size()));
+      transport->all_gather(blocks.data(), blocks.size() / static_cast<std::size_t>(transport->size()));
     }
+  };
+}
+
+/// The same for tensors.
+AllGather tensor_all_gather_over(const std::shared_ptr<PointToPointTransport>& transport) {
+  return [all_gather = all_gather_over(transport)](const at::Tensor& blocks) {
+    all_gather({static_cast<std::byte*>(blocks.mutable_data_ptr()), blocks.nbytes()});
   };
 }
 
@@ -62,6 +72,7 @@ HostBackend::HostBackend(Links links, EngineOptions options)
       method_(options_.method.method(preference_.data(), options_.method.permutation().data())),
       links_(std::move(links)),
       collective_(links_.across, method_, links_.inside ? links_.inside : links_.pieces, options_.takes_row_norms) {
+  show_stages_to_torch();
   if (links_.inside) {
     inside_.emplace(links_.inside, options_.grid, rank());
   }
@@ -165,9 +176,9 @@ void HostBackend::attempt(std::uint64_t line, const std::function<void()>& part)
   try {
     part();
   } catch (const AgreedError&) {  // ranks are still in step
-    steps_[line].failure = std::current_exception();
+    steps_[line].failure = current_torch_exception();
   } catch (...) {
-    failure_ = std::current_exception();
+    failure_ = current_torch_exception();
   }
 }
 
@@ -505,7 +516,7 @@ SolverMemory& HostBackend::memory_of(const BucketId& bucket) {
 }
 
 void HostBackend::reduce_sparse(const PlacedReduction& call) {
-  reduce_sparse_mean(call.output, rank(), world_size(), all_gather_over(links_.all));
+  reduce_sparse_mean(call.output, rank(), world_size(), tensor_all_gather_over(links_.all));
   if (call.pass > 0 && !call.leaves_open) {  // whose gradient, added up by autograd, is the sum of all passes' means
     call.output._values().mul_(1.0 / (call.pass + 1));
   }

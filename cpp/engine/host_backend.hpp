@@ -17,13 +17,13 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <vector>
 
+#include "c10d_collective/point_to_point_transport.hpp"
 #include "collective/inside_group.hpp"
 #include "collective/model_pieces.hpp"
 #include "collective/moo_collective.hpp"
 #include "collective/objective_tile.hpp"
 #include "collective/own_rows.hpp"
 #include "collective/persistent_buffer.hpp"
-#include "collective/point_to_point_transport.hpp"
 #include "collective/step_objectives.hpp"
 #include "engine/backend.hpp"
 #include "engine/bucket_book.hpp"

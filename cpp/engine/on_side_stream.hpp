@@ -4,7 +4,7 @@
 #include <c10/core/Device.h>
 #include <c10/core/StreamGuard.h>
 
-#include "collective/device_memory.hpp"
+#include "c10d_collective/device_memory.hpp"
 #include "torch_types/device.hpp"
 
 namespace bucket_moo {

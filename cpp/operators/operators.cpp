@@ -23,8 +23,9 @@
 #include "kernels/combine.hpp"
 #include "kernels/gramian.hpp"
 #include "kernels/sketch.hpp"
+#include "methods/method_config.hpp"
 #include "torch_types/dtype.hpp"
-#include "torch_types/method_config.hpp"
+#include "torch_types/value_error.hpp"
 
 #if BUCKET_MOO_CUDA
 #include "combine.cuh"
@@ -191,15 +192,22 @@ at::Tensor combine_cpu(at::TensorList jacobian, const at::Tensor& weights) {
   return out;
 }
 
+MethodConfig method_config(const MethodOptions& options, double length) {
+  return with_torch_errors([&] { return MethodConfig(options).rescaled(length_of(length)); });
+}
+
+void check_objectives(const MethodConfig& config, int k) {
+  with_torch_errors([&] { config.check(k); });
+}
+
 Solved solve_cpu(const at::Tensor& gramians, std::string_view method, at::ArrayRef<double> numbers,
                  std::string_view mode, at::ArrayRef<double> preference, at::IntArrayRef permutation, std::int64_t seed,
                  std::int64_t step, double length) {
   check_gramians(gramians);
-  const MethodConfig config =
-      MethodConfig({method, numbers, mode, preference, permutation}).rescaled(length_of(length));
+  const MethodConfig config = method_config({method, numbers, mode, preference, permutation}, length);
   const at::Tensor input = gramians.to(at::kDouble).contiguous();
   const int k = static_cast<int>(input.size(-1));
-  config.check(k);
+  check_objectives(config, k);
   Solved out = empty_solutions(input);
   auto& [weights, status, iterations, residual] = out;
   double* const weights_data = weights.mutable_data_ptr<double>();
@@ -319,13 +327,12 @@ Solved solve_cuda(const at::Tensor& gramians, std::string_view method, at::Array
                   std::string_view mode, at::ArrayRef<double> preference, at::IntArrayRef permutation,
                   std::int64_t seed, std::int64_t step, double length) {
   check_gramians(gramians);
-  const MethodConfig config =
-      MethodConfig({method, numbers, mode, preference, permutation}).rescaled(length_of(length));
+  const MethodConfig config = method_config({method, numbers, mode, preference, permutation}, length);
   const KernelDeviceGuard guard(gramians.device());
   const cudaStream_t stream = current_stream(gramians.device());
   const at::Tensor input = gramians.to(at::kDouble).contiguous();
   const int k = static_cast<int>(input.size(-1));
-  config.check(k);
+  check_objectives(config, k);
   Solved out = empty_solutions(input);
   auto& [weights, status, iterations, residual] = out;
   TORCH_CHECK_VALUE(residual.numel() <= std::numeric_limits<int>::max(),
@@ -402,11 +409,10 @@ Solved solve_meta(const at::Tensor& gramians, std::string_view method, at::Array
                   std::string_view mode, at::ArrayRef<double> preference, at::IntArrayRef permutation, c10::SymInt,
                   c10::SymInt, double length) {
   check_gramians(gramians);
-  const MethodConfig config =
-      MethodConfig({method, numbers, mode, preference, permutation}).rescaled(length_of(length));
+  const MethodConfig config = method_config({method, numbers, mode, preference, permutation}, length);
   // Only options that are made for one K make K a constant of the graph.
   if (config.expected_objectives() > 0)
-    config.check(static_cast<int>(gramians.sym_size(-1).guard_int(__FILE__, __LINE__)));
+    check_objectives(config, static_cast<int>(gramians.sym_size(-1).guard_int(__FILE__, __LINE__)));
   return empty_solutions(gramians);
 }
 

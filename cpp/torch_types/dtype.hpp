@@ -4,25 +4,10 @@
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 
+#include "kernels/dtype_names.hpp"
 #include "kernels/rows.hpp"
 
 namespace bucket_moo {
-
-inline constexpr const char* kSupportedDtypes = "float32, bfloat16, float16, float64";
-
-inline const char* dtype_name(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return "float32";
-    case DType::bfloat16:
-      return "bfloat16";
-    case DType::float16:
-      return "float16";
-    case DType::float64:
-      return "float64";
-  }
-  return "unknown";
-}
 
 /// Raises TypeError, naming `what`, for every dtype the kernels do not take.
 inline DType dtype_of(c10::ScalarType type, const char* what) {

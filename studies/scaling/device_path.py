@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Rows for which cpp/collective/device_step.cpp makes room.
+# Rows for which cpp/c10d_collective/device_step.cpp makes room.
 FEW_OBJECTIVES, ROOM, MAX_OBJECTIVES = 8, 16, 64
 LEAST_SKETCHES = 4
 # Objective, weight and call of a rank, once a pass.

@@ -37,23 +37,27 @@ def _run(*command: str | Path) -> str:
 
 # --- layers ---
 
+BELOW_TORCH = ("bucket_moo", "kernels", "cuda", "methods", "collective")
 # What the files of each folder may include beside their own folder's. Lower layers first.
 MAY_INCLUDE: dict[str, tuple[str, ...]] = {
     "bucket_moo": (),
     "kernels": ("bucket_moo",),
     "cuda": ("bucket_moo", "kernels"),
-    "torch_types": ("bucket_moo", "kernels", "cuda"),
-    "collective": ("bucket_moo", "kernels", "cuda", "torch_types"),
-    "engine": ("bucket_moo", "kernels", "cuda", "torch_types", "collective"),
-    "operators": ("bucket_moo", "kernels", "cuda", "torch_types"),
-    "hooks": ("bucket_moo", "kernels", "cuda", "torch_types", "collective", "engine"),
-    "bindings": ("bucket_moo", "kernels", "cuda", "torch_types", "collective", "engine", "operators", "hooks"),
+    "methods": ("bucket_moo",),
+    "collective": ("bucket_moo", "kernels", "methods"),
+    "c_api": ("bucket_moo", "kernels", "methods", "collective"),
+    "torch_types": ("bucket_moo", "kernels", "cuda", "methods"),
+    "c10d_collective": (*BELOW_TORCH, "torch_types"),
+    "engine": (*BELOW_TORCH, "torch_types", "c10d_collective"),
+    "operators": ("bucket_moo", "kernels", "cuda", "methods", "torch_types"),
+    "hooks": (*BELOW_TORCH, "torch_types", "c10d_collective", "engine"),
+    "bindings": (*BELOW_TORCH, "torch_types", "c10d_collective", "engine", "operators", "hooks"),
 }
 FOLDERS = {layer: ROOT / "cpp" / layer for layer in MAY_INCLUDE} | {
     "bucket_moo": CORE / "bucket_moo",
     "cuda": ROOT / "cuda",
 }
-SOURCES = (".hpp", ".cpp", ".cu", ".cuh")
+SOURCES = (".h", ".hpp", ".cpp", ".cu", ".cuh")
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 # torch brings these; what must build without torch includes none of them.
 OF_TORCH = ("torch/", "c10/", "ATen/", "caffe2/", "pybind11/", "Python.h")
@@ -98,8 +102,8 @@ def test_the_layers_are_all_of_the_native_code() -> None:
     assert {path.relative_to(CORE).parts[0] for path in _files(CORE)} == {"bucket_moo"}
 
 
-@pytest.mark.parametrize("folder", ["cpp/include", "cpp/kernels", "cuda"])
-def test_core_kernels_and_cuda_are_torch_free(folder: str) -> None:
+@pytest.mark.parametrize("folder", ["cpp/include", "cpp/kernels", "cpp/methods", "cpp/collective", "cpp/c_api", "cuda"])
+def test_what_builds_without_torch_includes_none_of_it(folder: str) -> None:
     files = _files(ROOT / folder)
     assert files
     for path in files:

@@ -1,6 +1,5 @@
 """The commands and programs of the docs, run as they stand there, with the oldest CMake that the docs name."""
 
-import importlib.metadata
 import json
 import os
 import re
@@ -13,7 +12,9 @@ import bucket_moo_ext
 import pytest
 import torch
 
-from tests.support import sizes
+from tests.support import cmake_versions, sizes
+from tests.support.cmake_versions import CHOSEN as CMAKE
+from tests.support.cmake_versions import OLDEST
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [
@@ -22,8 +23,6 @@ DOCS = [
     for path in sorted(ROOT.glob(pattern))
 ]
 EMBEDDING = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
-
-VERSION = tuple(int(part) for part in importlib.metadata.version("bucket_moo_ext").split("."))
 
 needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on the PATH")
 
@@ -34,14 +33,14 @@ BLOCKS = {
     "example": ("sh", "examples/cpp/mgda.cpp"),
     "call": ("cpp", "solution = bucket_moo::solve("),
     "subdirectory": ("cmake", "set(BUCKET_MOO_PYTHON OFF)"),
-    "install": ("sh", "cmake --install"),
+    "install": ("sh", "-DBUCKET_MOO_PYTHON=OFF"),  # tests/embedding runs it, and the next
     "package": ("cmake", "find_package(bucket_moo"),
     "kernels": ("cpp", "bm::combine("),
     "schemas": ("text", "bucket_moo::gramian(Tensor[] rows)"),
     "operators": ("cpp", "c10::Dispatcher"),
     "collective": ("cpp", "bm::MooCollective"),
-    "collective's project": ("cmake", "bucket_moo_collective"),
-    "collective's build": ("sh", "-DPython_EXECUTABLE"),
+    "c10d": ("sh", "--target bucket_moo_c10d"),
+    "c": ("c", "bucket_moo_gramian("),
 }
 
 # Commands outside docs/embedding.md that a test below runs.
@@ -184,27 +183,11 @@ def test_the_oldest_cmake_is_the_same_everywhere() -> None:
 # --- the tools ---
 
 
-def _cmakes() -> dict[tuple[int, ...], str]:
-    """Every cmake on the PATH and beside the interpreter, by version."""
-    found = {}
-    for folder in (*os.get_exec_path(), Path(sys.executable).parent):
-        if cmake := shutil.which("cmake", path=folder):  # type: ignore[call-overload]
-            said = subprocess.run([cmake, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
-            if version := re.match(r"cmake version (\d+)\.(\d+)\.(\d+)", said):
-                found[tuple(map(int, version.groups()))] = cmake
-    return found
-
-
-OLDEST = tuple(map(int, re.search(r"CMake (\d+)\.(\d+) or newer", EMBEDDING).groups()))  # type: ignore[union-attr]
-CMAKES = _cmakes()
-CMAKE = min((v for v in CMAKES if v[:2] == OLDEST), default=max(CMAKES, default=()))
-
-
 class Tools:
     """Runs commands of the docs with the chosen CMake, which the tests have in their names."""
 
     def __init__(self, folder: Path) -> None:
-        (folder / "cmake").symlink_to(CMAKES[CMAKE])
+        (folder / "cmake").symlink_to(cmake_versions.FOUND[CMAKE])
         path = f"{folder}{os.pathsep}{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}"
         self._environment = {**os.environ, "PATH": path, "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
 
@@ -281,32 +264,6 @@ def test_the_example_of_the_core(tools: Tools, blocks: dict[str, str], checkout:
 
 
 @pytest.mark.build
-def test_the_installed_core(tools: Tools, blocks: dict[str, str], checkout: Path, tmp_path: Path) -> None:
-    command, prefix = blocks["install"], tmp_path / "prefix"
-    assert command.count("/tmp/bucket_moo") == 1
-    said = tools.run(command.replace("/tmp/bucket_moo", str(prefix)), checkout)
-    assert "CUDA kernels: none, nothing here uses them" in said
-    assert "Looking for a CUDA compiler" not in said
-    headers = {path.relative_to(ROOT / "cpp") for path in (ROOT / "cpp" / "include").rglob("*.hpp")}
-    installed = {path.relative_to(prefix) for path in prefix.rglob("*") if path.is_file()}
-    assert headers < installed
-    assert {path.name for path in installed - headers} == {"bucket_moo-config.cmake", "bucket_moo-config-version.cmake"}
-
-    user = tmp_path / "user"
-    user.mkdir()
-    major, minor, patch = VERSION
-    refused = [
-        f"find_package(bucket_moo {version} QUIET CONFIG)\n"
-        f"if(bucket_moo_FOUND)\n  message(FATAL_ERROR {version})\nendif()"
-        for version in (f"{major}.{minor + 1}", f"{major}.{minor}.{patch + 1}", f"{major + 1}.{minor}")
-    ]
-    tools.project(user, *refused, f"find_package(bucket_moo {major}.{minor} REQUIRED CONFIG)", blocks["package"])
-    (user / "app.cpp").write_text(_program(blocks["call"]))
-    build = f"cmake -S . -B build -DCMAKE_PREFIX_PATH={prefix} && cmake --build build"
-    assert tools.run(f"({build}) >&2 && build/app", user) == "0.5000 0.5000, status 0\n"
-
-
-@pytest.mark.build
 def test_core_and_kernels_in_another_project(tools: Tools, blocks: dict[str, str], user_project: Path) -> None:
     kernels = "add_executable(kernels kernels.cpp)\ntarget_link_libraries(kernels PRIVATE bucket_moo::kernels)"
     tools.project(user_project, blocks["subdirectory"], kernels)
@@ -320,33 +277,53 @@ def test_core_and_kernels_in_another_project(tools: Tools, blocks: dict[str, str
 
 @pytest.mark.build
 @pytest.mark.nightly
-def test_the_collective_in_another_project(tools: Tools, blocks: dict[str, str], user_project: Path) -> None:
-    """And the operators, called from a C++ program without Python that loads them.
+@pytest.mark.timeout(900)
+def test_c10d_and_the_operators_in_another_project(tools: Tools, blocks: dict[str, str], tmp_path: Path) -> None:
+    """The operators are called from a C++ program without Python that loads them.
 
-    Nightly the collective is compiled in that project, and the programs run; else they alone are compiled.
+    Nightly c10d is built and installed, and the programs run; else they alone are compiled.
     """
-    operators = """add_executable(operators operators.cpp)
-        target_link_libraries(operators PRIVATE bucket_moo_torch ${CMAKE_DL_LIBS})"""
-    tools.project(user_project, blocks["collective's project"], operators)
-    (user_project / "app.cpp").write_text(blocks["collective"])
-    (user_project / "operators.cpp").write_text(
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    (tmp_path / "operators.cpp").write_text(
         blocks["operators"]
         + "#include <ATen/ATen.h>\n#include <dlfcn.h>\nint main(int, char** names) {\n"
         + "  if (dlopen(names[1], RTLD_NOW) == nullptr) return std::puts(dlerror());\n"
         + '  std::printf("%g\\n", gramian({at::ones({3}), at::ones({3})}).sum().item<double>());\n}\n'
     )
-    command = blocks["collective's build"]
-    assert command.count("/path/to/python") == 1
-    command = command.replace("/path/to/python", sys.executable)
+    (tmp_path / "app.cpp").write_text(
+        "#include <c10d_collective/point_to_point_transport.hpp>\n#include <cstdio>\n"
+        "#include <torch/csrc/distributed/c10d/FakeProcessGroup.hpp>\n"
+        "int main() {\n"
+        "  const auto backend = c10::make_intrusive<c10d::FakeProcessGroup>(1, 3);\n"
+        "  const auto group = c10::make_intrusive<c10d::ProcessGroup>(1, 3);\n"
+        "  group->setBackend(c10::kCPU, c10d::ProcessGroup::BackendType::CUSTOM, backend);\n"
+        "  const bucket_moo::PointToPointTransport transport(group);\n"
+        '  std::printf("%d of %d\\n", transport.rank(), transport.size());\n}\n'
+    )
+    operators = """add_executable(operators operators.cpp)
+        target_link_libraries(operators PRIVATE bucket_moo::torch ${CMAKE_DL_LIBS})"""
+    link = "target_link_libraries(app PRIVATE bucket_moo::c10d)"
     if not sizes.NIGHTLY:
-        configure = command.splitlines()[0]
-        said = tools.run(f"{configure} -G 'Unix Makefiles' && make -C build app.o operators.o", user_project)
+        tools.project(tmp_path, "add_subdirectory(bucket_moo_ext EXCLUDE_FROM_ALL)", operators, link)
+        said = tools.run(
+            f"cmake -S . -B build {python} -DBUCKET_MOO_CUDA=OFF -G 'Unix Makefiles' && "
+            "make -C build app.o operators.o",
+            tmp_path,
+        )
         assert "Looking for a CUDA compiler" not in said
         return
-    said = tools.run(command, user_project)
-    assert "Looking for a CUDA compiler" not in said
-    assert said.endswith("\n" + _printed(blocks["collective"]))
-    assert tools.run(f"build/operators {bucket_moo_ext.build_info()['library']}", user_project) == "12\n"
+    checkout, prefix = tmp_path / "checkout", tmp_path / "prefix"
+    checkout.mkdir()
+    for path in ROOT.iterdir():
+        if path.name != "build":
+            (checkout / path.name).symlink_to(path)
+    command = blocks["c10d"]
+    assert (command.count("/path/to/python"), command.count("/tmp/bucket_moo")) == (1, 1)
+    tools.run(command.replace("/path/to/python", sys.executable).replace("/tmp/bucket_moo", str(prefix)), checkout)
+    tools.project(tmp_path, "find_package(bucket_moo REQUIRED CONFIG COMPONENTS c10d)", operators, link)
+    tools.run(f"cmake -S . -B build -DCMAKE_PREFIX_PATH={prefix} {python} && cmake --build build", tmp_path)
+    assert tools.run("build/app", tmp_path) == "1 of 3\n"
+    assert tools.run(f"build/operators {bucket_moo_ext.build_info()['library']}", tmp_path) == "12\n"
 
 
 def test_the_operators_have_their_documented_schemas(blocks: dict[str, str]) -> None:
@@ -370,8 +347,8 @@ def _compiles_as_cpp_20(tools: Tools, build: Path) -> None:
 @pytest.mark.build
 @needs_nvcc
 def test_the_kernels_for_gpus_in_another_project(tools: Tools, blocks: dict[str, str], tmp_path: Path) -> None:
-    assert "`bucket_moo_cuda`, after `set(BUCKET_MOO_CUDA ON)`" in " ".join(EMBEDDING.split())
-    lines = blocks["subdirectory"].replace("bucket_moo::core", "bucket_moo_cuda")
+    assert "`bucket_moo::cuda`, after `set(BUCKET_MOO_CUDA ON)`" in " ".join(EMBEDDING.split())
+    lines = blocks["subdirectory"].replace("bucket_moo::core", "bucket_moo::cuda")
     tools.project(tmp_path, "set(BUCKET_MOO_CUDA ON)", lines)
     (tmp_path / "app.cpp").write_text("int main() {}\n")
     tools.run("cmake -S . -B build", tmp_path)
