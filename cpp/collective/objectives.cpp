@@ -65,7 +65,8 @@ std::vector<StepRecord> gather_records(Transport* transport, const StepRecord& o
     transport->all_gather(reinterpret_cast<std::byte*>(records.data()), sizeof(StepRecord));
   }
   for (std::size_t r = 0; r < records.size(); ++r) {
-    TORCH_CHECK_VALUE(may_be_record(records[r], kDtypes), "bucket_moo_ext: what rank ", r, " sent is no record of a step of this ",
+    TORCH_CHECK_VALUE(may_be_record(records[r], kDtypes), "bucket_moo_ext: what rank ", r,
+                      " sent is no record of a step of this ",
                       "version of bucket_moo_ext; ranks of one group must run the same build");
   }
   return records;
