@@ -12,7 +12,7 @@ BIN := .venv/bin
 STAMP := .venv/stamps
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cmake cpp cuda -type f 2>/dev/null)
-CPP := $(shell find cpp cuda examples/cpp tests/cpp tests/emulation bench/cpp \( -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+CPP := $(shell find cpp cuda examples/cpp tests/cpp tests/emulation bench/cpp tools \( -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 # Two workers keep two cores busy: ranks of a test wait for each other. PARALLEL= runs one test after the other.
 PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal

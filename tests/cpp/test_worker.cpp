@@ -1,13 +1,13 @@
 // The worker thread: order of jobs, stopping with jobs in the queue, from jobs, and while others submit.
 //
 // Its queue and its end are what threads share there; preset `tsan` looks for races.
-#include "engine/worker.hpp"
-
 #include <atomic>
 #include <cstdio>
 #include <memory>
 #include <thread>
 #include <vector>
+
+#include "engine/worker.hpp"
 
 namespace {
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -47,7 +48,8 @@ def main() -> int:
             try:
                 training.step(step)
             except Exception as error:
-                say({"rank": rank, "raised": type(error).__name__, "message": str(error)})
+                failed = {"rank": rank, "raised": type(error).__name__, "message": str(error)}
+                say(failed | {"time": time.monotonic()})  # the machine's, as the test's
                 return 1
         say({"rank": rank, "layout": layout, "digest": training.digest()})
     automatic = moo.BucketMOO("mean", gramian="auto")

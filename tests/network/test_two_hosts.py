@@ -20,7 +20,7 @@ pytestmark = [
 
 JOB = "tests/network/job.py"
 LAYOUTS = ("DDP", "DDP, passes", "sketch, lag=1", "DDP, two levels", "FSDP2")
-TIMEOUT = 10
+TIMEOUT = 15
 """Of the process groups, in seconds."""
 
 
@@ -97,9 +97,24 @@ def _start(hosts: TwoHosts, layout: str) -> list[subprocess.Popen[str]]:
 
 def _errors(ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     """What each of these raised; they end by themselves, with status 1."""
-    outputs = [rank.communicate(timeout=TIMEOUT + 60) for rank in ranks]
+    outputs = [rank.communicate(timeout=TIMEOUT + 100) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1] * len(ranks), outputs
     return [_lines(output)[-1] for output, _ in outputs]
+
+
+def _check_names(errors: list[dict[str, Any]], began: float) -> None:
+    """Ranks raised in time, and name one of the other host's, or one of their own that had raised too."""
+    beyond = 0
+    for rank, error in enumerate(errors):
+        assert error["raised"] == "DistBackendError"
+        assert error["time"] - began < TIMEOUT + 20
+        words = rf"bucket_moo_ext: [\w-]+ on rank {rank} of 4: (?:receiving from|sending to) rank (\d) failed: "
+        found = re.match(words, error["message"])
+        assert found, error
+        peer = int(found[1])
+        beyond += peer // 2 != rank // 2
+        assert peer // 2 != rank // 2 or "raised" in errors[peer]
+    assert beyond > 0
 
 
 @pytest.mark.parametrize("layout", ["DDP", "sketch, lag=1"])
@@ -107,30 +122,11 @@ def test_a_cable_that_is_cut(hosts: TwoHosts, layout: str) -> None:
     ranks = _start(hosts, layout)
     began = time.monotonic()
     hosts.cut()
-    errors = _errors(ranks)
-    assert time.monotonic() - began < TIMEOUT + 40
-    beyond = 0
-    for rank, error in enumerate(errors):
-        assert error["raised"] == "DistBackendError"
-        found = re.match(
-            rf"bucket_moo_ext: [\w-]+ on rank {rank} of 4: (?:receiving from|sending to) rank (\d) failed: ",
-            error["message"],
-        )
-        assert found, error
-        peer = int(found[1])
-        beyond += peer // 2 != rank // 2
-        assert peer // 2 != rank // 2 or "raised" in errors[peer]
-    assert beyond > 0, "those that waited first name a rank beyond the cable"
+    _check_names(_errors(ranks), began)
 
 
 def test_a_host_that_is_gone(hosts: TwoHosts) -> None:
     ranks = _start(hosts, "DDP")
     began = time.monotonic()
     hosts.kill(1)
-    errors = _errors(ranks[:2])
-    assert time.monotonic() - began < TIMEOUT + 40
-    for rank, error in enumerate(errors):
-        assert error["raised"] == "DistBackendError"
-        assert re.search(rf"on rank {rank} of 4: (?:receiving from|sending to) rank [23] failed: ", error["message"]), (
-            error
-        )
+    _check_names(_errors(ranks[:2]), began)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,10 +33,12 @@ class TwoHosts:
     """The hosts 0 and 1.
 
     Attributes:
+        hosts_file: What knows both names.
         names: Of the namespaces.
         processes: Started and not yet waited for.
     """
 
+    hosts_file: Path
     names: tuple[str, str] = field(default_factory=lambda: (f"moo0-{os.getpid()}", f"moo1-{os.getpid()}"))
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -66,9 +69,10 @@ class TwoHosts:
 
     def start(self, host: int, command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
         """A program on a host, whose host name is `host0` or `host1`."""
-        inside = f'hostname host{host} && exec "$@"'
+        inside = f'mount --bind "$0" /etc/hosts && hostname host{host} && exec "$@"'
+        command = ["unshare", "--uts", "--mount", "sh", "-c", inside, str(self.hosts_file), *command]
         started = subprocess.Popen(
-            ["ip", "netns", "exec", self.names[host], "unshare", "--uts", "sh", "-c", inside, "sh", *command],
+            ["ip", "netns", "exec", self.names[host], *command],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", **environment},
             stdout=subprocess.PIPE,
@@ -95,7 +99,9 @@ class TwoHosts:
 @contextlib.contextmanager
 def two_hosts() -> Iterator[TwoHosts]:
     """Makes them, and leaves nothing behind."""
-    hosts = TwoHosts()
+    folder = Path(tempfile.mkdtemp(prefix="two-hosts-"))
+    hosts = TwoHosts(folder / "hosts")
+    hosts.hosts_file.write_text("127.0.0.1 localhost\n10.77.0.1 host0\n10.77.0.2 host1\n", encoding="ascii")
     try:
         for name in hosts.names:
             subprocess.run(["ip", "netns", "add", name], check=True)
@@ -117,3 +123,4 @@ def two_hosts() -> Iterator[TwoHosts]:
                 subprocess.run(["kill", "-9", *pids.split()], check=False)
                 time.sleep(0.2)
             subprocess.run(["ip", "netns", "delete", name], check=False)
+        shutil.rmtree(folder)

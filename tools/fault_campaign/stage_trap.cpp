@@ -47,10 +47,14 @@ thread_local std::vector<std::string> open_ranges;
 
 std::string stage_of(const std::string& range) {
   static const std::map<std::string, std::string> names = {
-      {"step", "record"},           {"pass", "record"},
-      {"all_to_all", "all-to-all"}, {"exchange", "Gramian exchange"},
-      {"all_gather", "all-gather"}, {"all_reduce", "weighted sum"},
-      {"end_of_pass", "end of pass"}, {"reduce_scatter", "weighted sum"},
+      {"step", "record"},
+      {"pass", "record"},
+      {"all_to_all", "all-to-all"},
+      {"exchange", "Gramian exchange"},
+      {"all_gather", "all-gather"},
+      {"all_reduce", "weighted sum"},
+      {"end_of_pass", "end of pass"},
+      {"reduce_scatter", "weighted sum"},
   };
   const bool in_bucket = !open_ranges.empty() && open_ranges.front().rfind("bucket", 0) == 0;
   if (range.rfind("bucket", 0) == 0) {
