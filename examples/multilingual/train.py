@@ -190,7 +190,7 @@ def run_seed(
                         lane.wrapped.whole(),
                         test,
                         world,
-                        batch=4 * settings.batch_size,
+                        batch=32,
                         title=f"evaluating {lane.method}, seed {seed}",
                     )
                 lane.save()
@@ -263,7 +263,7 @@ def demo(settings: Settings, world: World) -> tuple[Settings, dict[str, Any]]:
         base, _ = materials.base(settings.model, 0)
         with clock.phase("evaluation"):
             uniform = uniform_loss(test, base.get_input_embeddings().weight.shape[0])
-            before = evaluate(base, test, world, batch=4 * settings.batch_size, title="evaluating before")
+            before = evaluate(base, test, world, batch=32, title="evaluating before")
         settings = tune(settings, materials, world, clock)
         runs: list[summary.Run] = []
         for seed in settings.seeds:
