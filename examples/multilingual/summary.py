@@ -209,7 +209,7 @@ def reading(settings: Settings, result: dict[str, Any]) -> str:
     return (
         f"{row}, paired by seed, each method with the learning rate that the same rule found for it on another seed\n"
         + "\n".join(lines)
-        + f"\n{len(settings.seeds)} seeds tell large differences apart, no others; the study in studies/multilingual has more"
+        + f"\n{len(settings.seeds)} seeds tell large differences apart, no others; studies/multilingual has more"
     )
 
 
