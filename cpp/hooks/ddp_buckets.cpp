@@ -106,7 +106,8 @@ void DdpBuckets::check_kept_gradients(const Reduction& reduction, const std::vec
         "bucket_moo_ext: gradients were not zeroed between two backward passes that were reduced (.grad of '",
         reduction.bucket.at(*found).title, "' was not zero when the second began). The weights are solved from what ",
         "was reduced before plus the new gradients, and objectives may conflict unseen. Call zero_grad() between two ",
-        "steps; run all but the last pass of a step under state.accumulate(), or under no_sync() where they are batches ",
+        "steps; run all but the last pass of a step under state.accumulate(), or under no_sync() where they are "
+        "batches ",
         "of one objective. This is said once");
   }
 }

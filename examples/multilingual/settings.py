@@ -48,8 +48,8 @@ class Settings:
     pretrain_steps: int = 200
     pretrain_batch_size: int = 16
     pretrain_lr: float = 4e-3
-    probe_steps: tuple[int, ...] = (0, 5, 20, 40)
-    probe_blocks: int = 16
+    probe_steps: tuple[int, ...] = (0, 20, 40)
+    probe_blocks: int = 8
     eval_bytes: int = 12_000
     checkpoint_every: int = 20
     record_every: int = 2
@@ -236,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         type=int,
         metavar="N",
-        help="steps at which conflicts are measured (default: 0, 1/8, 1/2 and all of --steps)",
+        help="steps at which conflicts are measured (default: 0, half and all of --steps)",
     )
     add(
         "--one-at-a-time",
@@ -260,7 +260,7 @@ def parse(argv: Sequence[str], world_size: int, available: Sequence[str]) -> Set
     chosen |= {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     if "probe_steps" not in chosen:
         steps = chosen.get("steps", Settings.steps)
-        chosen["probe_steps"] = (0, steps // 8, steps // 2, steps)
+        chosen["probe_steps"] = (0, steps // 2, steps)
     if "languages" in chosen:
         if "scenarios" in chosen:
             raise BadArgument("--scenario", " ".join(chosen["scenarios"]), "not with --languages")

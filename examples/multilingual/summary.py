@@ -201,7 +201,7 @@ def reading(settings: Settings, result: dict[str, Any]) -> str:
         for other, text in pairs:
             if other in after and method not in (PLAIN_DDP, other) and len(settings.seeds) > 1:
                 d = compare(after[method][row]["values"], after[other][row]["values"], MARGIN)
-                said = "no difference seen" if d.low <= 0 <= d.high else "better" if d.mean < 0 else "worse"
+                said = "not told apart" if d.low <= 0 <= d.high else "better" if d.mean < 0 else "worse"
                 interval = f"{d.mean:+.4f} ±{d.standard_error:.4f} [{d.low:+.4f}, {d.high:+.4f}]"
                 lines.append(f"  {method} minus {text}: {interval}: {said}")
     if not lines:
@@ -209,7 +209,7 @@ def reading(settings: Settings, result: dict[str, Any]) -> str:
     return (
         f"{row}, paired by seed, each method with the learning rate that the same rule found for it on another seed\n"
         + "\n".join(lines)
-        + f"\n{len(settings.seeds)} seeds see large differences alone; the study in studies/multilingual has more"
+        + f"\n{len(settings.seeds)} seeds tell large differences apart, no others; studies/multilingual has more"
     )
 
 

@@ -1,9 +1,8 @@
-"""Byte-level BPE of the presets, and token streams of every language, both cached."""
+"""Byte-level BPE of the presets, cached, and token streams."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,16 +56,3 @@ def token_stream(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -
     """All documents, each followed by the end token: `[tokens]`."""
     end = end_token(tokenizer)
     return np.array([t for d in encode(tokenizer, documents) for t in (*d, end)], dtype=np.int32)
-
-
-def cached_streams(
-    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, folder: Path, make: bool
-) -> dict[str, NDArray[np.int32]]:
-    """Training stream of every language; with `make`, those not in `folder` yet are written."""
-    for language, documents in corpus.train.items() if make else ():
-        if not (folder / f"{language}.npy").exists():
-            buffer = io.BytesIO()
-            np.save(buffer, token_stream(tokenizer, list(documents.values())))
-            write_atomically(folder / f"{language}.npy", buffer.getvalue())
-    paths = {x: folder / f"{x}.npy" for x in corpus.train}
-    return {x: np.load(path, mmap_mode="r") for x, path in paths.items() if path.exists()}

@@ -123,27 +123,36 @@ def tune(settings: Settings, materials: Materials, world: World, clock: Clock) -
     found = world.gather(known())[0]
     rates = {method: found[k]["lr"] for method, k in keys.items() if k in found}
     missing = [method for method in settings.methods if method not in rates]
+    if missing:
+        with clock.phase("tuning"):
+            losses = try_rates(settings, missing, materials, world)
+        new = {method: LEARNING_RATES[min(tried, key=tried.__getitem__)] for method, tried in losses.items()}
+        if world.shows:
+            keep({keys[m]: {"lr": new[m], "source": "the demo", "validation": losses[m]} for m in missing})
+        rates |= new
+    where = {method: "found now" if method in missing else found[keys[method]]["source"] for method in settings.methods}
+    world.say("learning rates: " + ", ".join(f"{m} {rates[m]:g} ({where[m]})" for m in settings.methods))
+    return replace(settings, rates=tuple(rates.items()))
+
+
+def try_rates(
+    settings: Settings, missing: list[str], materials: Materials, world: World
+) -> dict[str, dict[int, float]]:
+    """Validation loss of every method in `missing`, by place of the learning rates that the rule asks for."""
     losses: dict[str, dict[int, float]] = {method: {} for method in missing}
     wanted = {method: list(FIRST) for method in missing}
     sample = samplers(settings, SEED, materials, world)
     base, validation = materials.base(settings.model, 0)[0], test_set(settings, materials, "validation")
-    with clock.phase("tuning"):
-        while wanted:
-            for method, places in wanted.items():
-                lanes = [Lane(settings, method, SEED, base, world, sample, LEARNING_RATES[i]) for i in places]
-                train(lanes, sample, settings, world, f"tuning {method}", None)
-                for place, lane in zip(places, lanes, strict=True):
-                    after = evaluate(lane.wrapped.whole(), validation, world, batch=32, title="validation")
-                    losses[method][place] = sum(after.values()) / len(after)
-            following_places = {method: following(losses[method], len(LEARNING_RATES)) for method in wanted}
-            wanted = {method: [place] for method, place in following_places.items() if place is not None}
-    for method in missing:
-        rates[method] = LEARNING_RATES[min(losses[method], key=lambda place: losses[method][place])]
-    if world.shows and missing:
-        keep({keys[m]: {"lr": rates[m], "source": "the demo", "validation": losses[m]} for m in missing})
-    where = {method: "found now" if method in missing else found[keys[method]]["source"] for method in settings.methods}
-    world.say("learning rates: " + ", ".join(f"{m} {rates[m]:g} ({where[m]})" for m in settings.methods))
-    return replace(settings, rates=tuple(rates.items()))
+    while wanted:
+        for method, places in wanted.items():
+            lanes = [Lane(settings, method, SEED, base, world, sample, LEARNING_RATES[i]) for i in places]
+            train(lanes, sample, settings, world, f"tuning {method}", None)
+            for place, lane in zip(places, lanes, strict=True):
+                after = evaluate(lane.wrapped.whole(), validation, world, batch=32, title="validation")
+                losses[method][place] = sum(after.values()) / len(after)
+        next_places = {method: following(losses[method], len(LEARNING_RATES)) for method in wanted}
+        wanted = {method: [place] for method, place in next_places.items() if place is not None}
+    return losses
 
 
 def run_seed(
@@ -190,7 +199,7 @@ def run_seed(
                         lane.wrapped.whole(),
                         test,
                         world,
-                        batch=4 * settings.batch_size,
+                        batch=32,
                         title=f"evaluating {lane.method}, seed {seed}",
                     )
                 lane.save()
@@ -263,7 +272,7 @@ def demo(settings: Settings, world: World) -> tuple[Settings, dict[str, Any]]:
         base, _ = materials.base(settings.model, 0)
         with clock.phase("evaluation"):
             uniform = uniform_loss(test, base.get_input_embeddings().weight.shape[0])
-            before = evaluate(base, test, world, batch=4 * settings.batch_size, title="evaluating before")
+            before = evaluate(base, test, world, batch=32, title="evaluating before")
         settings = tune(settings, materials, world, clock)
         runs: list[summary.Run] = []
         for seed in settings.seeds:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tuning
 from inference import compare, holm, verdict
-from materials import Recipe
 from registration import Cell, Registration
 from scenarios import Scenario
 from scipy import stats
@@ -189,13 +188,14 @@ def find(outcome: Outcome, registration: Registration) -> dict[str, Any]:
     cells = {}
     for cell in registration.cells:
         here = outcome[cell.name]
+        measured = measures(here, registration, cell)
         cells[cell.name] = {
             "seeds": list(cell.seeds),
             "reference": reference(here, registration, cell),
             "arms": {
                 name: {key: arm[key] for key in ("tried", "at_end_of_grid", "lr", "focus_weight", "validation")}
                 | {
-                    "measures": measures(here, registration, cell)[name],
+                    "measures": measured[name],
                     "bits_per_byte": [result.get("bits_per_byte") for result in arm["tests"]],
                     "diverged": [result["diverged"] for result in arm["tests"]],
                     "taken": taken_steps(arm, registration.scenarios[cell.scenario]),
@@ -216,12 +216,6 @@ def find(outcome: Outcome, registration: Registration) -> dict[str, Any]:
 def tuned_rates(outcome: Outcome, registration: Registration, source: str) -> dict[str, dict[str, Any]]:
     """The learning rates that arms without other settings got, as the demo looks them up. `source`: what to call it."""
     training = registration.training
-    recipe = Recipe(
-        steps=training.pretrain_steps,
-        batch_size=training.pretrain_batch_size,
-        length=training.length,
-        lr=training.pretrain_lr,
-    )
     found = {}
     for cell in registration.cells:
         for name, arm in outcome[cell.name]["arms"].items():
@@ -230,7 +224,7 @@ def tuned_rates(outcome: Outcome, registration: Registration, source: str) -> di
                 continue
             key = tuning.key(
                 model=registration.models[cell.model],
-                recipe=recipe,
+                recipe=training.recipe,
                 scenario=registration.scenarios[cell.scenario],
                 method=registered.method + (f"@{registered.length}" if registered.length else ""),
                 scope=registered.scope,

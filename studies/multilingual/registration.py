@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import tomllib
 from arms import Arm
+from materials import Recipe
 from models import PRESETS
 from scenarios import Scenario
 
@@ -35,6 +36,11 @@ class Training:
     """Of English in the text that tests are made on; other languages have the translations of the same segments."""
     validation_bytes: int
     """The same of the text that choices are made on."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How models are pre-trained."""
+        return Recipe(self.pretrain_steps, self.pretrain_batch_size, self.length, self.pretrain_lr)
 
 
 @dataclass(frozen=True)

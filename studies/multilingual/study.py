@@ -144,7 +144,7 @@ def _start_worker(path: str) -> None:
     """In a process of its own: everything that runs share."""
     import torch
     import transformers
-    from materials import Materials, Recipe
+    from materials import Materials
     from world import start
 
     transformers.utils.logging.set_verbosity_error()
@@ -152,13 +152,7 @@ def _start_worker(path: str) -> None:
     if world.device.type == "cpu":
         torch.set_num_threads(1)  # runs side by side use the cores better
     registration = read(Path(path))
-    training = registration.training
-    recipe = Recipe(
-        steps=training.pretrain_steps,
-        batch_size=training.pretrain_batch_size,
-        length=training.length,
-        lr=training.pretrain_lr,
-    )
+    recipe = registration.training.recipe
     materials = Materials(registration.languages, registration.known, recipe, world.device, shows=False)
     _worker.update(registration=registration, world=world, materials=materials)
 

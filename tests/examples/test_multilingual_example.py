@@ -283,7 +283,7 @@ def test_summary_by_hand() -> None:
     assert result["minus_ddp"]["mgda"]["hu"]["values"] == pytest.approx([-0.1, -1.1])
     assert "-0.6000 ±0.5000 [-6.9531, +5.7531]  2/2" in summary.difference_table(chosen, result)
     assert "mgda minus the clipped mean (DDP): -0.2500 ±" in summary.reading(chosen, result)
-    assert "no difference seen" in summary.reading(chosen, result)
+    assert "not told apart" in summary.reading(chosen, result)
     page = summary.overview([(chosen, result), (chosen, result)])
     assert page.count("3.5000 > 2.3500") == 2, "mean seen of mgda"
     assert page.count("5.0000 > 6.0000") == 4, "mean unseen"

@@ -48,7 +48,7 @@ def test_settings() -> None:
     assert chosen.languages == ("de", "en")
     assert chosen.methods == ("mgda", "ddp")
     assert chosen.seeds == (3, 4)
-    assert chosen.probe_steps == (0, 2, 8, 16)
+    assert chosen.probe_steps == (0, 8, 16)
     assert (chosen.unseen, chosen.scenarios, chosen.task.name) == ((), (), "custom")
     assert chosen.known == chosen.corpus_languages == ("de", "en")
     assert parse(["--smoke"], 4, tuple(moo.available_methods())).steps == settings_module.SMOKE["steps"]
