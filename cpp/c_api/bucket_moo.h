@@ -48,7 +48,8 @@ enum bucket_moo_error {
   /* The ranks do not make the same call or were not made alike. All of them get this from the same call, and may go on
    * with another; the data is as it was. */
   BUCKET_MOO_DISAGREEMENT = 2,
-  /* A function of the transport returned another number than 0. The collective is spent: later calls fail likewise. */
+  /* A function of the transport returned another number than 0, or what came over it is no message of this version of
+   * the library. The collective is spent: later calls fail likewise. */
   BUCKET_MOO_TRANSPORT_FAILED = 3,
   /* There is no memory left. A collective that it happens in is spent. */
   BUCKET_MOO_OUT_OF_MEMORY = 4,
@@ -238,8 +239,8 @@ struct bucket_moo_reduction {
 };
 
 /* Replaces the n elements at `data` by the sum over the objectives of weight * gradient, the same bits on every rank:
- * in the place of an all-reduce with mean. An objective's gradient is the weighted mean of its ranks'. Before anything is
- * sent of the data the ranks compare their calls, 128 bytes a rank.
+ * in the place of an all-reduce with mean. An objective's gradient is the weighted mean of its ranks'. Before anything
+ * is sent of the data the ranks compare their calls, 128 bytes a rank.
  *   collective  whose ranks all make this call, in the same order
  *   call        what this rank brings; NULL: as one of zeros
  *   data        [n], in and out

@@ -143,11 +143,13 @@ int bucket_moo_collective::reduce(bucket_moo::Operation operation, const bucket_
   if (error == BUCKET_MOO_DISAGREEMENT) {
     return refusal.empty() ? error : c_api::keep_error(BUCKET_MOO_INVALID_ARGUMENT, refusal.c_str());
   }
-  if (error != BUCKET_MOO_OK) {  // the ranks are out of step
-    failure_ = error;
-    c_api::guarded([&] { failure_text_ = bucket_moo_last_error(); });
+  if (error == BUCKET_MOO_OK) {
+    return error;
   }
-  return error;
+  // The ranks are out of step. What is invalid now, after the arguments, is what another rank has sent.
+  failure_ = error == BUCKET_MOO_INVALID_ARGUMENT ? BUCKET_MOO_TRANSPORT_FAILED : error;
+  c_api::guarded([&] { failure_text_ = bucket_moo_last_error(); });
+  return failure_;
 }
 
 void bucket_moo_collective::agree(const bucket_moo::StepRecord& record) {

@@ -40,8 +40,8 @@ std::map<std::string, std::string> parse(const std::string& text) {
 constexpr std::int64_t kLengthMark = std::int64_t{0x4d6f4f31} << 32;
 constexpr std::int64_t kLongest = 1 << 20;
 
-std::int64_t length_of(std::int64_t message, int from) {
-  const std::int64_t length = message - kLengthMark;
+std::int64_t length_of(std::int64_t marked, int from) {
+  const std::int64_t length = marked - kLengthMark;
   if (length < 0 || length > kLongest) {
     throw std::invalid_argument(message("bucket_moo_ext: what rank ", from,
                                         " sent is no configuration of this version of bucket_moo_ext; ranks of one "
@@ -55,8 +55,8 @@ std::vector<std::string> gather(int rank, int world, const HostAllGather& all_ga
   const auto ranks = static_cast<std::size_t>(world);
   const auto place = static_cast<std::size_t>(rank);
   if (own.size() > static_cast<std::size_t>(kLongest)) {
-    throw std::invalid_argument(message("bucket_moo_ext: the configuration must be printed in ", kLongest,
-                                        " bytes at most; got ", own.size()));
+    throw std::invalid_argument(
+        message("bucket_moo_ext: the configuration must be printed in ", kLongest, " bytes at most; got ", own.size()));
   }
   std::vector<std::int64_t> lengths(ranks);
   lengths[place] = kLengthMark + static_cast<std::int64_t>(own.size());

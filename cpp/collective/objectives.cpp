@@ -65,7 +65,8 @@ std::vector<StepRecord> gather_records(Transport* transport, const StepRecord& o
   }
   for (std::size_t r = 0; r < records.size(); ++r) {
     if (!may_be_record(records[r], kDtypes)) {
-      throw std::invalid_argument(message("bucket_moo_ext: what rank ", r, " sent is no record of a step of this version ",
+      throw std::invalid_argument(message("bucket_moo_ext: what rank ", r,
+                                          " sent is no record of a step of this version ",
                                           "of bucket_moo_ext; ranks of one group must run the same build"));
     }
   }

@@ -12,8 +12,8 @@
 
 namespace bucket_moo {
 
-/// A method by name and plain values, as Python, the operators and the C API hand it over. What is empty has the method's default;
-/// what a method has no use for must be empty.
+/// A method by name and plain values, as Python, the operators and the C interface hand it over. What is empty has the
+/// method's default; what a method has no use for must be empty.
 /// visit_options() in a method's file says which options it has. Numbers come in the order there, a flag as 0 or 1; a
 /// max_norm of 0 is no bound, and Mean's `weights` are a preference.
 struct MethodOptions {
@@ -22,8 +22,7 @@ struct MethodOptions {
   std::string_view mode;                      ///< the option that is a word
   std::span<const double> preference;         ///< [K], >= 0, with a positive finite sum
   std::span<const std::int64_t> permutation;  ///< [K, K], every row a permutation of 0, ..., K-1
-  std::span<const std::string> objectives =
-      {};  ///< [K] whose the preferences are; empty: in the order of the objectives
+  std::span<const std::string> objectives{};  ///< [K] of the preferences; empty: in the order of the objectives
 };
 
 /// What a length is as a number: 0 as the method has it, kMeanLength that of the mean, else the length.
