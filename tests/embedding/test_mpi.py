@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.embedding.installation import EMBEDDING, ROOT, Installation, run
+from tests.embedding.installation import EMBEDDING, PREFIX, ROOT, Installation, run
 from tests.support.ranks import run_ranks
 
 pytestmark = [
@@ -25,20 +25,27 @@ pytestmark = [
 
 INPUTS, HIDDEN, EXAMPLES, STEPS, LEARNING_RATE = 6, 10, 32, 60, 0.1
 # So that Open MPI starts more ranks than there are cores, as root too.
-ENVIRONMENT = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_btl_vader_single_copy_mechanism": "none",  # containers may not let a process read another's memory
-}
+ENVIRONMENT = (
+    "OMPI_ALLOW_RUN_AS_ROOT=1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+    "OMPI_MCA_rmaps_base_oversubscribe=1",
+    "OMPI_MCA_btl_vader_single_copy_mechanism=none",  # containers may not let a process read another's memory
+)
 
 
 @pytest.fixture(scope="module")
 def program(static: Installation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As docs/embedding.md builds it."""
     build = tmp_path_factory.mktemp("mpi")
-    run("cmake", "-S", ROOT / "examples" / "cpp" / "mpi", "-B", build, f"-DCMAKE_PREFIX_PATH={static.prefix}")
-    run("cmake", "--build", build)
+    (command,) = re.findall(r"^(cmake -S examples/cpp/mpi .*)\nmpirun -n 4 build/mpi/train$", EMBEDDING, re.MULTILINE)
+    assert command.count(PREFIX) == 1
+    command = command.replace(PREFIX, str(static.prefix)).replace("build/mpi", str(build))
+    run("bash", "-ec", command, folder=ROOT)
     return build / "train"
+
+
+def _mpirun(ranks: int, *command: str | Path) -> str:
+    return run("env", *ENVIRONMENT, "mpirun", "-n", str(ranks), *command)
 
 
 class _Network(nn.Module):
@@ -83,7 +90,7 @@ def _with_ddp(rank: int, world: int) -> dict[str, Any]:
 @pytest.mark.parametrize("world", [1, 3, 4])
 def test_the_program_trains_like_ddp(world: int, program: Path, tmp_path: Path) -> None:
     out = tmp_path / "parameters"
-    printed = run("mpirun", "-n", str(world), program, out, **ENVIRONMENT)
+    printed = _mpirun(world, program, out)
     expected = run_ranks(world, _with_ddp)
     np.testing.assert_allclose(np.loadtxt(out), expected[0]["parameters"], rtol=1e-7, atol=1e-9)
     lines = dict(line.split(": ") for line in printed.splitlines())
@@ -97,11 +104,10 @@ def test_the_program_trains_like_ddp(world: int, program: Path, tmp_path: Path) 
 
 def test_the_documented_output(program: Path) -> None:
     (documented,) = re.findall(r"^```text\n(losses at first[^`]*)^```$", EMBEDDING, re.MULTILINE)
-    assert run("mpirun", "-n", "4", program, **ENVIRONMENT) == documented
+    assert _mpirun(4, program) == documented
 
 
 def test_a_rank_that_fails_ends_the_job(program: Path, tmp_path: Path) -> None:
-    command = ("mpirun", "-n", "2", program, tmp_path / "no" / "such" / "folder")
     with pytest.raises(AssertionError, match=r"MPI_ABORT(?s:.*)No such file or directory|No such file(?s:.*)MPI_ABORT"):
-        run(*command, **ENVIRONMENT)
+        _mpirun(2, program, tmp_path / "no" / "such" / "folder")
     assert os.listdir(tmp_path) == []

@@ -39,6 +39,8 @@ BLOCKS = {
     "schemas": ("text", "bucket_moo::gramian(Tensor[] rows)"),
     "operators": ("cpp", "c10::Dispatcher"),
     "collective": ("cpp", "bm::MooCollective"),
+    "mpi": ("sh", "examples/cpp/mpi"),  # tests/embedding/test_mpi.py runs it
+    "mpi's output": ("text", "losses at first"),
     "c10d": ("sh", "--target bucket_moo_c10d"),
     "c": ("c", "bucket_moo_gramian("),
 }
@@ -292,9 +294,9 @@ def test_c10d_and_the_operators_in_another_project(tools: Tools, blocks: dict[st
     )
     (tmp_path / "app.cpp").write_text(
         "#include <c10d_collective/point_to_point_transport.hpp>\n#include <cstdio>\n"
-        "#include <torch/csrc/distributed/c10d/FakeProcessGroup.hpp>\n"
+        "#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>\n"
         "int main() {\n"
-        "  const auto backend = c10::make_intrusive<c10d::FakeProcessGroup>(1, 3);\n"
+        "  const auto backend = c10::make_intrusive<c10d::Backend>(1, 3);\n"
         "  const auto group = c10::make_intrusive<c10d::ProcessGroup>(1, 3);\n"
         "  group->setBackend(c10::kCPU, c10d::ProcessGroup::BackendType::CUSTOM, backend);\n"
         "  const bucket_moo::PointToPointTransport transport(group);\n"
