@@ -295,8 +295,9 @@ def test_c10d_and_the_operators_in_another_project(tools: Tools, blocks: dict[st
     (tmp_path / "app.cpp").write_text(
         "#include <c10d_collective/point_to_point_transport.hpp>\n#include <cstdio>\n"
         "#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>\n"
+        "struct Nothing final : c10d::Backend {\n  using Backend::Backend;\n};\n"
         "int main() {\n"
-        "  const auto backend = c10::make_intrusive<c10d::Backend>(1, 3);\n"
+        "  const auto backend = c10::make_intrusive<Nothing>(1, 3);\n"
         "  const auto group = c10::make_intrusive<c10d::ProcessGroup>(1, 3);\n"
         "  group->setBackend(c10::kCPU, c10d::ProcessGroup::BackendType::CUSTOM, backend);\n"
         "  const bucket_moo::PointToPointTransport transport(group);\n"
