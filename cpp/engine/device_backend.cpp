@@ -96,12 +96,13 @@ FuturePtr DeviceBackend::submit(PlacedReduction call) {
   } catch (const AgreedError&) {
     std::rethrow_exception(current_torch_exception());
   } catch (...) {  // ranks are out of step
-    failure_ = std::current_exception();
+    const std::exception_ptr failure = current_torch_exception();
+    failure_ = failure;
     model_.reset();
     std::vector<Deferred> waiting = take_deferred();
     in_order.unlock();
-    give_up(std::move(waiting), std::current_exception());
-    throw;
+    give_up(std::move(waiting), failure);
+    std::rethrow_exception(failure);
   }
 }
 
@@ -402,12 +403,14 @@ std::vector<BucketRecord> DeviceBackend::records() const {
   const std::lock_guard in_order(enqueue_);
   side_.follow_current();
   const OnSideStream guard(device_, side_);
-  std::vector<BucketRecord> last;
-  for (const DeviceRecord* const record : book_.newest_records()) {
-    std::vector<BucketRecord> of_bucket = read(*record);
-    std::move(of_bucket.begin(), of_bucket.end(), std::back_inserter(last));
-  }
-  return last;
+  return with_torch_errors([this] {
+    std::vector<BucketRecord> last;
+    for (const DeviceRecord* const record : book_.newest_records()) {
+      std::vector<BucketRecord> of_bucket = read(*record);
+      std::move(of_bucket.begin(), of_bucket.end(), std::back_inserter(last));
+    }
+    return last;
+  });
 }
 
 std::vector<BucketRecord> DeviceBackend::read(const DeviceRecord& record) const {
