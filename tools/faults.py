@@ -162,10 +162,10 @@ def by_fault(records: Sequence[dict[str, Any]]) -> str:
     for fault in FAULTS:
         of_fault = [record for record in records if record["fault"] == fault]
         if of_fault:
-            after = [seconds for record in of_fault for seconds in record["raised_after"]] or [float("nan")]
+            after = [seconds for record in of_fault for seconds in record["raised_after"]]
             named = [sum(record[who] for record in of_fault) for who in ("named_victim", "named_other", "of_torch")]
             wrong = sum(bool(record["violations"]) for record in of_fault)
-            seconds = (f"{statistics.median(after):.2f}", f"{max(after):.2f}")
+            seconds = (f"{statistics.median(after):.2f}", f"{max(after):.2f}") if after else ("", "")
             lines.append([fault, str(len(of_fault)), str(wrong), *seconds, *map(str, named)])
     return markdown(lines)
 

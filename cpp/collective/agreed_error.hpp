@@ -1,9 +1,7 @@
 // Errors that every rank of a group raises alike.
 #pragma once
 
-#include <source_location>
 #include <stdexcept>
-#include <string>
 
 namespace bucket_moo {
 
@@ -12,14 +10,7 @@ namespace bucket_moo {
 /// without it, and the state is spent.
 class AgreedError : public std::invalid_argument {
  public:
-  explicit AgreedError(const std::string& message, std::source_location where = std::source_location::current())
-      : std::invalid_argument(message), where_(where) {}
-
-  /// Where it was found.
-  const std::source_location& where() const { return where_; }
-
- private:
-  std::source_location where_;
+  using std::invalid_argument::invalid_argument;
 };
 
 }  // namespace bucket_moo

@@ -84,7 +84,7 @@ NOT_RUN = (
     ("python bench/one_process.py", "a benchmark, of minutes"),
     ("python bench/scope.py", "a benchmark, of minutes"),
     (
-        "python tools/faults.py --rounds 400 --minutes 4 --seed 11 --json faults.json",
+        "python tools/faults.py --rounds 300 --seed 1 --json faults.json",
         "minutes; tests/project/test_faults.py runs a few rounds",
     ),
     (

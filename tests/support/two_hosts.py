@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SLOW = ("tbf", "rate", "20mbit", "burst", "4kb", "limit", "12kb")
+"""20 Mbit/s with a queue of a few packets: what does not find room is lost, and TCP sends it again."""
 
 
 def why_not() -> str:
@@ -20,12 +22,27 @@ def why_not() -> str:
     if missing:
         return f"no {', '.join(missing)} on the PATH"
     name = f"moo-probe-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode == 0:
-        probe = ["ip", "-n", name, "link", "add", "name", "probe0", "type", "veth", "peer", "name", "probe1"]
-        made = subprocess.run(probe, capture_output=True, text=True, check=False)
+    try:
+        _run("ip", "netns", "add", name)
+    except subprocess.CalledProcessError as error:
+        return _said(error)
+    try:
+        _run("ip", "-n", name, "link", "add", "name", "probe0", "type", "veth", "peer", "name", "probe1")
+        _run("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", "probe0", "root", *SLOW)
+        _run("unshare", "--uts", "--mount", "sh", "-c", "mount --bind /etc/hosts /etc/hosts && hostname probe")
+    except subprocess.CalledProcessError as error:
+        return _said(error)
+    finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
-    return made.stderr.strip()
+    return ""
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+
+
+def _said(error: subprocess.CalledProcessError) -> str:
+    return f"{' '.join(error.cmd)}: {error.stderr.strip() or f'exit status {error.returncode}'}"
 
 
 @dataclass
@@ -53,10 +70,9 @@ class TwoHosts:
         ).stdout
 
     def slow_down(self) -> None:
-        """20 Mbit/s with a queue of a few packets: what does not find room is lost, and TCP sends it again."""
+        """See SLOW."""
         for host in (0, 1):
-            queue = ["tbf", "rate", "20mbit", "burst", "4kb", "limit", "12kb"]
-            self.on(host, "tc", "qdisc", "replace", "dev", "cable", "root", *queue)
+            self.on(host, "tc", "qdisc", "replace", "dev", "cable", "root", *SLOW)
 
     def lost_packets(self) -> int:
         """By both ends of the cable, since slow_down()."""
