@@ -141,7 +141,7 @@ def _conflicts(figure: SubFigure | Figure, settings: Settings, conflicts: dict[s
 
 def _times(axes: Axes, settings: Settings, runs: list[dict[str, Any]]) -> None:
     for method, colour in zip(settings.methods, COLOURS, strict=False):
-        own = [1e3 * np.array(r["seconds"]).max(axis=1) for r in runs if r["method"] == method]
+        own = [1e3 * np.array([max(ranks) for ranks in r["seconds"]]) for r in runs if r["method"] == method]
         axes.plot(np.concatenate(own), color=colour, linewidth=0.8, alpha=0.8, label=method)
     axes.set_xlabel("step (all seeds in a row)")
     axes.set_ylabel("ms, slowest rank")

@@ -190,7 +190,9 @@ class Lane:
             write_atomically(self.path, buffer.getvalue())
 
     def _fingerprint(self) -> dict[str, Any]:
-        return {**self._settings.fingerprint(), "lr": self.lr, "processes": self._world.size}
+        # With an objective a pass any number of processes shares its blocks, and every one has the same state.
+        processes = self._world.size if self._settings.layout == "ranks" else "any number"
+        return {**self._settings.fingerprint(), "lr": self.lr, "processes": processes}
 
     def resume(self) -> bool:
         """Goes on from the checkpoint, if there is one. Raises CannotResume."""
@@ -207,7 +209,7 @@ class Lane:
             )
         self.wrapped.load(saved["model"], saved["optimizer"], self.optimizer)
         if self.state is not None:
-            self.state.load_state_dict(saved["moo"][self._world.rank])
+            self.state.load_state_dict(saved["moo"][self._world.rank % len(saved["moo"])])
         if self._recording is not None:
             self._recording.load(saved["recording"])
         self.next_step = saved["next_step"]

@@ -98,7 +98,7 @@ def step_times(settings: Settings, runs: Sequence[Run]) -> dict[str, Any]:
     Ratios are taken between steps of the same number and seed, which ran one after the other;
     their median has a bootstrap interval. The control is plain DDP against its own next step.
     """
-    seconds = {(r["method"], r["seed"]): np.array(r["seconds"]).max(axis=1)[WARM_UP:] for r in runs}
+    seconds = {(r["method"], r["seed"]): np.array([max(ranks) for ranks in r["seconds"]])[WARM_UP:] for r in runs}
     result: dict[str, Any] = {"interleaved": not settings.one_at_a_time, "methods": {}}
     for method in settings.methods:
         own = np.concatenate([seconds[method, s] for s in settings.seeds])
