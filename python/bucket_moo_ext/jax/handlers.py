@@ -72,7 +72,10 @@ def call(name: str, results: Sequence[Result], *operands: Any, **attributes: Any
     """Calls a handler. All its operands and results may differ over the same axes."""
     axes = frozenset().union(*map(axes_of, operands))
     given = [varying(operand, axes) for operand in operands]
-    kind = jax.sharding.ManualAxisType(varying=axes) if axes else None
+    within: dict[str, Any] = {}
+    if axes:
+        whole = jax.sharding.NamedSharding(jax.sharding.get_abstract_mesh(), jax.sharding.PartitionSpec())
+        within = {"sharding": whole, "manual_axis_type": jax.sharding.ManualAxisType(varying=axes)}
     structs = []
     for result in results:
         if isinstance(result, Words):
@@ -81,7 +84,7 @@ def call(name: str, results: Sequence[Result], *operands: Any, **attributes: Any
             shape, dtype = result.shape, float_dtype()
         else:
             shape, dtype = result
-        structs.append(jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind))
+        structs.append(jax.ShapeDtypeStruct(shape, dtype, **within))
     function = jax.ffi.ffi_call(f"bucket_moo_jax_{name}", structs, vmap_method="broadcast_all")
     return list(function(*given, **attributes))
 
