@@ -16,9 +16,9 @@ ffi::Error combine_handler(ffi::AnyBuffer coefficients, ffi::AnyBuffer jacobian,
     const RowsOf rows(jacobian);
     require(coefficient.problem() == rows.count() && coefficient.batch() == rows.batch(), "weights must be [",
             rows.count(), "], one a row");
-    require(dtype_of(*out) == rows.dtype() && size_from_last(*out, 0) == rows.size() &&
-                batch_of(*out, 1) == rows.batch(),
-            "the update must be [", rows.size(), "] in the rows' dtype");
+    require(
+        dtype_of(*out) == rows.dtype() && size_from_last(*out, 0) == rows.size() && batch_of(*out, 1) == rows.batch(),
+        "the update must be [", rows.size(), "] in the rows' dtype");
     std::vector<double> of_row(static_cast<std::size_t>(rows.count()));
     std::vector<const void*> data(of_row.size());
     auto* const updates = static_cast<std::byte*>(out->untyped_data());

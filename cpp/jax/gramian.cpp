@@ -69,12 +69,10 @@ ffi::Error sketch_handler(ffi::AnyBuffer keys, ffi::AnyBuffer jacobian, ffi::Res
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(bucket_moo_jax_gramian, gramian_handler,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<ffi::Span<const std::int64_t>>("objective"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    bucket_moo_jax_gramian, gramian_handler,
+    ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().RemainingArgs().Ret<ffi::AnyBuffer>().Attr<ffi::Span<const std::int64_t>>(
+        "objective"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bucket_moo_jax_sketch, sketch_handler,
                               ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());

@@ -125,11 +125,9 @@ ffi::Error solve_handler(ffi::AnyBuffer keys, ffi::AnyBuffer parts, ffi::AnyBuff
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(bucket_moo_jax_shares, shares_handler,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<ffi::Span<const std::int64_t>>("objective"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    bucket_moo_jax_shares, shares_handler,
+    ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Attr<ffi::Span<const std::int64_t>>("objective"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bucket_moo_jax_solve, solve_handler,
                               ffi::Ffi::Bind()

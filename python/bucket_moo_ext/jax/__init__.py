@@ -9,7 +9,7 @@ functions work under ``jit``, ``vmap`` and ``shard_map``; ``all_reduce`` and ``r
 """
 
 try:
-    import jax as _jax
+    import jax.ffi as _  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"bucket_moo_ext.jax needs jax 0.10.2 or newer ({error}): pip install 'bucket_moo_ext[jax]'"

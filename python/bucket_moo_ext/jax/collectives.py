@@ -159,7 +159,8 @@ class _Call:
                 f"axis_name must be an axis of the shard_map that this is called in; got {axis_name!r} ({error})"
             ) from error
         self.axis = axis_name
-        self.axes = frozenset(axis_name if isinstance(axis_name, tuple) else (axis_name,))
+        # Of these JAX knows whether a value differs between their devices; none with check_vma=False.
+        self.checked_axes = handlers.axes_of(jax.lax.axis_index(axis_name))
         self.passes = passes
         self.objectives: Objectives = read_objectives(objectives, self.world, 1 if passes is None else passes)
         self.sketch = _checked_sketch(gramian)
@@ -188,8 +189,7 @@ class _Call:
 
     def reduce(self, rows: list[Rows], scatter: bool) -> tuple[list[Any], Solution]:
         """``[n]`` of each bucket ``[P, n]``, or this device's shard of it."""
-        checks = bool(handlers.axes_of(jax.lax.axis_index(self.axis)))
-        if checks and any(not self.axes <= handlers.axes_of(bucket) for bucket in rows):
+        if any(not self.checked_axes <= handlers.axes_of(bucket) for bucket in rows):
             raise ValueError(
                 f"gradients must be each device's own; these are the same on all devices of axis {self.axis!r}, as JAX "
                 "keeps account: it adds up gradients with respect to parameters that all devices share. Take them with "
@@ -207,11 +207,8 @@ class _Call:
 
     def _gather(self, value: Any, axis: int = 0, tiled: bool = False) -> Any:
         """Of all devices, the same on all of them."""
-        return jax.lax.all_gather(handlers.varying(value, self._checked(value)), self.axis, axis=axis, tiled=tiled, to="invarying")
-
-    def _checked(self, value: Any) -> frozenset[Any]:
-        checks = bool(handlers.axes_of(jax.lax.axis_index(self.axis)))
-        return handlers.axes_of(value) | (self.axes if checks else frozenset())
+        own = handlers.varying(value, handlers.axes_of(value) | self.checked_axes)
+        return jax.lax.all_gather(own, self.axis, axis=axis, tiled=tiled, to="invarying")
 
     def _shares(self, weight: Any) -> Any:
         """[P W] of every row in its objective."""
@@ -240,9 +237,13 @@ class _Call:
         pieces = padded.reshape(passes, self.world, shard)
         return jax.lax.all_to_all(pieces, self.axis, split_axis=1, concat_axis=1).reshape(passes * self.world, shard)
 
-    def _sketched(self, key: Any, sketch_key: Any, shares: Any, rows: list[Rows], scatter: bool) -> tuple[list[Any], Any]:
+    def _sketched(
+        self, key: Any, sketch_key: Any, shares: Any, rows: list[Rows], scatter: bool
+    ) -> tuple[list[Any], Any]:
         if len(rows) != 1:
-            raise ValueError("gradients must have one dtype for a Sketch; got several (cast them, or reduce them apart)")
+            raise ValueError(
+                "gradients must have one dtype for a Sketch; got several (cast them, or reduce them apart)"
+            )
         assert self.sketch is not None
         bucket = rows[0]
         width = self.sketch.width_for(bucket.shape[1])
@@ -266,5 +267,7 @@ def _checked_sketch(gramian: object) -> Sketch | None:
     if not isinstance(source, Sketch):
         return None
     if source.refresh_every > 1 or source.lag:
-        raise ValueError(f"gramian={source!r}: refresh_every and lag keep weights from step to step, which JAX does not")
+        raise ValueError(
+            f"gramian={source!r}: refresh_every and lag keep weights from step to step, which JAX does not"
+        )
     return source

@@ -49,6 +49,7 @@ class Floats(NamedTuple):
     shape: tuple[int, ...]
 
 
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 Result = Words | Floats | tuple[tuple[int, ...], Any]
 
 
@@ -70,6 +71,7 @@ def varying(array: Any, axes: frozenset[Any]) -> Any:
 
 def call(name: str, results: Sequence[Result], *operands: Any, **attributes: Any) -> list[Any]:
     """Calls a handler. All its operands and results may differ over the same axes."""
+    _check_devices(operands)
     axes = frozenset().union(*map(axes_of, operands))
     given = [varying(operand, axes) for operand in operands]
     within: dict[str, Any] = {}
@@ -87,6 +89,18 @@ def call(name: str, results: Sequence[Result], *operands: Any, **attributes: Any
         structs.append(jax.ShapeDtypeStruct(shape, dtype, **within))
     function = jax.ffi.ffi_call(f"bucket_moo_jax_{name}", structs, vmap_method="broadcast_all")
     return list(function(*given, **attributes))
+
+
+def _check_devices(operands: Sequence[Any]) -> None:
+    """Raises for arrays on a GPU. Of traced ones nobody knows where they will be; XLA has an error of its own for them."""
+    for operand in operands:
+        if isinstance(operand, jax.Array) and not isinstance(operand, jax.core.Tracer):
+            elsewhere = {device.platform for device in operand.devices()} - {"cpu"}
+            if elsewhere:
+                raise NotImplementedError(
+                    f"bucket_moo_ext.jax is for the CPU; got an array on {', '.join(elsewhere)}. Take it to the CPU with "
+                    "jax.device_put(array, jax.devices('cpu')[0]), or to torch by DLPack: bucket_moo_ext.aggregate"
+                )
 
 
 def key(seed: Any, step: Any, bucket: Any) -> Any:
@@ -129,13 +143,13 @@ class Solved(NamedTuple):
     residual: Any
 
 
-def gramian(shares: Any, pieces: Sequence[Any], objective: np.ndarray[Any, Any], result: type[Words] | type[Floats]) -> Any:
+def gramian(shares: Any, pieces: Sequence[Any], objective: Numbers, result: type[Words] | type[Floats]) -> Any:
     """The Gramian ``[K, K]`` of objectives whose gradients are sums of rows ``[R, n]``, in pieces."""
     k = int(objective.max()) + 1
     return call("gramian", [result((k, k))], shares, *pieces, objective=objective)[0]
 
 
-def solve(keys: Any, parts: Any, shares: Any, objective: np.ndarray[Any, Any], method: dict[str, Any]) -> Solved:
+def solve(keys: Any, parts: Any, shares: Any, objective: Numbers, method: dict[str, Any]) -> Solved:
     """The solution for the sum of ``parts``, ``[..., P, K, K]``. `keys`: ``[..., 6]``; `shares`: ``[..., R]``."""
     k, batch = int(objective.max()) + 1, keys.shape[:-1]
     rows = (*batch, len(objective))

@@ -7,7 +7,7 @@ import numpy as np
 
 from bucket_moo_ext.jax.functional import MAX_OBJECTIVES
 from bucket_moo_ext.methods import Method
-from bucket_moo_ext.methods.base import NamedShares, Options
+from bucket_moo_ext.methods.base import Options
 from bucket_moo_ext.plain import integer, text
 
 
@@ -30,11 +30,8 @@ class Objectives(NamedTuple):
     def in_order(self, method: Method) -> Options:
         """The method's options, with a preference by name in the order of these objectives."""
         options = method._options()
-        named = next((value for value in vars(method).values() if isinstance(value, NamedShares)), None)
-        if named is None:
-            inner = method._objectives()
-            named = dict(zip(inner, options.preference, strict=True)) if inner else None
-        if named is None:
+        named = dict(zip(method._objectives(), options.preference, strict=False))
+        if not named:
             return options
         if set(named) != set(self.names):
             raise ValueError(
