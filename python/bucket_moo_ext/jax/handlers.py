@@ -92,14 +92,14 @@ def call(name: str, results: Sequence[Result], *operands: Any, **attributes: Any
 
 
 def _check_devices(operands: Sequence[Any]) -> None:
-    """Raises for arrays on a GPU. Of traced ones nobody knows where they will be; XLA has an error of its own for them."""
+    """Raises for arrays on a GPU. Where traced ones will be is not known; XLA has an error of its own for them."""
     for operand in operands:
         if isinstance(operand, jax.Array) and not isinstance(operand, jax.core.Tracer):
             elsewhere = {device.platform for device in operand.devices()} - {"cpu"}
             if elsewhere:
                 raise NotImplementedError(
-                    f"bucket_moo_ext.jax is for the CPU; got an array on {', '.join(elsewhere)}. Take it to the CPU with "
-                    "jax.device_put(array, jax.devices('cpu')[0]), or to torch by DLPack: bucket_moo_ext.aggregate"
+                    f"bucket_moo_ext.jax is for the CPU; got an array on {', '.join(elsewhere)}. Take it to the CPU "
+                    "with jax.device_put(array, jax.devices('cpu')[0]), or to torch by DLPack: bucket_moo_ext.aggregate"
                 )
 
 
