@@ -38,4 +38,6 @@ def test_four_devices_get_what_four_ranks_get(run_ranks: Callable[..., Any], ran
             assert np.allclose(solution.gramian[0], of_torch[1], rtol=0, atol=3e-7 * norms.max() ** 2), label
             assert np.allclose(solution.weights[0], of_torch[2], atol=2e-6), label
             error = np.abs(plain(update)[0] - of_torch[0])
-            assert (error <= 2 * UNIT[dtype] * np.abs(of_torch[0]) + (1e-13 if dtype == "float64" else 1e-5)).all(), label
+            assert (error <= 2 * UNIT[dtype] * np.abs(of_torch[0]) + (1e-13 if dtype == "float64" else 1e-5)).all(), (
+                label
+            )
