@@ -74,8 +74,9 @@ $(STAMP)/extension_without_cuda: $(NATIVE) $(STAMP)/build
 	@echo "== building the extension without CUDA kernels, for there is no GPU driver here; make setup builds them too"
 	@$(call build,_C,-DBUCKET_MOO_CUDA=OFF) && $(call install,install) && touch $@
 
-# Nothing that is compiled is compiled again. Without jaxlib there is no target bucket_moo_jax, and its tests are skipped.
-$(STAMP)/jax: requirements/jax.txt $(STAMP)/extension
+# The extension must be there. Nothing that is compiled is compiled again. Without jaxlib there is no target bucket_moo_jax,
+# and the tests that want it are skipped.
+$(STAMP)/jax: requirements/jax.txt $(NATIVE) $(STAMP)/build
 	@echo "== installing the pinned JAX and building what it calls"
 	@$(PIP) install -r $<
 	@if $(BIN)/python -c 'import jaxlib' 2> /dev/null; \
@@ -83,7 +84,7 @@ $(STAMP)/jax: requirements/jax.txt $(STAMP)/extension
 	  else echo "== no JAX for this Python: 3.11 or newer"; fi
 	@touch $@
 
-jax: $(STAMP)/jax ## Install JAX, build the handlers that it calls
+jax: extension-for-demo $(STAMP)/jax ## Install JAX, build the handlers that it calls
 
 # The kernels take minutes to compile, and a machine without a GPU driver cannot run them. libcuda.so.1 is what the CUDA
 # runtime looks for itself. What is there already is kept.
