@@ -74,8 +74,8 @@ class Doubles {
     require(type_ == ffi::F32 || type_ == ffi::F64 || type_ == ffi::U32, "numbers must be float32, float64 or uint32");
     require(type_ != ffi::U32 || size_from_last(buffer, 0) == 2, "uint32 numbers must come in pairs");
     batch_ = batch_of(buffer, own_);
-    const std::size_t words = type_ == ffi::U32 ? 2 : 1;
-    problem_ = batch_ == 0 ? 0 : static_cast<std::int64_t>(buffer.element_count() / words) / batch_;
+    problem_ = 1;
+    for (std::size_t i = own_ - own; i < own_; ++i) problem_ *= size_from_last(buffer, i);
   }
 
   std::int64_t batch() const { return batch_; }

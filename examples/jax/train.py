@@ -30,9 +30,10 @@ def make_text(seed: int, length: int) -> np.ndarray[Any, np.dtype[np.int32]]:
     cumulative = np.cumsum(odds / odds.sum(-1, keepdims=True), axis=-1)
     text = np.zeros((len(LANGUAGES), length), np.int32)
     draws = rng.random((len(LANGUAGES), length))
+    languages = np.arange(len(LANGUAGES))
     for t in range(2, length):
-        for k in range(len(LANGUAGES)):
-            text[k, t] = min(np.searchsorted(cumulative[k, text[k, t - 2], text[k, t - 1]], draws[k, t]), LETTERS - 1)
+        seen = cumulative[languages, text[:, t - 2], text[:, t - 1], :-1]
+        text[:, t] = (seen < draws[:, t, None]).sum(-1)
     return text
 
 

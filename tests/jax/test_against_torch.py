@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.jax import torch_ranks
 from tests.jax.devices import on_devices, plain, require_jax
-from tests.jax.torch_ranks import CASES, DTYPES, WORLD
+from tests.jax.torch_ranks import CASES, WORLD
 
 UNIT = {"float32": 2.0**-23, "bfloat16": 2.0**-8, "float16": 2.0**-11, "float64": 2.0**-52}
 
@@ -19,7 +19,7 @@ def test_four_devices_get_what_four_ranks_get(run_ranks: Callable[..., Any], ran
     jax, moo_jax = require_jax()
     expected = iter(run_ranks(WORLD, torch_ranks.reduce_all, random_seed)[0])
     for index, case in enumerate(CASES):
-        for dtype in DTYPES:
+        for dtype in torch_ranks.dtypes_of(index):
             label = f"{case} {dtype}"
             with jax.enable_x64(dtype == "float64"):
                 values = jax.numpy.asarray(torch_ranks.values_of(random_seed, index)).astype(dtype)

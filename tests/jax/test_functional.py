@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.jax.devices import DTYPES, plain, require_jax, torch_of
+from tests.jax.devices import DTYPES, on_devices, plain, require_jax, torch_of
 from tests.support import reference as ref
 
 jax, moo_jax = require_jax()
@@ -20,6 +20,7 @@ METHODS: list[Any] = [
     moo.MGDA(normalize="l2"),
     moo.Mean(weights=[0.5, 1.0, 2.0, 0.5, 1.0]),
     moo.UPGrad(preference=[0.1, 0.2, 0.3, 0.2, 0.2]),
+    moo.DualProj(preference=[0.5] * 5),
     moo.PCGrad(permutation=[[4, 3, 2, 1, 0]] * 5),
     moo.Krum(n_byzantine=1, n_selected=2),
     moo.Rescaled("mgda"),
@@ -154,6 +155,7 @@ def test_a_batch_is_torchs_and_vmap_is_a_loop(rng: np.random.Generator, method: 
     assert (np.asarray(mapped) == np.stack([moo_jax.weights(gram, method) for gram in grams])).all()
     updates = jax.vmap(partial(moo_jax.aggregate, method=method))(rows)
     assert (np.asarray(updates) == np.stack([moo_jax.aggregate(one, method) for one in rows])).all()
+    assert moo_jax.weights(grams[:0], method).shape == (0, 4)
     nested = jax.vmap(jax.vmap(moo_jax.weights))(jnp.asarray(grams[:6]).reshape(2, 3, 4, 4))
     assert (np.asarray(nested).reshape(6, 4) == np.asarray(moo_jax.weights(grams[:6]))).all()
 
@@ -164,6 +166,12 @@ def test_vmap_over_one_of_two_arguments(rng: np.random.Generator) -> None:
     assert (np.asarray(sums) == np.stack([moo_jax.combine(rows, w) for w in many])).all()
     steps = jax.vmap(lambda step: moo_jax.sketch(rows, 64, step=step))(jnp.arange(3))
     assert (np.asarray(steps) == np.stack([moo_jax.sketch(rows, 64, step=step) for step in range(3)])).all()
+
+
+def test_inside_shard_map_each_device_computes_for_itself(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((4, 3, 50)).astype(np.float32)
+    updates = on_devices(lambda rows: moo_jax.aggregate(rows, "pcgrad", step=jax.lax.axis_index("x")), rows)
+    assert (updates == np.stack([moo_jax.aggregate(rows[i], "pcgrad", step=i) for i in range(4)])).all()
 
 
 def test_what_is_not_finite_or_zero_is_as_in_torch() -> None:

@@ -21,6 +21,13 @@ def test_the_package_alone_imports_no_jax() -> None:
     assert _python("import sys, bucket_moo_ext; print([m for m in sys.modules if m.startswith('jax')])") == "[]\n"
 
 
+def test_it_is_an_attribute_of_the_package() -> None:
+    assert _python("import bucket_moo_ext as moo; print(moo.jax.all_reduce.__module__)") == (
+        "bucket_moo_ext.jax.collectives\n"
+    )
+    assert "has no attribute 'jaxx'" in _python("import bucket_moo_ext as moo; moo.jaxx")
+
+
 def test_without_jax_it_says_what_to_install() -> None:
     said = _python("import sys; sys.modules['jax'] = None; import bucket_moo_ext.jax")
     assert "ImportError: bucket_moo_ext.jax needs jax 0.10.2 or newer" in said

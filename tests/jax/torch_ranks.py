@@ -16,6 +16,7 @@ CASES: list[dict[str, Any]] = [
         "objectives": ["a", "b", "b", "a"],
         "weight": [1.0, 3.0, 0.0, 2.0],
     },
+    {"method": "mgda", "objectives": ["a"] * 4, "weight": [4.0, 1.0, 3.0, 2.0]},
     {"method": "upgrad", "weight": [1.0, 5.0, 2.0, 2.0]},
     {"method": "nashmtl", "objectives": [["a", "b"], ["b", "b"], ["c", "a"], ["d", "c"]], "passes": 2},
     {
@@ -36,6 +37,11 @@ def values_of(seed: int, index: int) -> Any:
     return np.random.default_rng([seed, index]).standard_normal((WORLD, passes, SIZE)).astype(np.float32) + 0.1
 
 
+def dtypes_of(index: int) -> tuple[str, ...]:
+    """The first case has all, the others one each in turn."""
+    return DTYPES if index == 0 else (DTYPES[index % len(DTYPES)],)
+
+
 def of_pass(given: Any, device: int, row: int) -> Any:
     """What a list by device, or by device and pass, has there."""
     entry = given[device]
@@ -46,7 +52,7 @@ def reduce_all(rank: int, world: int, seed: int) -> list[Any]:
     """(update, Gramian, weights) of every case and dtype."""
     results = []
     for index, case in enumerate(CASES):
-        for dtype in DTYPES:
+        for dtype in dtypes_of(index):
             rows = torch_of(values_of(seed, index)[rank], dtype)
             state = moo.BucketMOO(case["method"])
             for p, row in enumerate(rows):
