@@ -21,6 +21,20 @@ def test_the_package_alone_imports_no_jax() -> None:
     assert _python("import sys, bucket_moo_ext; print([m for m in sys.modules if m.startswith('jax')])") == "[]\n"
 
 
+def test_a_gpu_is_told_that_there_is_no_path_for_it() -> None:
+    """What is registered for a GPU, called here on the CPU, as a solve with operands, results and attributes."""
+    said = _python(
+        "import ctypes, jax, numpy as np\n"
+        "from bucket_moo_ext.jax import handlers\n"
+        "library = ctypes.CDLL(str(handlers._LIBRARY))\n"
+        "handlers.jax.ffi.register_ffi_target(\n"
+        "    'no_device', jax.ffi.pycapsule(library.bucket_moo_jax_no_device), platform='cpu')\n"
+        "out = [jax.ShapeDtypeStruct((2,), np.float32)] * 2\n"
+        "jax.block_until_ready(jax.ffi.ffi_call('no_device', out)(np.ones(3), np.ones(2), method='mgda', length=1))\n"
+    )
+    assert "UNIMPLEMENTED: bucket_moo_ext.jax is for the CPU, and was called with arrays on a GPU" in said
+
+
 def test_it_is_an_attribute_of_the_package() -> None:
     assert _python("import bucket_moo_ext as moo; print(moo.jax.all_reduce.__module__)") == (
         "bucket_moo_ext.jax.collectives\n"

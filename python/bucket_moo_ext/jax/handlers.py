@@ -29,9 +29,12 @@ def _register() -> None:
             "(in its source folder)"
         )
     library = ctypes.CDLL(str(_LIBRARY))
+    no_device = jax.ffi.pycapsule(library.bucket_moo_jax_no_device)  # says that there is none
     for name in _HANDLERS:
         symbol = f"bucket_moo_jax_{name}"
         jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+        for platform in ("CUDA", "ROCM"):
+            jax.ffi.register_ffi_target(symbol, no_device, platform=platform)
 
 
 _register()
@@ -71,7 +74,6 @@ def varying(array: Any, axes: frozenset[Any]) -> Any:
 
 def call(name: str, results: Sequence[Result], *operands: Any, **attributes: Any) -> list[Any]:
     """Calls a handler. All its operands and results may differ over the same axes."""
-    _check_devices(operands)
     axes = frozenset().union(*map(axes_of, operands))
     given = [varying(operand, axes) for operand in operands]
     within: dict[str, Any] = {}
@@ -89,18 +91,6 @@ def call(name: str, results: Sequence[Result], *operands: Any, **attributes: Any
         structs.append(jax.ShapeDtypeStruct(shape, dtype, **within))
     function = jax.ffi.ffi_call(f"bucket_moo_jax_{name}", structs, vmap_method="broadcast_all")
     return list(function(*given, **attributes))
-
-
-def _check_devices(operands: Sequence[Any]) -> None:
-    """Raises for arrays on a GPU. Where traced ones will be is not known; XLA has an error of its own for them."""
-    for operand in operands:
-        if isinstance(operand, jax.Array) and not isinstance(operand, jax.core.Tracer):
-            elsewhere = {device.platform for device in operand.devices()} - {"cpu"}
-            if elsewhere:
-                raise NotImplementedError(
-                    f"bucket_moo_ext.jax is for the CPU; got an array on {', '.join(elsewhere)}. Take it to the CPU "
-                    "with jax.device_put(array, jax.devices('cpu')[0]), or to torch by DLPack: bucket_moo_ext.aggregate"
-                )
 
 
 def key(seed: Any, step: Any, bucket: Any) -> Any:
