@@ -137,6 +137,16 @@ def test_passes_are_rows(rng: np.random.Generator, sketched: bool) -> None:
     assert np.allclose(update, solution.weights[0].astype(float) @ means, atol=1e-4)
 
 
+def test_more_rows_than_there_may_be_objectives(rng: np.random.Generator) -> None:
+    rows = draw(rng, 2, 40, 30)
+    names = [[f"objective {p % 3}" for p in range(40)], [f"objective {p % 2}" for p in range(40)]]
+    update, solution = reduced(rows, passes=40, objectives=names)
+    by_row = [rows[device, p].astype(float) for p in range(40) for device in range(2)]
+    expected = ref.reduce(by_row, [names[device][p] for p in range(40) for device in range(2)])
+    assert np.allclose(solution.weights, expected.weights, atol=1e-5)
+    assert np.allclose(update, expected.update, atol=1e-5)
+
+
 def test_passes_of_one_objective_a_device_are_its_mean(rng: np.random.Generator) -> None:
     rows = draw(rng, 2, 3, 50)
     update, solution = reduced(rows, passes=3)
@@ -217,6 +227,8 @@ def test_gradients_that_jax_has_added_up_are_an_error(rng: np.random.Generator) 
 
     with pytest.raises(ValueError, match=r"each device's own.*jax.lax.pcast\(parameters, 'x', to='varying'\)"):
         on_devices(lambda batch: step(batch, cast=False), batches)
+    with pytest.raises(ValueError, match=r"of shape \(6,\) there are some"):  # beside others that are
+        on_devices(lambda batch: moo_jax.all_reduce({"a": batch, "b": jnp.ones(6)}, axis_name="x"), batches)
     own = 2 * batches.sum(1, keepdims=True) * batches
     assert np.allclose(on_devices(lambda batch: step(batch, cast=True), batches), moo_jax.aggregate(own), atol=1e-4)
 

@@ -12,6 +12,7 @@ require_jax()
 pytest.importorskip("optax", reason="optax is not installed (make jax)")
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_every_loss(repository: Path) -> None:
     command = [sys.executable, str(repository / "examples" / "jax" / "train.py"), "--steps", "40", "--method", "cagrad"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

@@ -89,7 +89,7 @@ def all_reduce(
         jax.errors.JaxRuntimeError: A weight that is not finite or below 0.
     """
     call = _Call(method, axis_name, objectives, weight, passes, gramian, (seed, step, bucket))
-    buckets = Buckets(gradients, call.passes)
+    buckets = call.bucket(gradients)
     updates, solution = call.reduce(buckets.rows, scatter=False)
     update = buckets.restore(updates)
     return (update, solution) if flag("return_solution", return_solution) else update
@@ -127,7 +127,7 @@ def reduce_scatter(
         As ``all_reduce``; ValueError also if W does not divide n.
     """
     call = _Call(method, axis_name, objectives, weight, passes, gramian, (seed, step, bucket))
-    buckets = Buckets(input, call.passes)
+    buckets = call.bucket(input)
     if not buckets.is_array:
         raise ValueError("input must be an array; got a pytree")
     if buckets.rows[0].shape[1] % call.world:
@@ -187,14 +187,20 @@ class _Call:
             raise TypeError(f"weight must be a real number; got dtype {given.dtype}")
         return jnp.broadcast_to(given.astype(handlers.float_dtype()), (rows,))
 
+    def bucket(self, gradients: Any) -> Buckets:
+        """The gradients, which must be this device's own as far as JAX keeps account of that."""
+        for leaf in jax.tree.leaves(gradients):
+            if not self.checked_axes <= handlers.axes_of(leaf):
+                raise ValueError(
+                    f"gradients must be each device's own; of shape {np.shape(leaf)} there are some that are the same "
+                    f"on all devices of axis {self.axis!r}, as JAX keeps account: it adds up gradients with respect "
+                    "to parameters that all devices share. Take them with respect to "
+                    f"jax.lax.pcast(parameters, {self.axis!r}, to='varying')"
+                )
+        return Buckets(gradients, self.passes)
+
     def reduce(self, rows: list[Rows], scatter: bool) -> tuple[list[Any], Solution]:
         """``[n]`` of each bucket ``[P, n]``, or this device's shard of it."""
-        if any(not self.checked_axes <= handlers.axes_of(bucket) for bucket in rows):
-            raise ValueError(
-                f"gradients must be each device's own; these are the same on all devices of axis {self.axis!r}, as JAX "
-                "keeps account: it adds up gradients with respect to parameters that all devices share. Take them with "
-                f"respect to jax.lax.pcast(parameters, {self.axis!r}, to='varying')"
-            )
         name = "reduce_scatter" if scatter else "all_reduce"
 
         def run(key: Any, sketch_key: Any, weight: Any, rows: list[Rows]) -> Any:
