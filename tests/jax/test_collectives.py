@@ -181,25 +181,35 @@ def test_a_small_bucket_is_not_sketched(rng: np.random.Generator) -> None:
     assert (reduced(rows, gramian=moo.Sketch(64))[0] == reduced(rows)[0]).all()
 
 
-def test_over_two_axes_of_a_mesh(rng: np.random.Generator) -> None:
-    rows = draw(rng, 2, 2, 33)
+@pytest.mark.parametrize("gramian", ["exact", moo.Sketch(64)], ids=["exact", "sketch"])
+def test_over_two_axes_of_a_mesh(rng: np.random.Generator, gramian: Any) -> None:
+    """Devices are counted as ``jax.lax.axis_index`` does."""
+    rows = draw(rng, 2, 2, 200)
     mesh, spec = jax.make_mesh((2, 2), ("a", "b")), jax.sharding.PartitionSpec
-    rows = jax.device_put(rows, jax.sharding.NamedSharding(mesh, spec("a", "b")))
+    placed = jax.device_put(rows, jax.sharding.NamedSharding(mesh, spec("a", "b")))
 
-    def mapped(axis_name: Any, out: Any) -> Any:
-        return jax.jit(
-            jax.shard_map(
-                lambda row: moo_jax.all_reduce(row[0, 0], axis_name=axis_name)[None],
-                mesh=mesh,
-                in_specs=spec("a", "b"),
-                out_specs=out,
+    def mapped(axis_name: Any, out: Any, **options: Any) -> Any:
+        def reduce(row: Any) -> Any:
+            results = moo_jax.all_reduce(
+                row[0, 0], axis_name=axis_name, gramian=gramian, return_solution=True, **options
             )
-        )(rows)
+            return jax.tree.map(lambda leaf: leaf[None], results)
 
-    both = mapped(("a", "b"), spec())
-    assert np.allclose(both[0], moo_jax.aggregate(np.asarray(rows).reshape(4, 33)), atol=1e-5)
-    of_b = mapped("b", spec("a"))
-    assert np.allclose(of_b, np.stack([moo_jax.aggregate(row) for row in np.asarray(rows)]), atol=1e-5)
+        call = jax.shard_map(reduce, mesh=mesh, in_specs=spec("a", "b"), out_specs=out)
+        return jax.device_get(jax.jit(call)(placed))
+
+    names = ["p", "q", "p", "r"]
+    flat = list(rows.reshape(4, 200).astype(float))
+    seen = flat if gramian == "exact" else [ref.sketch(row, 64) for row in flat]
+    update, solution = mapped(("a", "b"), spec(), objectives=names)
+    expected = ref.reduce(seen, names)
+    assert np.allclose(solution.gramian[0], expected.gramian, rtol=1e-4)
+    _, means = ref.objective_means(flat, names, [1.0] * 4)
+    assert np.allclose(update[0], expected.weights @ means, atol=1e-4)
+    of_b, _ = mapped("b", spec("a"))
+    assert of_b.shape == (2, 200)
+    if gramian == "exact":
+        assert np.allclose(of_b, np.stack([moo_jax.aggregate(row) for row in rows]), atol=1e-5)
 
 
 def test_vmap_of_a_collective(rng: np.random.Generator) -> None:

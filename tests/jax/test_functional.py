@@ -174,6 +174,25 @@ def test_inside_shard_map_each_device_computes_for_itself(rng: np.random.Generat
     assert (updates == np.stack([moo_jax.aggregate(rows[i], "pcgrad", step=i) for i in range(4)])).all()
 
 
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_sharded_arrays_are_gathered(rng: np.random.Generator, kind: str) -> None:
+    """Outside shard_map, with the mesh's axes of either type."""
+    rows = rng.standard_normal((4, 64)).astype(np.float32)
+    expected = np.asarray(moo_jax.aggregate(rows))
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    for spec in (("x", None), (None, "x"), ()):
+        placed = jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
+        assert (np.asarray(jax.jit(moo_jax.aggregate)(placed)) == expected).all()
+
+
+def test_inside_loops_and_branches(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((4, 30)).astype(np.float32)
+    each = jax.jit(lambda rows: jax.lax.map(lambda step: moo_jax.aggregate(rows, "pcgrad", step=step), jnp.arange(3)))
+    assert (np.asarray(each(rows)) == np.stack([moo_jax.aggregate(rows, "pcgrad", step=i) for i in range(3)])).all()
+    either = jax.jit(lambda rows, conflict: jax.lax.cond(conflict, moo_jax.aggregate, lambda rows: rows.mean(0), rows))
+    assert (np.asarray(either(rows, True)) == np.asarray(moo_jax.aggregate(rows))).all()
+
+
 def test_what_is_not_finite_or_zero_is_as_in_torch() -> None:
     rows = np.array([[1.0, 2.0], [0.0, 0.0], [-1.0, 1.0]], np.float32)
     assert np.asarray(moo_jax.weights(moo_jax.gramian(rows)))[1] == 0.0

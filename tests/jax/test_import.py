@@ -1,9 +1,12 @@
 """What importing needs, and what it says where that is missing."""
 
+import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import bucket_moo_ext as moo
+import numpy as np
 import pytest
 import torch
 
@@ -17,29 +20,25 @@ def _python(program: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_package_alone_imports_no_jax() -> None:
-    assert _python("import sys, bucket_moo_ext; print([m for m in sys.modules if m.startswith('jax')])") == "[]\n"
+def test_the_package_imports_jax_when_it_is_asked_for() -> None:
+    said = _python(
+        "import sys, bucket_moo_ext as moo\n"
+        "print([name for name in sys.modules if name.startswith('jax')])\n"
+        "print(moo.jax.all_reduce.__module__)\n"
+        "moo.jaxx"
+    )
+    assert said.startswith("[]\nbucket_moo_ext.jax.collectives\n")
+    assert "AttributeError: module 'bucket_moo_ext' has no attribute 'jaxx'" in said
 
 
 def test_a_gpu_is_told_that_there_is_no_path_for_it() -> None:
-    """What is registered for a GPU, called here on the CPU, as a solve with operands, results and attributes."""
-    said = _python(
-        "import ctypes, jax, numpy as np\n"
-        "from bucket_moo_ext.jax import handlers\n"
-        "library = ctypes.CDLL(str(handlers._LIBRARY))\n"
-        "handlers.jax.ffi.register_ffi_target(\n"
-        "    'no_device', jax.ffi.pycapsule(library.bucket_moo_jax_no_device), platform='cpu')\n"
-        "out = [jax.ShapeDtypeStruct((2,), np.float32)] * 2\n"
-        "jax.block_until_ready(jax.ffi.ffi_call('no_device', out)(np.ones(3), np.ones(2), method='mgda', length=1))\n"
-    )
-    assert "UNIMPLEMENTED: bucket_moo_ext.jax is for the CPU, and was called with arrays on a GPU" in said
-
-
-def test_it_is_an_attribute_of_the_package() -> None:
-    assert _python("import bucket_moo_ext as moo; print(moo.jax.all_reduce.__module__)") == (
-        "bucket_moo_ext.jax.collectives\n"
-    )
-    assert "has no attribute 'jaxx'" in _python("import bucket_moo_ext as moo; moo.jaxx")
+    """What is registered for a GPU, called on the CPU with operands, results and attributes of any kind."""
+    handler = ctypes.CDLL(str(Path(str(moo.build_info()["library"])).with_name("libbucket_moo_jax.so")))
+    jax.ffi.register_ffi_target("no_device", jax.ffi.pycapsule(handler.bucket_moo_jax_no_device), platform="cpu")
+    results = [jax.ShapeDtypeStruct((2,), np.float32)] * 2
+    call = jax.ffi.ffi_call("no_device", results)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"UNIMPLEMENTED: bucket_moo_ext.jax is for the CPU, and was"):
+        jax.block_until_ready(call(np.ones(3, np.float32), np.ones(2, np.int32), method="mgda", length=np.float64(1)))
 
 
 def test_without_jax_it_says_what_to_install() -> None:

@@ -68,9 +68,10 @@ def all_reduce(
             are the same on all devices by itself.
         method: A name of ``bucket_moo_ext.available_methods()`` or a method object; preferences may be by name.
         axis_name: The axis or axes of the mesh over which is reduced, W devices.
-        objectives: W names (strings or integers), that of each device; devices of one name form one objective, whose
-            gradient is their mean. With ``passes`` an entry may be a sequence of so many names. None: each device is an
-            objective of its own. At most 64.
+        objectives: W names (strings or integers), that of each device, in the order of
+            ``jax.lax.axis_index(axis_name)``; devices of one name form one objective, whose gradient is their mean.
+            With ``passes`` an entry may be a sequence of so many names. None: each device is an objective of its own.
+            At most 64.
         weight: Of this device in the mean of its objective, a number or an array ``[]`` (with ``passes`` also
             ``[passes]``), finite and >= 0; 0 leaves it out.
         passes: A number P: every array has a leading axis of P gradients, one a pass.
