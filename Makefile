@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo demo-one demo-ready extension-for-demo test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs sdist wheel bench bench-ready bench-compare bench-solve study gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo jax test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs sdist wheel bench bench-ready bench-compare bench-solve study gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -63,6 +63,8 @@ build = export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 # pip finds everything compiled in that tree. $(call install,OPTIONS)
 install = PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) $(1) --no-build-isolation --no-deps --editable . -C build-dir=$(TREE)
 
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
 $(STAMP)/extension: $(NATIVE) $(STAMP)/build
 	@echo "== building the extension"
 	@rm -f $(STAMP)/extension_without_cuda
@@ -71,6 +73,18 @@ $(STAMP)/extension: $(NATIVE) $(STAMP)/build
 $(STAMP)/extension_without_cuda: $(NATIVE) $(STAMP)/build
 	@echo "== building the extension without CUDA kernels, for there is no GPU driver here; make setup builds them too"
 	@$(call build,_C,-DBUCKET_MOO_CUDA=OFF) && $(call install,install) && touch $@
+
+# The extension must be there. Nothing that is compiled is compiled again. Without jaxlib there is no target bucket_moo_jax,
+# and the tests that want it are skipped.
+$(STAMP)/jax: requirements/jax.txt $(NATIVE) $(STAMP)/build
+	@echo "== installing the pinned JAX and building what it calls"
+	@$(PIP) install -r $<
+	@if $(BIN)/python -c 'import jaxlib' 2> /dev/null; \
+	  then { $(call build,bucket_moo_jax,); } && cmake --install $(TREE) --component jax --prefix "$$($(BIN)/python $(PURELIB))" > /dev/null; \
+	  else echo "== no JAX for this Python: 3.11 or newer"; fi
+	@touch $@
+
+jax: extension-for-demo $(STAMP)/jax ## Install JAX, build the handlers that it calls
 
 # The kernels take minutes to compile, and a machine without a GPU driver cannot run them. libcuda.so.1 is what the CUDA
 # runtime looks for itself. What is there already is kept.
@@ -114,7 +128,6 @@ mutate-synchronisations: $(STAMP)/build ## Take each synchronisation of the kern
 # The device path needs no GPU to be tested: its kernels are compiled for the CPU, and the extension reduces CPU tensors
 # with them. Installed apart from .venv, whose packages it uses.
 EMULATED := build/emulated
-PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 $(STAMP)/emulated: $(NATIVE) $(shell find tests/emulation -type f) $(STAMP)/dev
 	@echo "== building the extension with emulated CUDA kernels"
 	@$(call build,_C_emulated)
@@ -127,7 +140,7 @@ test-emulated: $(STAMP)/emulated ## Run the tests whose path differs on a device
 	@echo "== Python tests of the device path, over emulated CUDA kernels"
 	@$(EMULATED)/bin/python -m pytest $(PARALLEL) -m "device and not host" $(ARGS)
 
-test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/study test-cpp test-races test-emulated ## Run all tests
+test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/study $(STAMP)/jax test-cpp test-races test-emulated ## Run all tests
 	@echo "== Python tests"
 	@$(BIN)/python -m pytest $(PARALLEL)
 
@@ -250,4 +263,4 @@ endif
 
 clean: ## Remove what was built, keep .venv
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache
-	rm -f $(addprefix $(STAMP)/,extension extension_without_cuda emulated frameworks)
+	rm -f $(addprefix $(STAMP)/,extension extension_without_cuda emulated frameworks jax)

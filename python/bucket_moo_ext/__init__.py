@@ -8,8 +8,11 @@ weights, and makes their weighted sum the bucket's update (arXiv 2606.05613).
     >>> state = moo.register(ddp, method="mgda", objective="sw")  # doctest: +SKIP
 """
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 import torch as _torch  # loads the libraries that the extension links to
 
@@ -57,6 +60,15 @@ def build_info() -> dict[str, str | int | bool]:
         ``torch.ops.load_library`` and C++).
     """
     return {**_C.build_info(), "library": str(_Path(_C.__file__).with_name("libbucket_moo_ext.so"))}
+
+
+if not _TYPE_CHECKING:  # or any attribute would do for a type checker
+
+    def __getattr__(name: str) -> _Any:
+        """``moo.jax``, imported when it is asked for; it needs JAX."""
+        if name == "jax":
+            return _import_module("bucket_moo_ext.jax")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

@@ -46,6 +46,7 @@ MAY_INCLUDE: dict[str, tuple[str, ...]] = {
     "methods": ("bucket_moo",),
     "collective": ("bucket_moo", "kernels", "methods"),
     "c_api": ("bucket_moo", "kernels", "methods", "collective"),
+    "jax": ("bucket_moo", "kernels", "methods"),
     "torch_types": ("bucket_moo", "kernels", "cuda", "methods"),
     "c10d_collective": (*BELOW_TORCH, "torch_types"),
     "engine": (*BELOW_TORCH, "torch_types", "c10d_collective"),
@@ -102,7 +103,9 @@ def test_the_layers_are_all_of_the_native_code() -> None:
     assert {path.relative_to(CORE).parts[0] for path in _files(CORE)} == {"bucket_moo"}
 
 
-@pytest.mark.parametrize("folder", ["cpp/include", "cpp/kernels", "cpp/methods", "cpp/collective", "cpp/c_api", "cuda"])
+@pytest.mark.parametrize(
+    "folder", ["cpp/include", "cpp/kernels", "cpp/methods", "cpp/collective", "cpp/c_api", "cpp/jax", "cuda"]
+)
 def test_what_builds_without_torch_includes_none_of_it(folder: str) -> None:
     files = _files(ROOT / folder)
     assert files

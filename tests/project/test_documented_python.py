@@ -13,6 +13,7 @@ from tests.support.documented import Block
 # Blocks of a page that another test runs: those with these words in them ("": all).
 ELSEWHERE = {
     "docs/data.md": {"": "tests/data/test_page.py::test_the_programs_of_the_page_run"},
+    "docs/jax.md": {"": "tests/jax/test_page.py::test_the_programs_of_the_page_run"},
     "docs/using.md": {
         "init_process_group": "tests/project/test_documented_commands.py::test_the_whole_example_of_using"
     },

@@ -31,3 +31,13 @@ def test_what_is_made_for_trainers_uses_the_public_package_alone() -> None:
         for module in _imports(path):
             if module.startswith("bucket_moo_ext."):
                 assert re.match(r"bucket_moo_ext\.(contrib|data)\b", module), f"{path.name} imports {module}"
+
+
+def test_jax_is_for_its_own_folder_alone() -> None:
+    inside = PACKAGE / "jax"
+    users = {path for path in PACKAGE.rglob("*.py") if {m.split(".")[0] for m in _imports(path)} & {"jax", "jaxlib"}}
+    assert users
+    assert all(path.is_relative_to(inside) for path in users)
+    for path in PACKAGE.rglob("*.py"):
+        if not path.is_relative_to(inside):
+            assert not any(m.startswith("bucket_moo_ext.jax") for m in _imports(path)), path.name
