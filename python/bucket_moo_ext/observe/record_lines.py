@@ -76,6 +76,10 @@ def write(path: Path, content: Content) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+# What reading a line of anything raises.
+_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
+
+
 def read(path: Path) -> Content:
     """Reads a file.
 
@@ -100,15 +104,7 @@ def read(path: Path) -> Content:
                     take[line.pop("type")](line)
             except _NotOurs as error:
                 raise ValueError(f"{path}: {error}") from None
-            except (
-                KeyError,
-                TypeError,
-                ValueError,
-                IndexError,
-                AttributeError,
-                OverflowError,
-                RecursionError,
-            ) as error:
+            except _DAMAGED as error:
                 said = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise ValueError(f"{path}, line {number}: it is damaged: {said}") from error
     if number == 0:
@@ -116,9 +112,6 @@ def read(path: Path) -> Content:
     if promised != number:
         raise ValueError(f"{path}: it is damaged: it has {number} lines, and the header says {promised}")
     return content
-
-
-_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 class _NotOurs(ValueError):
