@@ -68,6 +68,37 @@ def comparisons(outcome: Outcome, registration: Registration) -> list[dict[str, 
     return [{**row, "difference": asdict(row["difference"])} for row in rows]
 
 
+def not_compared(outcome: Outcome, registration: Registration) -> list[dict[str, Any]]:
+    """Arms that `comparisons` leaves out, since runs of theirs or of the reference diverged."""
+    rows = []
+    for cell in registration.cells:
+        arms = outcome[cell.name]["arms"]
+        best = reference(outcome[cell.name], registration, cell)
+        lost = {name: sum(result["diverged"] is not None for result in arms[name]["tests"]) for name in cell.arms}
+        for name in cell.arms:
+            if name != best and (lost[name] or lost[best]):
+                rows.append({"cell": cell.name, "arm": name, "diverged": lost[name], "of_reference": lost[best]})
+    return rows
+
+
+def repeated(outcome: Outcome, registration: Registration) -> list[dict[str, Any]]:
+    """Arms whose tests came out, seed by seed, as those of another did: no runs of their own."""
+    rows: list[dict[str, Any]] = []
+    originals: list[tuple[Cell, str, dict[int, Any]]] = []
+    for cell in registration.cells:
+        for name, arm in outcome[cell.name]["arms"].items():
+            tests = zip(cell.seeds, arm["tests"], strict=True)
+            mine = {seed: test["bits_per_byte"] for seed, test in tests if test["diverged"] is None}
+            for first, original, theirs in originals:
+                seeds = mine.keys() & theirs.keys()
+                if seeds and all(mine[seed] == theirs[seed] for seed in seeds):
+                    rows.append({"cell": cell.name, "arm": name, "as_cell": first.name, "as_arm": original})
+                    break
+            else:
+                originals.append((cell, name, mine))
+    return rows
+
+
 def lengths(outcome: Outcome, registration: Registration) -> list[dict[str, Any]]:
     """Arms with the method's own length beside the same direction at the mean's."""
     rows = []
@@ -207,6 +238,8 @@ def find(outcome: Outcome, registration: Registration) -> dict[str, Any]:
     return {
         "cells": cells,
         "comparisons": comparisons(outcome, registration),
+        "not_compared": not_compared(outcome, registration),
+        "repeated": repeated(outcome, registration),
         "lengths": lengths(outcome, registration),
         "separability": separability(outcome, registration),
         "runs": _counts(outcome),

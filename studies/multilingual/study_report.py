@@ -93,6 +93,8 @@ def markdown(registration: Registration, path: Path, found: dict[str, Any], head
             cell has {registration.bases} pre-trained model(s) and one corpus, so what is found holds for these;
             with the same seed all arms see the same data."""
         ),
+        not_compared(found),
+        repeated(found),
         f"![Differences]({path.stem}.png)",
         "## Cells",
         *(cell_section(registration, name, cell) for name, cell in found["cells"].items()),
@@ -132,6 +134,24 @@ def verdicts(found: dict[str, Any]) -> str:
         if row["judged"]
     ]
     return table(["cell", "arm", "reference", "difference", "95 %", "better in", "adjusted p", "verdict"], rows)
+
+
+def not_compared(found: dict[str, Any]) -> str:
+    """What the verdicts lack."""
+    rows = [
+        f"`{row['arm']}` in {row['cell']} ({row['diverged']} of its runs, {row['of_reference']} of the reference's)"
+        for row in found["not_compared"]
+    ]
+    return f"Not compared, since runs diverged: {'; '.join(rows)}." if rows else ""
+
+
+def repeated(found: dict[str, Any]) -> str:
+    """Arms that say nothing of their own."""
+    if not found["repeated"]:
+        return ""
+    rows = [[row["cell"], row["arm"], f"`{row['as_arm']}` in {row['as_cell']}"] for row in found["repeated"]]
+    said = "The same numbers, seed by seed, as another arm, so no evidence of their own:"
+    return f"{said}\n\n{table(['cell', 'arm', 'as'], rows)}"
 
 
 def cell_section(registration: Registration, name: str, cell: dict[str, Any]) -> str:
