@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import cmake_versions
+from tests.support.linked_checkout import linked_checkout
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDING = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
@@ -61,11 +62,7 @@ def install(folder: Path, kind: str) -> Installation:
     prefix, printed = folder / "prefix", folder / "printed"
     if not printed.exists():
         folder.mkdir(exist_ok=True)
-        checkout = folder / "checkout"
-        checkout.mkdir()
-        for path in ROOT.iterdir():
-            if path.name != "build":
-                (checkout / path.name).symlink_to(path)
+        checkout = linked_checkout(folder / "checkout")
         command = documented_command()
         assert command.count(PREFIX) == 1
         command = command.replace(PREFIX, str(prefix) + OPTIONS[kind])

@@ -15,6 +15,7 @@ import torch
 from tests.support import cmake_versions, sizes
 from tests.support.cmake_versions import CHOSEN as CMAKE
 from tests.support.cmake_versions import OLDEST
+from tests.support.linked_checkout import linked_checkout
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [
@@ -228,12 +229,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """This checkout in a folder of its own, so that commands build there."""
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    for path in ROOT.iterdir():
-        if path.name != "build":
-            (folder / path.name).symlink_to(path)
-    return folder
+    return linked_checkout(tmp_path / "checkout")
 
 
 @pytest.fixture(scope="module")
@@ -323,11 +319,7 @@ def test_c10d_and_the_operators_in_another_project(tools: Tools, blocks: dict[st
         )
         assert "Looking for a CUDA compiler" not in said
         return
-    checkout, prefix = tmp_path / "checkout", tmp_path / "prefix"
-    checkout.mkdir()
-    for path in ROOT.iterdir():
-        if path.name != "build":
-            (checkout / path.name).symlink_to(path)
+    checkout, prefix = linked_checkout(tmp_path / "checkout"), tmp_path / "prefix"
     command = blocks["c10d"]
     assert (command.count("/path/to/python"), command.count("/tmp/bucket_moo")) == (1, 1)
     tools.run(command.replace("/path/to/python", sys.executable).replace("/tmp/bucket_moo", str(prefix)), checkout)
