@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo demo-one demo-ready extension-for-demo jax test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs sdist wheel bench bench-ready bench-compare bench-solve study gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo jax test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs sdist wheel bench bench-ready bench-compare bench-peer study gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -232,12 +232,9 @@ bench-compare: bench-ready ## Say what got worse since BASE, a file of make benc
 	@test -n "$(BASE)" || { echo "error: make bench-compare BASE=<file of make bench, or git revision>"; exit 2; }
 	@$(BIN)/python bench/compare.py "$(BASE)" $(ARGS)
 
-bench-solve: $(STAMP)/extension $(STAMP)/peer ## Time the solvers beside TorchJD's, into bench/results (ARGS=...)
-	@mkdir -p build bench/results
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench/test_solve_latency.py --benchmark-disable-gc -q \
-	  --benchmark-columns=median --benchmark-json=build/solve_latency.json $(ARGS) > build/solve_latency.log \
-	  || { tail -20 build/solve_latency.log; exit 1; }
-	@$(BIN)/python bench/render_latency.py build/solve_latency.json bench/results/solve_latency
+bench-peer: bench-ready $(STAMP)/peer ## Measure solves and steps of one process beside TorchJD's (ARGS=...)
+	@mkdir -p build/bench
+	@$(BENCH)/peer.py --bench-json build/bench/peer.json --bench-markdown build/bench/peer.md $(ARGS)
 
 gpu-check: ## On a machine with a GPU: build, tests and benchmarks, results into bench/results; PYTHON's own packages
 gpu-check-sanitizers: ## The same, with every kernel under compute-sanitizer in place of tests and benchmarks

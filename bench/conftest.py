@@ -1,6 +1,7 @@
 """What the benchmarks share: options, and where results go."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def keep(request: pytest.FixtureRequest) -> Callable[[Result], None]:
     def add(result: Result) -> None:
         results = request.config.stash[RESULTS]
         assert result.name not in results, result.name
-        results[result.name] = result
+        results[result.name] = replace(result, test=request.node.nodeid)
 
     return add
 

@@ -13,12 +13,12 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
-KINDS = ("time", "memory", "instructions")
+VERSION = 2
+KINDS = ("time", "bytes", "peak", "instructions")
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Result:
     Attributes:
         name: What was measured: the same in every run.
         reference: What its ratio is to; empty for counts.
-        kind: "time": a ratio of times. "memory": of bytes. "instructions": a count.
+        kind: "time": a ratio of times. "bytes": of bytes that are counted. "peak": of peaks of memory.
+            "instructions": a count.
         value: The ratio or the count.
         noise: Standard deviation of the logarithm of ``value`` from one run to another, as far as one run shows it.
         rounds: Pairs that ``value`` is from.
-        detail: Medians in ms, and what else belongs to it.
+        detail: Medians in ms, megabytes, and what else belongs to it.
+        test: The test that measures it, to measure it again.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Result:
     noise: float
     rounds: int
     detail: dict[str, float] = field(default_factory=dict)
+    test: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -89,7 +92,7 @@ def merged(results: Sequence[Result]) -> Result:
     if first.kind != "time":
         noise = max(result.noise for result in results)
     value = math.exp(statistics.mean(logs))
-    return Result(first.name, first.reference, first.kind, value, noise, sum(r.rounds for r in results), first.detail)
+    return replace(first, value=value, noise=noise, rounds=sum(r.rounds for r in results))
 
 
 def take_turns(ours: Callable[[], float], reference: Callable[[], float], rounds: int, warmup: int = 2) -> Times:
@@ -208,7 +211,7 @@ class Run:
             "run, as far as this run shows it. Times are processor time of what runs in one process, else the slowest",
             "rank's.",
             "",
-            "| what | beside | ratio | noise | ms | reference ms |",
+            "| what | beside | ratio | noise | ours | reference |",
             "|---|---|---|---|---|---|",
         ]
         counts = ["", "| instructions | count |", "|---|---|"]
@@ -217,8 +220,9 @@ class Run:
             if result.kind == "instructions":
                 counts.append(f"| `{name}` | {result.value:,.0f} |")
                 continue
-            times = [result.detail.get(f"{what}_ms") for what in ("median", "reference")]
-            shown = " | ".join("" if ms is None else f"{ms:.3g}" for ms in times)
+            detail = result.detail
+            units = ("median_ms", "reference_ms", "ms") if "median_ms" in detail else ("ours_mb", "reference_mb", "MB")
+            shown = " | ".join(f"{detail[key]:.3g} {units[2]}" if key in detail else "" for key in units[:2])
             lines.append(
                 f"| `{name}` | {result.reference} | {result.value:.3f} | {100 * result.noise:.1f} % | {shown} |"
             )

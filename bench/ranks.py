@@ -42,7 +42,8 @@ def ranks(world: int, build: Callable[..., Ways], *arguments: object) -> Iterato
 
     ``build`` is a function of a module; each rank calls it once, in a process of its own.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["workloads"])  # so that a rank starts in no time
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "store")
         pipes, processes = [], []

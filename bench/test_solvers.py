@@ -1,6 +1,6 @@
 """How long does a solve take? A batch on one thread, beside Cholesky factors of as many matrices.
 
-`make bench-solve` times them beside TorchJD's.
+peer.py times them beside TorchJD's.
 """
 
 from typing import Any
@@ -25,4 +25,4 @@ def test_solve(paired: Any, method: str, k: int) -> None:
         gramians = rows @ rows.mT
         return per_call(lambda: moo.weights(gramians, method), lambda: torch.linalg.cholesky(gramians))
 
-    paired(f"solve[{method},K={k}]", f"{BATCH} Cholesky factors", make, rounds=7)
+    paired(f"solve[{method},K={k}]", f"{BATCH} Cholesky factors", make, rounds=7, solves=BATCH)

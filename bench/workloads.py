@@ -3,14 +3,15 @@
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import bucket_moo_ext as moo
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 # torch 2.13 renamed it and warns about the old name.
@@ -37,6 +38,54 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
+class Case(NamedTuple):
+    """A wrapper, what its gradients are, and how they are reduced."""
+
+    world: int
+    wrapper: str = "ddp"  # or "fsdp1", "fsdp2", "hsdp": two replicas
+    megabytes: float = 40.0  # of float32 gradients
+    buckets: int = 4  # that DDP makes of them, or groups of parameters
+    parameters: int = 1  # of a bucket
+    passes: int = 1
+    options: tuple[tuple[str, Any], ...] = ()  # of register()
+    nodes: int = 0  # a mesh of so many, with an objective each
+    hook: str = "ours"  # or "all_gather"
+
+
+def wrapped(rank: int, case: Case, is_ours: bool) -> tuple[nn.Module, moo.BucketMOO | None]:
+    """The model of a case, whose gradients differ from rank to rank, and what it is registered with."""
+    generator = torch.Generator().manual_seed(rank)
+    size = round(case.megabytes * 1e6 / 4 / case.buckets / case.parameters)
+    model: Any = nn.Sequential(*(Gradient(size, generator) for _ in range(case.buckets * case.parameters)))
+    options = dict(case.options)
+    if case.wrapper == "fsdp1":
+        policy = ModuleWrapPolicy({Gradient})
+        model = FullyShardedDataParallel(
+            model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
+        )
+    elif case.wrapper == "fsdp2":
+        model = shard(model, init_device_mesh("cpu", (case.world,)))
+    elif case.wrapper == "hsdp":
+        mesh = init_device_mesh("cpu", (2, case.world // 2), mesh_dim_names=("replicate", "shard"))
+        model = shard(model, mesh["shard"] if is_ours else mesh)
+        options |= {"mesh": mesh, "objectives": "replicate"}
+    else:
+        # A bucket is closed by the parameter that fills it.
+        model = DistributedDataParallel(model, bucket_cap_mb=0.999e6 * case.megabytes / case.buckets / 2**20)
+    if case.nodes:
+        options |= {
+            "mesh": init_device_mesh("cpu", (case.nodes, case.world // case.nodes), mesh_dim_names=("node", "rank")),
+            "objectives": "node",
+            "objective": str(rank // (case.world // case.nodes)),
+        }
+    if not is_ours:
+        return model, None
+    if case.hook == "all_gather":
+        model.register_comm_hook({"method": "mgda", "memory": torch.empty(0)}, all_gather_hook)
+        return model, None
+    return model, moo.register(model, "mgda", **options)
+
+
 def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Callable[[], float]:
     """A step, which returns the seconds of its backward passes on this rank."""
 
@@ -54,8 +103,8 @@ def step_of(model: nn.Module, state: moo.BucketMOO | None, passes: int) -> Calla
         for number in range(passes):
             if state is not None and passes > 1:
                 state.objective = number
-            if isinstance(model, FSDPModule):
-                model.set_requires_all_reduce(number == passes - 1)  # plain HSDP's
+            if isinstance(model, FSDPModule) and state is None:
+                model.set_requires_all_reduce(number == passes - 1)  # HSDP's
             with left_open(number):
                 loss = model(torch.ones((), requires_grad=True))
                 dist.barrier()
@@ -101,3 +150,42 @@ def loss_of(model: nn.Module, seed: int, batch: int = 4, length: int = 64) -> to
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCABULARY, (batch, length), generator=generator)
     return nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+
+
+class Steps(NamedTuple):
+    """A training step of one process with an objective a pass."""
+
+    step: Callable[[], None]
+    state: moo.BucketMOO | None
+
+
+def accumulation(k: int, width: int = 128) -> Steps:
+    """The mean adds up in ``.grad``."""
+    model = transformer(width)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for number in range(k):
+            (loss_of(model, number) / k).backward()
+        optimizer.step()
+
+    return Steps(step, None)
+
+
+def one_process(k: int, gramian: str | moo.Sketch, width: int = 128) -> Steps:
+    """Ours: a pass for each of K objectives."""
+    model = transformer(width)
+    state = moo.register(model, "mgda", gramian=gramian)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    totals = dict.fromkeys(range(k), 1.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for number in range(k):
+            state.objective = number
+            with contextlib.nullcontext() if number == k - 1 else state.accumulate(totals):
+                loss_of(model, number).backward()
+        optimizer.step()
+
+    return Steps(step, state)

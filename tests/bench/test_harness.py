@@ -105,6 +105,39 @@ def test_what_got_worse_is_named(rng: np.random.Generator) -> None:
     assert "unchanged: 1 of 3" in text
 
 
+def test_bytes_may_grow_by_a_hundredth_and_peaks_by_their_noise() -> None:
+    def of(held: float, peak: float) -> Run:
+        return run_of(Result("held", "", "bytes", held, 0.0, 1), Result("peak", "", "peak", peak, 0.03, 2))
+
+    (held, peak) = compare.changes(of(1.0, 1.0), of(1.02, 1.06))
+    assert (held.verdict, peak.verdict) == ("worse", "same")
+    assert compare.changes(of(1.0, 1.0), of(1.0, 1.3))[1].verdict == "worse"
+
+
+def test_what_seems_worse_is_measured_again() -> None:
+    """The one that is slower stays, and the one that was only unlucky is cleared."""
+
+    def of(name: str, value: float) -> Result:
+        return Result(name, "a copy", "time", value, 0.01, 10, test=f"test_x.py::test[{name}]")
+
+    old, new = run_of(*(of(n, 1.0) for n in "abc")), run_of(of("a", 1.3), of("b", 1.3), of("c", 1.0))
+    asked: list[list[str]] = []
+
+    def again(tests: list[str]) -> tuple[Run, Run]:
+        asked.append(tests)
+        return run_of(of("a", 1.0), of("b", 1.0)), run_of(of("a", 1.28), of("b", 1.01))
+
+    text, is_fine = compare.report(old, new, again)
+    assert asked == [["test_x.py::test[a]", "test_x.py::test[b]"]]
+    assert not is_fine
+    assert "seemed worse, and was not when measured again (1):\n  b: 1 -> 1.3" in text
+    assert "worse (1):\n  a: 1 -> 1.3" in text
+    assert compare.report(run_of(of("b", 1.0)), run_of(of("b", 1.3)), again)[1]
+    asked.clear()
+    assert compare.report(old, old, again)[1]
+    assert not asked
+
+
 def test_what_got_better_fails_nothing() -> None:
     text, is_fine = compare.report(run_of(time_of("a", 1.0)), run_of(time_of("a", 0.7)))
     assert is_fine
@@ -192,7 +225,7 @@ def test_files(tmp_path: Path) -> None:
     table = run.markdown()
     assert "| `a` | a copy | 1.000 | 1.0 % |" in table
     assert "| `n` | 12,345 |" in table
-    (tmp_path / "other.json").write_text('{"schema": "x", "version": 1}')
+    (tmp_path / "other.json").write_text('{"schema": "x", "version": 2}')
     with pytest.raises(ValueError, match=r"other\.json is no file of `make bench`"):
         Run.load(tmp_path / "other.json")
 

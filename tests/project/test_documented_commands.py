@@ -79,11 +79,7 @@ NOT_RUN = (
         "--plot docs/figures/scaling_model.png",
         "writes into the checkout; test_scaling_model.py compares with what it wrote",
     ),
-    ("python bench/step_overhead.py", "a benchmark, of minutes"),
-    ("python bench/step_overhead.py --gramian exact sketch", "a benchmark, of minutes"),
-    ("python bench/wrapped_backward.py", "a benchmark, of minutes"),
-    ("python bench/one_process.py", "a benchmark, of minutes"),
-    ("python bench/scope.py", "a benchmark, of minutes"),
+    ("python bench/tables.py", "writes into the checkout; tests/bench/test_tables.py compares"),
     (
         "python tools/faults.py --rounds 300 --seed 1 --json faults.json",
         "minutes; tests/project/test_faults.py runs a few rounds",

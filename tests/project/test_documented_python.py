@@ -1,4 +1,4 @@
-"""Every Python block of the pages runs, or another test runs it, or the page says why it is only compiled."""
+"""Every Python block of the pages runs here, or another test runs it."""
 
 import ast
 from itertools import groupby
@@ -13,7 +13,12 @@ from tests.support.documented import Block
 # Blocks of a page that another test runs: those with these words in them ("": all).
 ELSEWHERE = {
     "docs/data.md": {"": "tests/data/test_page.py::test_the_programs_of_the_page_run"},
+    "docs/frameworks.md": dict.fromkeys(
+        ("contrib.", "accelerator = Accelerator("), "tests/frameworks/test_pages.py::test_the_blocks_of_frameworks_run"
+    ),
     "docs/jax.md": {"": "tests/jax/test_page.py::test_the_programs_of_the_page_run"},
+    "docs/observe.md": {"TrainerCallback": "tests/frameworks/test_pages.py::test_the_callback_of_observe_records"},
+    "docs/trl.md": {"": "tests/frameworks/test_pages.py::test_the_blocks_of_trl_run"},
     "docs/using.md": {
         "init_process_group": "tests/project/test_documented_commands.py::test_the_whole_example_of_using"
     },
@@ -25,7 +30,7 @@ def _elsewhere(block: Block) -> str | None:
 
 
 BLOCKS = [(number, block) for page in documented.PAGES for number, block in enumerate(documented.blocks_of(page))]
-RUN = [(n, block) for n, block in BLOCKS if not block.mark.startswith("compile") and not _elsewhere(block)]
+RUN = [(n, block) for n, block in BLOCKS if not _elsewhere(block)]
 TOGETHER = {
     (page, ranks): [n for n, _ in blocks]
     for (page, ranks), blocks in groupby(
@@ -41,10 +46,8 @@ def test_the_blocks_run(run_ranks: Any, tmp_path: Path, page: str, ranks: int) -
     assert run_ranks(ranks, documented.run, page, numbers, str(tmp_path)) == [len(numbers)] * ranks
 
 
-def test_what_is_only_compiled_compiles() -> None:
-    only = [block for _, block in BLOCKS if block.mark.startswith("compile")]
-    assert only
-    for block in only:
+def test_every_block_compiles() -> None:
+    for _, block in BLOCKS:
         assert list(block.programs())
 
 
@@ -71,7 +74,7 @@ def test_a_block_that_fails_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_mark_or_a_fence_that_is_not_understood_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documented, "ROOT", tmp_path)
     for text, error in (
-        ("<!-- docs-test: compile (why) -->\n\ntext\n", "a mark before no block"),
+        ("<!-- docs-test: alternatives -->\n\ntext\n", "a mark before no block"),
         ("<!-- docs-test: skip -->\n```python\na = 1\n```\n", "is no mark"),
         ("- a list\n  ```python\n  a = 1\n  ```\n", "a fence is odd"),
     ):

@@ -31,7 +31,7 @@ PAGES = sorted(
 )
 
 _BLOCK = re.compile(r"(?:^<!-- docs-test: ([^\n]*?) -->\n\n?)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"compile \(.+\)|alternatives|ranks \d+")
+_MARK = re.compile(r"alternatives|ranks \d+")
 
 Namespace = dict[str, Any]
 
@@ -40,7 +40,6 @@ Namespace = dict[str, Any]
 class Block:
     """A fenced block. `mark` is what the comment before it says, if there is one.
 
-    - ``compile (reason)``: it is compiled and not run;
     - ``alternatives``: each statement is a program of its own;
     - ``ranks 4``: it runs on so many ranks, with the other blocks of the page that do.
     """
@@ -146,7 +145,7 @@ def replicated(source: str) -> Namespace:
     names = _names()
     rank, world = dist.get_rank(), dist.get_world_size()
     names |= {
-        "world": world, "nodes": 2, "ranks_per_node": world // 2,
+        "world": world, "world_size": world, "nodes": 2, "ranks_per_node": world // 2,
         "language": "de" if rank < world / 2 else "sw",
     }  # fmt: skip
     if "register(model" in source or "fully_shard(" in source or "parallelize_module(" in source:
@@ -193,8 +192,8 @@ RANKS = {
     "docs/sketch.md": 2,
     "docs/using.md": 4,
 }
-# What would take minutes as it stands there.
-SMALLER = {"docs/accuracy.md": ("10**8", "10**4")}
+# What would take minutes as it stands there, or a GPU.
+REPLACED = {"docs/accuracy.md": ("10**8", "10**4"), "docs/frameworks.md": ('"cuda"', '"cpu"')}
 
 
 def run(rank: int, world: int, page: str, numbers: list[int], folder: str) -> int:
@@ -207,9 +206,8 @@ def run(rank: int, world: int, page: str, numbers: list[int], folder: str) -> in
     blocks = blocks_of(page)
     for number in numbers:
         block = blocks[number]
-        if page in SMALLER:
-            assert SMALLER[page][0] in block.source
-            block = Block(page, block.line, block.source.replace(*SMALLER[page]), block.mark)
+        if page in REPLACED:
+            block = Block(page, block.line, block.source.replace(*REPLACED[page]), block.mark)
         for program in block.programs():
             if page in PREAMBLES:
                 names |= PREAMBLES[page](block.source)

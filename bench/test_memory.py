@@ -1,0 +1,100 @@
+"""How much memory does it take? What is held between steps, and the peak of a process that does nothing else."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bucket_moo_ext as moo
+import pytest
+from harness import Result
+from ranks import Ways, ranks
+from test_training import GRAMIANS
+from workloads import Case, Steps, accumulation, one_process, step_of, transformer, wrapped
+
+PASSES = (("layout", "passes"),)
+
+CASES = {
+    "ddp,W=2": Case(2),
+    "ddp,W=4": Case(4),
+    "ddp,W=4,sketch": Case(4, options=(("gramian", moo.Sketch()),)),
+    "ddp,W=4,all-gather hook": Case(4, hook="all_gather"),
+    "ddp,W=4,scope=model": Case(4, options=(("scope", "model"),)),
+    "ddp,W=2,4 passes": Case(2, passes=4, options=PASSES),
+    "fsdp1,W=4": Case(4, wrapper="fsdp1"),
+    "fsdp2,W=4": Case(4, wrapper="fsdp2"),
+    "fsdp2,W=2,4 passes": Case(2, wrapper="fsdp2", passes=4, options=PASSES),
+}
+STEPS = 2
+
+
+def peak() -> float:
+    """Bytes. Not getrusage's figure, which a process inherits from the one that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024.0
+
+
+def build(rank: int, world: int, case: Case, is_ours: bool) -> Ways:
+    """One way alone: what it holds after some steps, and the peak of its process."""
+    model, state = wrapped(rank, case, is_ours)
+    step = step_of(model, state, case.passes)
+
+    def held() -> float:
+        for _ in range(STEPS):
+            step()
+        return 0.0 if state is None else float(state.memory())
+
+    return {"held": held, "peak": peak}
+
+
+def build_one_process(rank: int, world: int, k: int, gramian: Any) -> Ways:
+    """The same of a step of one process; no Gramian: accumulation of the mean."""
+    made: Steps = accumulation(k, 512) if gramian is None else one_process(k, gramian, 512)
+
+    def held() -> float:
+        for _ in range(STEPS):
+            made.step()
+        return 0.0 if made.state is None else float(made.state.memory())
+
+    return {"held": held, "peak": peak}
+
+
+@functools.cache
+def bytes_of(world: int, make: Callable[..., Ways], *arguments: object) -> tuple[float, float]:
+    """Held, and peak, of the rank that has most."""
+    with ranks(world, make, *arguments) as run:
+        return run("held"), run("peak")
+
+
+def keep_both(
+    keep: Callable[[Result], None],
+    name: str,
+    plain: str,
+    gradient: float,
+    ours: tuple[float, float],
+    reference: tuple[float, float],
+) -> None:
+    """``gradient``: bytes of one, which what is held is compared with; peaks with that of the reference."""
+    if held := ours[0]:
+        keep(Result(f"memory[{name}]", "a gradient", "bytes", held / gradient, 0.0, 1, {"ours_mb": held / 1e6}))
+    ours_mb, reference_mb = ours[1] / 1e6, reference[1] / 1e6
+    detail = {"ours_mb": ours_mb, "reference_mb": reference_mb, "more_mb": ours_mb - reference_mb}
+    keep(Result(f"peak[{name}]", plain, "peak", ours_mb / reference_mb, 0.0, 1, detail))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory(keep: Callable[[Result], None], name: str) -> None:
+    """Of a rank."""
+    case = CASES[name]
+    plain = case._replace(options=(), hook="ours")
+    ours, reference = bytes_of(case.world, build, case, True), bytes_of(case.world, build, plain, False)
+    keep_both(keep, name, f"plain {case.wrapper}", case.megabytes * 1e6, ours, reference)
+
+
+@pytest.mark.parametrize("gramian", GRAMIANS)
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_memory_of_one_process(keep: Callable[[Result], None], k: int, gramian: str) -> None:
+    """With 63 MB of gradients."""
+    size = float(sum(parameter.nbytes for parameter in transformer(512).parameters()))
+    ours, reference = (bytes_of(1, build_one_process, k, way) for way in (GRAMIANS[gramian], None))
+    keep_both(keep, f"one process,{gramian},K={k}", "accumulation of the mean", size, ours, reference)
