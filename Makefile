@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # one build at a time: ninja uses all cores
-.PHONY: help setup demo demo-one demo-ready extension-for-demo jax test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks soak lint format docs sdist wheel bench bench-ready bench-compare bench-peer study gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
+.PHONY: help setup demo demo-one demo-ready extension-for-demo jax test test-quick test-all test-cpp test-races mutate-synchronisations test-emulated test-torch test-frameworks sanitizers soak lint format docs sdist wheel bench bench-ready bench-compare bench-peer study gpu-check gpu-check-sanitizers gpu-check-dry peer-test clean
 
 # The default interpreter if torch and we support it, else the first other one; `make PYTHON=...` overrides.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -147,10 +147,18 @@ test: $(STAMP)/extension $(STAMP)/dev $(STAMP)/study $(STAMP)/jax test-cpp test-
 test-quick: $(STAMP)/extension $(STAMP)/dev ## Run what a change in Python is tested with, in under two minutes (ARGS=tests/...)
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not build and not slow" $(ARGS)
 
-test-all: test test-frameworks ## Run all tests, with the trainers too, and what has a nightly size at that size
+test-all: test sanitizers test-frameworks ## Run all tests, with the trainers too, and what has a nightly size at that size
 	@echo "== nightly sizes"
 	@$(TREE)/tests/cpp/test_methods 12 && $(TREE)/tests/cpp/sweep_certificates 100000 20260601
 	@BUCKET_MOO_NIGHTLY=1 $(BIN)/python -m pytest -m nightly
+
+sanitizers: $(STAMP)/dev ## Run the C++ tests under the address, undefined-behaviour and thread sanitizers
+	@for preset in asan tsan; do \
+	  echo "== C++ tests, preset $$preset"; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	  { cmake --preset $$preset && cmake --build --preset $$preset; } > build/$$preset.log 2>&1 || { tail -30 build/$$preset.log; exit 1; }; \
+	  ctest --preset $$preset || exit 1; \
+	done
 
 # Trainers are big and want versions of their own: an environment beside .venv, which sees what that has.
 FRAMEWORKS := build/frameworks

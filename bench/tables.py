@@ -27,9 +27,15 @@ def load() -> Results:
     return {**Run.load(RESULTS / "cpu_2_cores.json").results, **Run.load(RESULTS / "peer.json").results}
 
 
+def figures(value: float, digits: int = 3) -> str:
+    """So many significant digits, zeros at the end included, or all before the point."""
+    whole = len(f"{value:.0f}") if value >= 1 else 0
+    return f"{value:,.{max(digits - whole, 0)}f}" if value >= 1 else f"{value:#.{digits}g}"
+
+
 def ratio(result: Result | None) -> str:
     """With the noise of one run."""
-    return "" if result is None else f"{result.value:#.3g} ± {100 * result.noise:.0f} %"
+    return "" if result is None else f"{figures(result.value)} ± {100 * result.noise:.0f} %"
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -47,8 +53,8 @@ def reductions(results: Results, cases: dict[str, str]) -> str:
         assert time is not None, case
         return [
             label,
-            f"{time.detail['reference_ms']:#.3g}",
-            f"{time.detail['median_ms']:#.3g}",
+            figures(time.detail["reference_ms"]),
+            figures(time.detail["median_ms"]),
             ratio(time),
             f"{wire.value:.3f}" if wire else "",
             f"{held.detail['ours_mb']:.0f}" if held else "",
@@ -102,7 +108,8 @@ def one_process(results: Results) -> str:
     """A step of K passes beside accumulation."""
 
     def row(k: int, is_wide: bool) -> list[str]:
-        cells = ["63 MB" if is_wide else "5.4 MB", str(k)]
+        size = results[f"training[one process,exact,K=4{',wide' if is_wide else ''}]"].detail["gradient_mb"]
+        cells = [f"{figures(size, 2)} MB", str(k)]
         for way in ("exact", "lagging sketch"):
             name = f"one process,{way},K={k}"
             time = results.get(f"training[{name}{',wide' if is_wide else ''}]")
@@ -145,12 +152,13 @@ SKETCHED = {100_000: 4, 10_000_000: 4, 100_000_000: 2}  # in which row of a size
 
 def solvers(results: Results) -> str:
     """Microseconds of a Gramian of a batch."""
-    names = sorted({found for name in results for found in re.findall(r"^solve\[(\w+),", name)})
+    timed = [name for name, result in results.items() if result.kind == "time"]  # and not counted
+    names = sorted({found for name in timed for found in re.findall(r"^solve\[(\w+),", name)})
     sizes = (2, 4, 16, 64)
 
     def cell(name: str, k: int) -> str:
         solve = results[f"solve[{name},K={k}]"]
-        return f"{1e3 * solve.detail['median_ms'] / solve.detail['solves']:#.2g} ({solve.value:#.2g})"
+        return f"{figures(1e3 * solve.detail['median_ms'] / solve.detail['solves'], 2)} ({figures(solve.value, 2)})"
 
     rows = ([f"`{name}`", *(cell(name, k) for k in sizes)] for name in names)
     return table(["", *(f"K = {k}" for k in sizes)], rows)
@@ -177,7 +185,7 @@ def peer(results: Results) -> str:
 
     def cell(name: str, k: int) -> str:
         found = results.get(f"peer[solve,{name},K={k}]")
-        return f"{1 / found.value:,.0f}" if found and found.value < 0.1 else f"{1 / found.value:#.2g}" if found else ""
+        return figures(1 / found.value, 2) if found else ""
 
     rows = [[name, *(cell(name, k) for k in sizes)] for name in sorted(names)]
     return table(["", *(f"K = {k}" for k in sizes)], rows)

@@ -94,7 +94,7 @@ def test_memory(keep: Callable[[Result], None], name: str) -> None:
 @pytest.mark.parametrize("gramian", GRAMIANS)
 @pytest.mark.parametrize("k", [2, 4, 8])
 def test_memory_of_one_process(keep: Callable[[Result], None], k: int, gramian: str) -> None:
-    """With 63 MB of gradients."""
+    """With 59 MB of gradients."""
     size = float(sum(parameter.nbytes for parameter in transformer(512).parameters()))
     ours, reference = (bytes_of(1, build_one_process, k, way) for way in (GRAMIANS[gramian], None))
     keep_both(keep, f"one process,{gramian},K={k}", "accumulation of the mean", size, ours, reference)
