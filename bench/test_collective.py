@@ -43,8 +43,8 @@ def build(rank: int, world: int, n: int, gramian: str, repeat: int) -> Ways:
 )
 def test_all_reduce(paired: Any, world: int, n: int, gramian: str) -> None:
     """Float32."""
-    repeat = max(1, 30_000 // n)
+    repeat = max(1, 100_000 // n)
     with contextlib.ExitStack() as stack:
         make = in_turns(stack, world, build, n, gramian, repeat)
-        rounds = 3 if n >= 100_000_000 else None
+        rounds = 3 if n >= 100_000_000 else 5 if n <= 1_000 else None  # those of one round take as long
         paired(f"all_reduce[{gramian},W={world},n={n}]", "all-reduce (sum)", make, rounds=rounds)

@@ -41,7 +41,7 @@ def test_gramian(paired: Any, k: int, n: int, dtype: str) -> None:
         rows = rows_of(k, n, DTYPES[dtype])
         return per_call(lambda: moo.gramian(rows), lambda: rows @ rows.T)
 
-    paired(f"gramian[{dtype},K={k},n={n}]", "torch's rows @ rows.T", make, rounds=4 if n >= LARGE else None)
+    paired(f"gramian[{dtype},K={k},n={n}]", "torch's rows @ rows.T", make, rounds=3 if n >= LARGE else None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,7 +54,7 @@ def test_combine(paired: Any, k: int, n: int, dtype: str) -> None:
         coefficients = weights.to(rows.dtype)
         return per_call(lambda: moo.combine(rows, weights), lambda: coefficients @ rows)
 
-    paired(f"combine[{dtype},K={k},n={n}]", "torch's weights @ rows", make, rounds=4 if n >= LARGE else None)
+    paired(f"combine[{dtype},K={k},n={n}]", "torch's weights @ rows", make, rounds=3 if n >= LARGE else None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,4 +67,4 @@ def test_sketch(paired: Any, n: int, dtype: str) -> None:
         out = torch.empty_like(row)
         return per_call(lambda: moo.sketch(row), lambda: out.copy_(row))
 
-    paired(f"sketch[{dtype},n={n}]", "a copy", make, rounds=4 if n >= LARGE else None)
+    paired(f"sketch[{dtype},n={n}]", "a copy", make, rounds=3 if n >= LARGE else None)

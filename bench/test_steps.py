@@ -49,6 +49,8 @@ def build(rank: int, world: int, case: Case) -> Ways:
 def test_backward(paired: Any, name: str) -> None:
     """Beside the wrapper alone; with several passes, beside its accumulation."""
     case = CASES[name]
-    rounds = 8 if (case.wrapper, case.passes, case.hook) == ("ddp", 1, "ours") else 4  # others take longer
+    rounds = 8 if (case.wrapper, case.passes, case.hook) == ("ddp", 1, "ours") else 3  # others take longer
+    if case.megabytes < 1:
+        rounds = 40
     with contextlib.ExitStack() as stack:
         paired(f"backward[{name}]", f"plain {case.wrapper}", in_turns(stack, case.world, build, case), rounds=rounds)
