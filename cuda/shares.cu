@@ -20,12 +20,10 @@ __global__ void __launch_bounds__(kThreads)
   double largest = 0.0;
   bool wrong = false;
   for (int r = 0; r < rows.rows; ++r) {
-    if (rows.objective[r] != own) continue;
     const double weight = weights.get(first + r);
     wrong = wrong || !(weight >= 0.0 && weight <= DBL_MAX);
-    if (weight > largest) largest = weight;
+    if (rows.objective[r] == own && weight > largest) largest = weight;
   }
-  const bool any_wrong = __syncthreads_or(wrong ? 1 : 0) != 0;
   const auto share_of = [=](int r) {
     const double relative = largest > 0.0 ? weights.get(first + r) / largest : 0.0;
     return relative >= kSmallestShare ? relative : 0.0;
@@ -37,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int r = 0; r < rows.rows; ++r) {
     if (rows.objective[r] != own) continue;
     const double share = share_of(r);
-    shares.set(first + r, any_wrong ? nan("") : share > 0.0 ? share / total : 0.0);
+    shares.set(first + r, wrong ? nan("") : share > 0.0 ? share / total : 0.0);
   }
 }
 

@@ -48,6 +48,7 @@ auto bind_shares(Bind bind) {
 /// \param shares     [..., R] of each row in its objective
 /// \param pieces     [..., R, n] each: the rows' elements, cut into pieces of any sizes and dtypes
 /// \param objective  [R] of each row, in [0, K)
+/// \param replicated whether several devices compute it, which must get the same bits though they be different models
 struct GramianCall {
   GramianCall(ffi::AnyBuffer shares, ffi::RemainingArgs given, ffi::AnyBuffer out, ffi::Span<const std::int64_t> number)
       : share(shares, 1),
@@ -77,7 +78,8 @@ auto bind_gramian(Bind bind) {
       .template Arg<ffi::AnyBuffer>()
       .RemainingArgs()
       .template Ret<ffi::AnyBuffer>()
-      .template Attr<ffi::Span<const std::int64_t>>("objective");
+      .template Attr<ffi::Span<const std::int64_t>>("objective")
+      .template Attr<bool>("replicated");
 }
 
 // --- sketch ---

@@ -26,7 +26,7 @@ cuda::ObjectiveTables tables_of(Device& device, const cuda::RowObjectives& rows,
 }
 
 ffi::Error gramian_handler(Device device, ffi::AnyBuffer shares, ffi::RemainingArgs pieces,
-                           ffi::Result<ffi::AnyBuffer> out, ffi::Span<const std::int64_t> objective) {
+                           ffi::Result<ffi::AnyBuffer> out, ffi::Span<const std::int64_t> objective, bool replicated) {
   return enqueued(device, [&] {
     const GramianCall call(shares, pieces, *out, objective);
     const cuda::RowObjectives rows = row_objectives(device, call.objective, call.k, call.share.batch());
@@ -40,6 +40,7 @@ ffi::Error gramian_handler(Device device, ffi::AnyBuffer shares, ffi::RemainingA
                "sizing the Gramian's workspace");
     cuda::GramianArguments arguments;
     arguments.likely_k = rows.k;
+    arguments.grid = replicated ? cuda::Grid::fixed : cuda::Grid::device;
     arguments.workspace = device.scratch<std::byte>(static_cast<std::int64_t>(bytes));
     arguments.tickets = device.scratch<unsigned>(cuda::kGramianTickets);
     check_cuda(cudaMemsetAsync(arguments.tickets, 0, cuda::kGramianTickets * sizeof(unsigned), stream),

@@ -13,7 +13,7 @@ namespace bucket_moo::jax {
 namespace {
 
 ffi::Error gramian_handler(ffi::AnyBuffer shares, ffi::RemainingArgs pieces, ffi::Result<ffi::AnyBuffer> out,
-                           ffi::Span<const std::int64_t> objective) {
+                           ffi::Span<const std::int64_t> objective, bool /*replicated*/) {
   return guarded([&] {
     const GramianCall call(shares, pieces, *out, objective);
     const Doubles& share = call.share;
