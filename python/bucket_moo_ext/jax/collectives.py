@@ -87,7 +87,7 @@ def all_reduce(
 
     Raises:
         TypeError, ValueError: Bad arguments, when the function is traced; JAX asks for a derivative.
-        jax.errors.JaxRuntimeError: A weight that is not finite or below 0.
+        jax.errors.JaxRuntimeError: On the CPU, a weight that is not finite or below 0; on a GPU the update is NaN then.
     """
     call = _Call(method, axis_name, objectives, weight, passes, gramian, (seed, step, bucket))
     buckets = call.bucket(gradients)
