@@ -53,8 +53,9 @@ struct SketchPass {
   std::int64_t size;
   std::int64_t width;  ///< p
   int log_width;
-  bool aligned;   ///< the row can be read 16 bytes at a time
-  RandomKey key;  ///< its step is the header's if there is a table
+  bool aligned;                 ///< the row can be read 16 bytes at a time
+  RandomKey key;                ///< its step is the header's if there is a table
+  const RandomKey* device_key;  ///< in its place; nullptr: that
   ObjectiveTable table;
   int rank;
   int tiles;      ///< of a section
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_runs(const __grid_con
   SketchShared<D>& shared = *dynamic_shared<SketchShared<D>>();
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
-    RandomKey key = pass.key;
+    RandomKey key = pass.device_key != nullptr ? *pass.device_key : pass.key;
     if (pass.table.header != nullptr) key.step = static_cast<std::uint64_t>(pass.table.header->step);
     shared.map = SketchMap(key, pass.width);
   }
@@ -333,6 +334,7 @@ bool valid(const SketchArguments& arguments) {
   if (arguments.size > 0 && (arguments.row == nullptr || arguments.workspace == nullptr)) return false;
   const ObjectiveTable& table = arguments.table;
   if (table.header == nullptr) return arguments.rows == 1;
+  if (arguments.key != nullptr) return false;  // the step is the table's
   return arguments.rank >= 0 && table.objective != nullptr && table.share != nullptr;
 }
 
@@ -372,6 +374,7 @@ cudaError_t launch_sketch(const SketchArguments& arguments, cudaStream_t stream)
   while (std::int64_t{1} << pass.log_width < arguments.width) ++pass.log_width;
   pass.aligned = reinterpret_cast<std::uintptr_t>(arguments.row) % kVectorBytes == 0;
   pass.key = {arguments.seed, arguments.step, arguments.bucket};
+  pass.device_key = arguments.key;
   pass.table = arguments.table;
   pass.rank = arguments.rank;
   pass.tiles = static_cast<int>(plan.section / plan.tile);

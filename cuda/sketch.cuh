@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <bucket_moo/objective_table.hpp>
+#include <bucket_moo/random.hpp>
 #include <bucket_moo/sketch.hpp>
 #include <cstddef>
 #include <cstdint>
@@ -24,10 +25,11 @@ struct SketchArguments {
   /// The step's objectives, in device memory (all pointers of the table). The step of the map's key is the header's, so
   /// that a replayed graph draws anew. nullptr header: the step is `step`, the share 1, and there is one row.
   ObjectiveTable table = {};
-  std::uint64_t step = 0;     ///< of the map's key, without a table
-  int rank = 0;               ///< with a table: whose row it is
-  int rows = 1;               ///< rows of `out`: with a table, K at least; without, 1
-  void* out = nullptr;        ///< [rows, p], device, out; float64 for float64 elements, else float32
+  std::uint64_t step = 0;          ///< of the map's key, without a table
+  const RandomKey* key = nullptr;  ///< device, without a table: in the place of seed, bucket and step; nullptr: those
+  int rank = 0;                    ///< with a table: whose row it is
+  int rows = 1;                    ///< rows of `out`: with a table, K at least; without, 1
+  void* out = nullptr;             ///< [rows, p], device, out; float64 for float64 elements, else float32
   void* workspace = nullptr;  ///< sketch_workspace_size() bytes, device, 8-byte aligned; in use until the kernels ran
 };
 

@@ -85,7 +85,9 @@ __device__ Problem load(const Method& method, const SolveBatch& batch) {
   const std::size_t at = blockIdx.x;
   const std::size_t entries = static_cast<std::size_t>(batch.k) * static_cast<std::size_t>(batch.k);
   const std::size_t state = state_size(method, batch.k);
-  const Problem problem = place_problem(method, batch.k, {batch.key.seed, batch.key.step, batch.key.bucket + at});
+  RandomKey key{batch.key.seed, batch.key.step, batch.key.bucket + at};
+  if (batch.keys != nullptr) key = batch.keys[at];
+  const Problem problem = place_problem(method, batch.k, key);
   copy(entries, batch.gramians + at * entries, problem.gramian);
   if (batch.states != nullptr) {
     copy(state, batch.states + at * state, problem.state);

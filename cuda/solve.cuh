@@ -27,6 +27,7 @@ struct SolveBatch {
   double* weights = nullptr;         ///< [batch, k] float64, device, out
   Solution* solutions = nullptr;     ///< [batch], device, out; nullptr: not wanted
   double* states = nullptr;          ///< [batch, state_size(method, k)], device, in and out; nullptr: all first steps
+  const RandomKey* keys = nullptr;   ///< [batch], device, in the place of `key`; nullptr: that
 };
 
 /// Totals of a state, on the device.

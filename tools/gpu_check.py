@@ -153,7 +153,7 @@ def kernel_phases(run: Run) -> list[Phase]:
     ranks = pytest("test_one_rank.py", "test_collectives.py", "test_ddp.py", "test_sharded.py")
     benchmarks = [run.python, "bench/gpu_kernels.py", "--json", str(run.figures)]
     return [
-        Phase("tests", pytest("test_functions.py", "test_large.py"), 75, ["build"], environment),
+        Phase("tests", pytest("test_functions.py", "test_large.py", "test_jax.py"), 75, ["build"], environment),
         Phase("tests of ranks", ranks, 240, ["build"], environment),
         Phase("benchmarks", benchmarks, 75, ["build"], environment),
     ]

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <stdexcept>
 
 #include "kernels/rows.hpp"
@@ -81,6 +82,8 @@ class Doubles {
   std::int64_t batch() const { return batch_; }
   /// Numbers of one problem.
   std::int64_t problem() const { return problem_; }
+  void* data() const { return data_; }
+  bool is_float32() const { return type_ == ffi::F32; }
 
   double get(std::int64_t i) const {
     if (type_ == ffi::F32) return static_cast<const float*>(data_)[i];

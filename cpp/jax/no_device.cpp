@@ -9,8 +9,9 @@ namespace ffi = xla::ffi;
 /// Takes any operands, results and attributes.
 ffi::Error no_device_handler(ffi::RemainingArgs, ffi::RemainingRets) {
   return {ffi::ErrorCode::kUnimplemented,
-          "bucket_moo_ext.jax is for the CPU, and was called with arrays on a GPU. Take them to the CPU with "
-          "jax.device_put(array, jax.devices('cpu')[0]), or to torch by DLPack: bucket_moo_ext.aggregate"};
+          "bucket_moo_ext.jax was built without CUDA kernels or called on a GPU that is not NVIDIA's, and works on the "
+          "CPU alone. Take arrays there with jax.device_put(array, jax.devices('cpu')[0]), or rebuild it where nvcc is "
+          "on the PATH: pip install --no-build-isolation --force-reinstall --no-deps . (in its source folder)"};
 }
 
 }  // namespace

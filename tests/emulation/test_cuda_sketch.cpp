@@ -69,7 +69,10 @@ std::vector<double> launched(const Tile& t, const Sketch& sketch) {
   arguments.width = sketch.width;
   arguments.seed = sketch.key.seed;
   arguments.bucket = sketch.key.bucket;
-  if (sketch.step == nullptr) {
+  if (sketch.step == nullptr && t.size % 2 == 0) {  // as a pointer
+    arguments.key = &sketch.key;
+    arguments.seed = ~sketch.key.seed;  // must not matter
+  } else if (sketch.step == nullptr) {
     arguments.step = sketch.key.step;
   } else {
     arguments.step = ~sketch.key.step;  // must not matter
@@ -356,6 +359,12 @@ void sketch_refuses() {
   }
   a = good;
   a.dtype = static_cast<DType>(17);
+  CHECK(says(a) == cudaErrorInvalidValue);
+  const RandomKey key = {};
+  a = good;
+  a.table = step.table();
+  CHECK(says(a) == cudaSuccess);
+  a.key = &key;  // beside a table, whose step it would be
   CHECK(says(a) == cudaErrorInvalidValue);
   a = good;
   a.size = -1;

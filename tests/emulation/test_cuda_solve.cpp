@@ -54,6 +54,12 @@ void same_as_on_the_host(MethodId id, int k, int batch, bool smooth) {
     problem.weights = weights.data();
     problem.solutions = solutions.data();
     problem.states = state == 0 ? nullptr : states.data();
+    std::vector<bucket_moo::RandomKey> keys;
+    if (batch % 4 == 0) {  // the same keys, in device memory
+      for (std::size_t b = 0; b < problems; ++b) keys.push_back({key.seed, key.step, key.bucket + b});
+      problem.keys = keys.data();
+      problem.key = {~key.seed, ~key.step, ~key.bucket};  // must not matter
+    }
     CHECK(bucket_moo::cuda::launch_solve(problem, nullptr) == cudaSuccess);
     for (std::size_t b = 0; b < problems; ++b) {
       std::vector<double> scratch(bucket_moo::solve_scratch_size(k));

@@ -13,6 +13,7 @@ from tests.support import reference as ref
 
 jax, moo_jax = require_jax()
 jnp = jax.numpy
+pytestmark = pytest.mark.device
 
 METHODS: list[Any] = [
     *moo.available_methods(),

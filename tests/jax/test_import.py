@@ -31,13 +31,13 @@ def test_the_package_imports_jax_when_it_is_asked_for() -> None:
     assert "AttributeError: module 'bucket_moo_ext' has no attribute 'jaxx'" in said
 
 
-def test_a_gpu_is_told_that_there_is_no_path_for_it() -> None:
+def test_a_gpu_without_handlers_is_told_so() -> None:
     """What is registered for a GPU, called on the CPU with operands, results and attributes of any kind."""
     handler = ctypes.CDLL(str(Path(str(moo.build_info()["library"])).with_name("libbucket_moo_jax.so")))
     jax.ffi.register_ffi_target("no_device", jax.ffi.pycapsule(handler.bucket_moo_jax_no_device), platform="cpu")
     results = [jax.ShapeDtypeStruct((2,), np.float32)] * 2
     call = jax.ffi.ffi_call("no_device", results)
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"UNIMPLEMENTED: bucket_moo_ext.jax is for the CPU, and was"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"UNIMPLEMENTED: bucket_moo_ext.jax was built without CUDA"):
         jax.block_until_ready(call(np.ones(3, np.float32), np.ones(2, np.int32), method="mgda", length=np.float64(1)))
 
 

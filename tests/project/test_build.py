@@ -46,7 +46,7 @@ MAY_INCLUDE: dict[str, tuple[str, ...]] = {
     "methods": ("bucket_moo",),
     "collective": ("bucket_moo", "kernels", "methods"),
     "c_api": ("bucket_moo", "kernels", "methods", "collective"),
-    "jax": ("bucket_moo", "kernels", "methods"),
+    "jax": ("bucket_moo", "kernels", "cuda", "methods"),
     "torch_types": ("bucket_moo", "kernels", "cuda", "methods"),
     "c10d_collective": (*BELOW_TORCH, "torch_types"),
     "engine": (*BELOW_TORCH, "torch_types", "c10d_collective"),

@@ -87,7 +87,7 @@ def all_reduce(
 
     Raises:
         TypeError, ValueError: Bad arguments, when the function is traced; JAX asks for a derivative.
-        jax.errors.JaxRuntimeError: A weight that is not finite or below 0.
+        jax.errors.JaxRuntimeError: On the CPU, a weight that is not finite or below 0; on a GPU the update is NaN then.
     """
     call = _Call(method, axis_name, objectives, weight, passes, gramian, (seed, step, bucket))
     buckets = call.bucket(gradients)
@@ -257,7 +257,7 @@ class _Call:
         if width == 0:  # a bucket of at most 2 * width elements
             return self._exact(key, sketch_key, shares, rows, scatter)
         sketches = self._gather(handlers.sketch(sketch_key, bucket, width), axis=1).reshape(-1, width)
-        products = handlers.gramian(shares, [sketches], self.objectives.numbers, handlers.Words)
+        products = handlers.gramian(shares, [sketches], self.objectives.numbers, handlers.Words, replicated=True)
         solved = self._solve(key, products[None], shares)
         coefficients = solved.coefficients.reshape(bucket.shape[0], self.world, 2)
         own = jax.lax.dynamic_index_in_dim(coefficients, jax.lax.axis_index(self.axis), axis=1, keepdims=False)

@@ -29,12 +29,16 @@ def _register() -> None:
             "(in its source folder)"
         )
     library = ctypes.CDLL(str(_LIBRARY))
-    no_device = jax.ffi.pycapsule(library.bucket_moo_jax_no_device)  # says that there is none
+    no_device = library.bucket_moo_jax_no_device  # says that there is none
     for name in _HANDLERS:
         symbol = f"bucket_moo_jax_{name}"
-        jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
-        for platform in ("CUDA", "ROCM"):
-            jax.ffi.register_ffi_target(symbol, no_device, platform=platform)
+        on = {
+            "cpu": getattr(library, symbol),
+            "CUDA": getattr(library, f"bucket_moo_jax_cuda_{name}", no_device),  # where it was built with CUDA kernels
+            "ROCM": no_device,
+        }
+        for platform, handler in on.items():
+            jax.ffi.register_ffi_target(symbol, jax.ffi.pycapsule(handler), platform=platform)
 
 
 _register()
@@ -133,10 +137,19 @@ class Solved(NamedTuple):
     residual: Any
 
 
-def gramian(shares: Any, pieces: Sequence[Any], objective: Numbers, result: type[Words] | type[Floats]) -> Any:
-    """The Gramian ``[K, K]`` of objectives whose gradients are sums of rows ``[R, n]``, in pieces."""
+def gramian(
+    shares: Any,
+    pieces: Sequence[Any],
+    objective: Numbers,
+    result: type[Words] | type[Floats],
+    replicated: bool = False,
+) -> Any:
+    """The Gramian ``[K, K]`` of objectives whose gradients are sums of rows ``[R, n]``, in pieces.
+
+    `replicated`: every device computes it, and all must get the same bits.
+    """
     k = int(objective.max()) + 1
-    return call("gramian", [result((k, k))], shares, *pieces, objective=objective)[0]
+    return call("gramian", [result((k, k))], shares, *pieces, objective=objective, replicated=replicated)[0]
 
 
 def solve(keys: Any, parts: Any, shares: Any, objective: Numbers, method: dict[str, Any]) -> Solved:
