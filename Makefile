@@ -238,7 +238,7 @@ bench: bench-ready ## Measure kernels, solvers, reductions, steps and memory bes
 
 bench-compare: bench-ready ## Say what got worse since BASE, a file of make bench or a git revision, which is built (ARGS=...)
 	@test -n "$(BASE)" || { echo "error: make bench-compare BASE=<file of make bench, or git revision>"; exit 2; }
-	@$(BIN)/python bench/compare.py "$(BASE)" $(ARGS)
+	@$(BIN)/python bench/compare.py $(BASE) $(ARGS)
 
 bench-peer: bench-ready $(STAMP)/peer ## Measure solves and steps of one process beside TorchJD's (ARGS=...)
 	@mkdir -p build/bench

@@ -1,7 +1,7 @@
 """Says whether anything got worse: `make bench-compare BASE=<file or git revision>`.
 
-    python bench/compare.py bench/results/baseline.json              # beside the last `make bench`
-    python bench/compare.py OLD.json NEW.json --any-machine
+    python bench/compare.py OLD.json                                 # beside the last `make bench`
+    python bench/compare.py OLD.json OLDER.json --new NEW.json       # two runs know how far they are apart
     python bench/compare.py main~3 --select "-k kernels"             # builds that revision and runs both in turn
 
 A ratio got worse if it grew by more than 5 % and by more than chance explains: with the noise s of both runs and the
@@ -216,25 +216,28 @@ def is_revision(base: str) -> bool:
 def main() -> int:
     """Compares; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", help="a file of `make bench`, or a git revision")
-    parser.add_argument("new", nargs="?", type=Path, default=LAST, help=f"a file (default {LAST.relative_to(ROOT)})")
+    parser.add_argument("base", nargs="+", help="files of `make bench` of one revision, or a git revision")
+    parser.add_argument("--new", type=Path, default=LAST, help=f"a file (default {LAST.relative_to(ROOT)})")
     parser.add_argument("--any-machine", action="store_true", help="compare results of different machines too")
     parser.add_argument("--select", default="", help="options of pytest where a revision is run")
     arguments = parser.parse_args()
     again: Callable[[list[str]], tuple[Run, Run]] | None = None
-    if Path(arguments.base).is_file():
+    if all(Path(base).is_file() for base in arguments.base):
         if not arguments.new.is_file():
             parser.error(f"{arguments.new} is not there: run `make bench` first")
-        old, new = Run.load(Path(arguments.base)), Run.load(arguments.new)
-    elif is_revision(arguments.base):
-        sides = Sides(arguments.base)
+        runs = [Run.load(Path(base)) for base in arguments.base]
+        if any(apart := differences(runs[0], run) for run in runs):
+            parser.error(f"the base must be runs on one machine; {apart[0]}")
+        old, new = _together(runs), Run.load(arguments.new)
+    elif len(arguments.base) == 1 and is_revision(arguments.base[0]):
+        sides = Sides(arguments.base[0])
         old, new = sides.measure(shlex.split(arguments.select))
 
         def again(tests: list[str]) -> tuple[Run, Run]:
             return sides.measure([], tests)
 
     else:
-        parser.error(f"base must be a file or a git revision; got {arguments.base!r}")
+        parser.error(f"base must be files or a git revision; got {' '.join(arguments.base)!r}")
     if (apart := differences(old, new)) and not arguments.any_machine:
         print(
             "not compared, for they are from different machines or builds (--any-machine compares):", *apart, sep="\n  "

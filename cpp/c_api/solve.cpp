@@ -4,6 +4,7 @@
 #include <array>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bucket_moo/lanes.hpp"
@@ -25,9 +26,15 @@ static_assert(static_cast<int>(bm::Status::fallback) == BUCKET_MOO_FALLBACK);
 
 namespace {
 
-std::array<std::string, bm::kMethods> method_names() {
+/// As `method=` has them: the names of the classes in small letters.
+std::array<std::string, bm::kMethods> small_names() {
   std::array<std::string, bm::kMethods> names;
-  for (std::size_t i = 0; i < names.size(); ++i) names[i] = bm::method_name(static_cast<bm::MethodId>(i));
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    for (const char letter : std::string_view(bm::kMethodNames[i])) {
+      const bool is_capital = letter >= 'A' && letter <= 'Z';
+      names[i] += is_capital ? static_cast<char>(letter - 'A' + 'a') : letter;
+    }
+  }
   return names;
 }
 
@@ -96,7 +103,7 @@ int bucket_moo_combine(const void* const* rows, int k, int64_t n, int dtype, con
 int bucket_moo_method_count() { return bm::kMethods; }
 
 const char* bucket_moo_method_name(int index) {
-  static const std::array<std::string, bm::kMethods> names = method_names();
+  static const std::array<std::string, bm::kMethods> names = small_names();
   return index >= 0 && index < bm::kMethods ? names[static_cast<std::size_t>(index)].c_str() : nullptr;
 }
 

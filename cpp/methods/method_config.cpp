@@ -15,15 +15,6 @@
 #include "methods/message.hpp"
 
 namespace bucket_moo {
-
-std::string method_name(MethodId method) {
-  std::string name = kMethodNames[static_cast<std::size_t>(method)];
-  for (char& letter : name) {
-    if (letter >= 'A' && letter <= 'Z') letter = static_cast<char>(letter - 'A' + 'a');
-  }
-  return name;
-}
-
 namespace {
 
 /// Throws std::invalid_argument with the values as its text, unless the condition holds.
@@ -39,9 +30,19 @@ std::string join(std::span<const std::string> names) {
   return text;
 }
 
+/// Whether `small` is `title` in small letters.
+bool matches(std::string_view small, std::string_view title) {
+  if (small.size() != title.size()) return false;
+  for (std::size_t i = 0; i < small.size(); ++i) {
+    const bool capital = title[i] >= 'A' && title[i] <= 'Z';
+    if (small[i] != (capital ? static_cast<char>(title[i] - 'A' + 'a') : title[i])) return false;
+  }
+  return true;
+}
+
 MethodId method_id(std::string_view name) {
   for (int i = 0; i < kMethods; ++i) {
-    if (name == method_name(static_cast<MethodId>(i))) return static_cast<MethodId>(i);
+    if (matches(name, kMethodNames[static_cast<std::size_t>(i)])) return static_cast<MethodId>(i);
   }
   throw std::invalid_argument(message("bucket_moo_ext: method '", name,
                                       "' is unknown; available are the names of the method classes in small letters"));

@@ -12,15 +12,12 @@
 
 namespace bucket_moo {
 
-/// As users write it: the name of its class in small letters.
-std::string method_name(MethodId method);
-
 /// A method by name and plain values, as Python, the operators and the C interface hand it over. What is empty has the
 /// method's default; what a method has no use for must be empty.
 /// visit_options() in a method's file says which options it has. Numbers come in the order there, a flag as 0 or 1; a
 /// max_norm of 0 is no bound, and Mean's `weights` are a preference.
 struct MethodOptions {
-  std::string_view name;                      ///< see method_name()
+  std::string_view name;                      ///< one of kMethodNames in small letters
   std::span<const double> numbers;            ///< all of them or none
   std::string_view mode;                      ///< the option that is a word
   std::span<const double> preference;         ///< [K], >= 0, with a positive finite sum

@@ -234,15 +234,33 @@ def test_another_machine_is_not_compared(tmp_path: Path, monkeypatch: pytest.Mon
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     run_of(time_of("a", 1.0)).save(old)
     run_of(time_of("a", 1.0), processor="another").save(new)
-    monkeypatch.setattr(sys, "argv", ["compare.py", str(old), str(new)])
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(old), "--new", str(new)])
     assert compare.main() == 2
     assert "processor: 'same' and 'another'" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["compare.py", str(old), str(new), "--any-machine"])
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(old), "--new", str(new), "--any-machine"])
     assert compare.main() == 0
+
+
+def test_a_base_of_several_runs_knows_how_far_they_are_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """One run says that 1 % is no chance, and another one was a fifth slower."""
+    files = [tmp_path / f"{name}.json" for name in ("first", "second", "new", "elsewhere")]
+    for file, value in zip(files, (1.0, 1.2, 1.25, 1.0), strict=True):
+        run_of(time_of("a", value), processor="another" if file.stem == "elsewhere" else "same").save(file)
+    first, second, new, elsewhere = map(str, files)
+    monkeypatch.setattr(sys, "argv", ["compare.py", first, "--new", new])
+    assert compare.main() == 1
+    monkeypatch.setattr(sys, "argv", ["compare.py", first, second, "--new", new])
+    assert compare.main() == 0
+    monkeypatch.setattr(sys, "argv", ["compare.py", first, elsewhere, "--new", new])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert "the base must be runs on one machine; processor: 'same' and 'another'" in capsys.readouterr().err
 
 
 def test_a_base_that_is_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["compare.py", "no-such-thing"])
     with pytest.raises(SystemExit):
         compare.main()
-    assert "base must be a file or a git revision; got 'no-such-thing'" in capsys.readouterr().err
+    assert "base must be files or a git revision; got 'no-such-thing'" in capsys.readouterr().err
