@@ -35,11 +35,7 @@ int guarded(const Function& function) noexcept {
   }
 }
 
-/// Throws std::invalid_argument with the values as its text, unless the condition holds.
-template <class... Values>
-void require(bool condition, const Values&... values) {
-  if (!condition) throw std::invalid_argument(message("bucket_moo: ", values...));
-}
+inline constexpr Require require{"bucket_moo: "};
 
 /// What the caller has set of a struct; the rest, and all of it for null, is zero. What is set of a larger struct than
 /// ours must be zero too: we do not know what it asks for.

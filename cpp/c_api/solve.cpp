@@ -4,7 +4,6 @@
 #include <array>
 #include <numeric>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "bucket_moo/lanes.hpp"
@@ -25,18 +24,6 @@ static_assert(static_cast<int>(bm::Status::not_converged) == BUCKET_MOO_NOT_CONV
 static_assert(static_cast<int>(bm::Status::fallback) == BUCKET_MOO_FALLBACK);
 
 namespace {
-
-/// As `method=` has them: the names of the classes in small letters.
-std::array<std::string, bm::kMethods> small_names() {
-  std::array<std::string, bm::kMethods> names;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    for (const char letter : std::string_view(bm::kMethodNames[i])) {
-      const bool is_capital = letter >= 'A' && letter <= 'Z';
-      names[i] += is_capital ? static_cast<char>(letter - 'A' + 'a') : letter;
-    }
-  }
-  return names;
-}
 
 bm::Rows checked_rows(const void* const* rows, int k, std::int64_t n, int dtype) {
   c_api::check_k(k);
@@ -103,8 +90,8 @@ int bucket_moo_combine(const void* const* rows, int k, int64_t n, int dtype, con
 int bucket_moo_method_count() { return bm::kMethods; }
 
 const char* bucket_moo_method_name(int index) {
-  static const std::array<std::string, bm::kMethods> names = small_names();
-  return index >= 0 && index < bm::kMethods ? names[static_cast<std::size_t>(index)].c_str() : nullptr;
+  return index >= 0 && index < bm::kMethods ? bm::small_method_names()[static_cast<std::size_t>(index)].c_str()
+                                            : nullptr;
 }
 
 int bucket_moo_method_create(const bucket_moo_method_options* options, bucket_moo_method** method) {

@@ -15,11 +15,7 @@ namespace bucket_moo::jax {
 
 namespace ffi = xla::ffi;
 
-/// Throws std::invalid_argument with the values as its text, unless the condition holds.
-template <class... Values>
-void require(bool condition, const Values&... values) {
-  if (!condition) throw std::invalid_argument(message("bucket_moo_ext: ", values...));
-}
+inline constexpr Require require{"bucket_moo_ext: "};
 
 /// Calls the function; what it throws becomes XLA's error.
 template <class Function>

@@ -1,6 +1,7 @@
 #include "methods/method_config.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bucket_moo/limits.hpp>
 #include <bucket_moo/method_list.hpp>
 #include <cmath>
@@ -17,11 +18,7 @@
 namespace bucket_moo {
 namespace {
 
-/// Throws std::invalid_argument with the values as its text, unless the condition holds.
-template <class... Values>
-void require(bool condition, const Values&... values) {
-  if (!condition) throw std::invalid_argument(message(values...));
-}
+constexpr Require require{"bucket_moo_ext: "};
 
 /// `", "` between the names.
 std::string join(std::span<const std::string> names) {
@@ -30,22 +27,12 @@ std::string join(std::span<const std::string> names) {
   return text;
 }
 
-/// Whether `small` is `title` in small letters.
-bool matches(std::string_view small, std::string_view title) {
-  if (small.size() != title.size()) return false;
-  for (std::size_t i = 0; i < small.size(); ++i) {
-    const bool capital = title[i] >= 'A' && title[i] <= 'Z';
-    if (small[i] != (capital ? static_cast<char>(title[i] - 'A' + 'a') : title[i])) return false;
-  }
-  return true;
-}
-
 MethodId method_id(std::string_view name) {
-  for (int i = 0; i < kMethods; ++i) {
-    if (matches(name, kMethodNames[static_cast<std::size_t>(i)])) return static_cast<MethodId>(i);
-  }
-  throw std::invalid_argument(message("bucket_moo_ext: method '", name,
-                                      "' is unknown; available are the names of the method classes in small letters"));
+  const std::span<const std::string> names = small_method_names();
+  const auto place = std::find(names.begin(), names.end(), name);
+  require(place != names.end(), "method '", name,
+          "' is unknown; available are the names of the method classes in small letters");
+  return static_cast<MethodId>(place - names.begin());
 }
 
 /// Takes a method's options one by one, as its visit_options() shows them, and in the end refuses those that it did not
@@ -92,7 +79,7 @@ class OptionReader {
       }
       known += (known.empty() ? "'" : " or '") + std::string(word) + "'";
     }
-    require(false, "bucket_moo_ext: ", title_, "(", name, "='", options_.mode, "'): ", name, " must be ", known);
+    require(false, title_, "(", name, "='", options_.mode, "'): ", name, " must be ", known);
   }
 
   /// Checks it: the array is set by ArraySetter.
@@ -100,10 +87,10 @@ class OptionReader {
     preference_name_ = name;
     double sum = 0.0;
     for (const double share : options_.preference) {
-      require(share >= 0.0, "bucket_moo_ext: ", title_, "(", name, "=...) must be >= 0; got ", share);
+      require(share >= 0.0, title_, "(", name, "=...) must be >= 0; got ", share);
       sum += share;
     }
-    require(options_.preference.empty() || (sum > 0.0 && sum <= kLargest), "bucket_moo_ext: ", title_, "(", name,
+    require(options_.preference.empty() || (sum > 0.0 && sum <= kLargest), title_, "(", name,
             "=...) must have a positive, finite sum; got ", sum);
   }
 
@@ -113,13 +100,13 @@ class OptionReader {
     const auto size = static_cast<std::int64_t>(options_.permutation.size());
     std::int64_t k = 0;
     while (k < kMaxObjectives && k * k < size) ++k;
-    require(k * k == size, "bucket_moo_ext: ", title_, "(permutation=...) must be K rows of K <= ", kMaxObjectives,
-            "; got ", size, " numbers");
+    require(k * k == size, title_, "(permutation=...) must be K rows of K <= ", kMaxObjectives, "; got ", size,
+            " numbers");
     for (std::int64_t i = 0; i < k; ++i) {
       std::vector<bool> seen(static_cast<std::size_t>(k));
       for (std::int64_t place = i * k; place < (i + 1) * k; ++place) {
         const std::int64_t j = options_.permutation[static_cast<std::size_t>(place)];
-        require(j >= 0 && j < k && !seen[static_cast<std::size_t>(j)], "bucket_moo_ext: ", title_,
+        require(j >= 0 && j < k && !seen[static_cast<std::size_t>(j)], title_,
                 "(permutation=...): every row must be a permutation of 0..", k - 1, "; row ", i, " is not");
         seen[static_cast<std::size_t>(j)] = true;
       }
@@ -130,14 +117,13 @@ class OptionReader {
   const char* preference_name() const { return preference_name_; }
 
   void finish() const {
-    require(options_.numbers.empty() || options_.numbers.size() == numbers_, "bucket_moo_ext: ", title_, " takes ",
-            numbers_, " numbers or none; got ", options_.numbers.size());
-    require(takes_mode_ || options_.mode.empty(), "bucket_moo_ext: ", title_, " takes no mode; got '", options_.mode,
-            "'");
-    require(preference_name_ != nullptr || options_.preference.empty(), "bucket_moo_ext: ", title_,
-            " takes no preference; got ", options_.preference.size(), " numbers");
-    require(takes_permutation_ || options_.permutation.empty(), "bucket_moo_ext: ", title_,
-            " takes no permutation; got ", options_.permutation.size(), " numbers");
+    require(options_.numbers.empty() || options_.numbers.size() == numbers_, title_, " takes ", numbers_,
+            " numbers or none; got ", options_.numbers.size());
+    require(takes_mode_ || options_.mode.empty(), title_, " takes no mode; got '", options_.mode, "'");
+    require(preference_name_ != nullptr || options_.preference.empty(), title_, " takes no preference; got ",
+            options_.preference.size(), " numbers");
+    require(takes_permutation_ || options_.permutation.empty(), title_, " takes no permutation; got ",
+            options_.permutation.size(), " numbers");
   }
 
  private:
@@ -146,7 +132,7 @@ class OptionReader {
     const std::size_t place = numbers_++;
     if (place >= options_.numbers.size()) return;
     value = options_.numbers[place];
-    require(is_allowed(value), "bucket_moo_ext: ", title_, "(", name, "=", value, "): ", name, " must be ", allowed);
+    require(is_allowed(value), title_, "(", name, "=", value, "): ", name, " must be ", allowed);
   }
 
   const MethodOptions& options_;
@@ -211,9 +197,22 @@ const char* title_of(const Method& method) { return kMethodNames[static_cast<std
 
 }  // namespace
 
+std::span<const std::string> small_method_names() {
+  static const auto names = [] {
+    std::array<std::string, kMethods> small;
+    for (std::size_t i = 0; i < small.size(); ++i) {
+      for (const char letter : std::string_view(kMethodNames[i])) {
+        const bool is_capital = letter >= 'A' && letter <= 'Z';
+        small[i] += is_capital ? static_cast<char>(letter - 'A' + 'a') : letter;
+      }
+    }
+    return small;
+  }();
+  return names;
+}
+
 LengthOptions length_of(double number) {
-  require(number == kMeanLength || (number >= 0.0 && number <= kLargest), "bucket_moo_ext: length must be ",
-          kMeanLength,
+  require(number == kMeanLength || (number >= 0.0 && number <= kLargest), "length must be ", kMeanLength,
           " (the mean's), 0 (as the method has it) or a "
           "finite number > 0; got ",
           number);
@@ -230,8 +229,8 @@ MethodConfig::MethodConfig(const MethodOptions& options) {
   preference_name_ = reader.preference_name();
   preference_.assign(options.preference.begin(), options.preference.end());
   objectives_.assign(options.objectives.begin(), options.objectives.end());
-  require(objectives_.empty() || objectives_.size() == preference_.size(), "bucket_moo_ext: ", title_of(method_), ": ",
-          objectives_.size(), " names of objectives for ", preference_.size(), " preferences");
+  require(objectives_.empty() || objectives_.size() == preference_.size(), title_of(method_), ": ", objectives_.size(),
+          " names of objectives for ", preference_.size(), " preferences");
   permutation_.assign(options.permutation.begin(), options.permutation.end());
   while (rows_ * rows_ < permutation_.size()) ++rows_;
 }
@@ -318,7 +317,7 @@ std::vector<double> MethodConfig::preference(std::span<const std::string> object
 
 void MethodConfig::check(int k) const {
   const std::string wrong = mismatch(k);
-  require(wrong.empty(), wrong);
+  if (!wrong.empty()) throw std::invalid_argument(wrong);
 }
 
 }  // namespace bucket_moo

@@ -17,13 +17,16 @@ namespace bucket_moo {
 /// visit_options() in a method's file says which options it has. Numbers come in the order there, a flag as 0 or 1; a
 /// max_norm of 0 is no bound, and Mean's `weights` are a preference.
 struct MethodOptions {
-  std::string_view name;                      ///< one of kMethodNames in small letters
+  std::string_view name;                      ///< one of small_method_names()
   std::span<const double> numbers;            ///< all of them or none
   std::string_view mode;                      ///< the option that is a word
   std::span<const double> preference;         ///< [K], >= 0, with a positive finite sum
   std::span<const std::int64_t> permutation;  ///< [K, K], every row a permutation of 0, ..., K-1
   std::span<const std::string> objectives{};  ///< [K] of the preferences; empty: in the order of the objectives
 };
+
+/// By MethodId: kMethodNames in small letters, as `method=` has them.
+std::span<const std::string> small_method_names();
 
 /// What a length is as a number: 0 as the method has it, kMeanLength that of the mean, else the length.
 /// Throws std::invalid_argument for another.

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def static(shared_folder: Path) -> Installation:
 def shared(shared_folder: Path) -> Installation:
     """Shared libraries, not optimized."""
     return _once(shared_folder, "shared")
+
+
+@pytest.fixture(scope="session")
+def clang(shared_folder: Path) -> Installation:
+    """The same, compiled by Clang."""
+    if not (shutil.which("clang") and shutil.which("clang++")):
+        pytest.skip("no clang and clang++ on the PATH")
+    return _once(shared_folder, "clang")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ EMBEDDING = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
 PREFIX = "/tmp/bucket_moo"  # of the command in docs/embedding.md
 
 # Beside what the documented command has. Few seconds, instead of a minute: nothing is optimized.
-OPTIONS = {"static": "", "shared": " -DBUILD_SHARED_LIBS=ON -DCMAKE_BUILD_TYPE=Debug"}
+SHARED = " -DBUILD_SHARED_LIBS=ON -DCMAKE_BUILD_TYPE=Debug"
+OPTIONS = {"static": "", "shared": SHARED, "clang": SHARED + " -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_C_COMPILER=clang"}
 
 
 def run(*command: str | Path, folder: Path | None = None, **environment: str) -> str:

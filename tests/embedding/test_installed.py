@@ -104,6 +104,16 @@ def test_another_project_finds_and_links_it(
     ]
 
 
+def test_libraries_that_clang_compiled(clang: Installation, tmp_path: Path) -> None:
+    """With a project that it compiles too."""
+    compilers = ("-DCMAKE_CXX_COMPILER=clang++", "-DCMAKE_C_COMPILER=clang")
+    done = _configure(clang, tmp_path / "build", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror", *compilers)
+    assert done.returncode == 0, done.stderr
+    run("cmake", "--build", tmp_path / "build")
+    assert run(tmp_path / "build" / "ranks") == _program_of_the_docs()[1]
+    assert run(tmp_path / "build" / "errors").splitlines()[0] == "0.7500"
+
+
 @needs_nm
 def test_static_libraries_add_nothing_to_what_a_plug_in_exports(static: Installation, tmp_path: Path) -> None:
     build = tmp_path / "build"

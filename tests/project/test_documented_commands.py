@@ -41,6 +41,7 @@ BLOCKS = {
     "operators": ("cpp", "c10::Dispatcher"),
     "collective": ("cpp", "bm::MooCollective"),
     "mpi": ("sh", "examples/cpp/mpi"),  # tests/embedding/test_mpi.py runs it
+    "sockets": ("sh", "examples/cpp/sockets"),  # tests/embedding/test_sockets.py runs it
     "mpi's output": ("text", "losses at first"),
     "c10d": ("sh", "--target bucket_moo_c10d"),
     "c": ("c", "bucket_moo_gramian("),

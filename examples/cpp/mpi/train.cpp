@@ -1,146 +1,17 @@
-// Trains one small network on as many objectives as there are ranks. Each rank has the data of one objective and takes
-// its gradient; the collective makes one update of them.
+// Trains the network of train_network.hpp over MPI.
 //
 //   mpirun -n 4 train [FILE]      FILE: where the parameters go afterwards, one a line
-#include <cmath>
-#include <collective/moo_collective.hpp>
-#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <memory>
-#include <string>
-#include <vector>
 
+#include "../train_network.hpp"
 #include "mpi_transport.hpp"
-
-namespace bm = bucket_moo;
-
-namespace {
-
-constexpr int kInputs = 6;
-constexpr int kHidden = 10;
-constexpr int kExamples = 32;
-constexpr int kSteps = 60;
-constexpr double kLearningRate = 0.1;
-
-/// y = v . tanh(U x + b), in one vector: U [kHidden, kInputs], b [kHidden], v [kHidden].
-constexpr int kBias = kHidden * kInputs;
-constexpr int kOutput = kBias + kHidden;
-constexpr int kParameters = kOutput + kHidden;
-
-std::vector<double> first_parameters() {
-  std::vector<double> parameters(kParameters);
-  for (int i = 0; i < kParameters; ++i) {
-    parameters[i] = 0.5 * std::sin(1.0 + 7.0 * i);
-  }
-  return parameters;
-}
-
-/// What this objective asks for: a line of inputs and a target for each example. Objectives agree on the inputs' part
-/// and differ in the rest, so that their gradients conflict.
-struct Data {
-  explicit Data(int objective) : x(kExamples * kInputs), y(kExamples) {
-    for (int e = 0; e < kExamples; ++e) {
-      double sum = 0.0;
-      for (int i = 0; i < kInputs; ++i) {
-        x[e * kInputs + i] = std::sin(1.7 * e + 0.9 * i * i + 0.3 * objective);
-        sum += x[e * kInputs + i];
-      }
-      y[e] = (1.0 + objective) * std::sin(sum) * std::cos(objective);
-    }
-  }
-  std::vector<double> x, y;
-};
-
-/// The mean squared error, and its gradient.
-double loss(const std::vector<double>& parameters, const Data& data, std::vector<double>& gradient) {
-  gradient.assign(kParameters, 0.0);
-  double sum = 0.0;
-  for (int e = 0; e < kExamples; ++e) {
-    const double* const x = &data.x[e * kInputs];
-    double hidden[kHidden], y = 0.0;
-    for (int h = 0; h < kHidden; ++h) {
-      double before = parameters[kBias + h];
-      for (int i = 0; i < kInputs; ++i) before += parameters[h * kInputs + i] * x[i];
-      hidden[h] = std::tanh(before);
-      y += parameters[kOutput + h] * hidden[h];
-    }
-    const double error = y - data.y[e];
-    sum += error * error;
-    const double slope = 2.0 * error / kExamples;
-    for (int h = 0; h < kHidden; ++h) {
-      gradient[kOutput + h] += slope * hidden[h];
-      const double of_hidden = slope * parameters[kOutput + h] * (1.0 - hidden[h] * hidden[h]);
-      gradient[kBias + h] += of_hidden;
-      for (int i = 0; i < kInputs; ++i) gradient[h * kInputs + i] += of_hidden * x[i];
-    }
-  }
-  return sum / kExamples;
-}
-
-/// The losses of all ranks, on rank 0.
-void print_losses(const char* when, double own, int rank, int size) {
-  std::vector<double> losses(size);
-  MPI_Gather(&own, 1, MPI_DOUBLE, losses.data(), 1, MPI_DOUBLE, 0, MPI_COMM_WORLD);
-  if (rank == 0) {
-    std::printf("%s:", when);
-    for (const double value : losses) std::printf(" %.4f", value);
-    std::printf("\n");
-  }
-}
-
-void train(const char* file) {
-  const auto network = std::make_shared<MpiTransport>(MPI_COMM_WORLD);
-  const int rank = network->rank();
-  bm::MooCollective collective(network, {.id = bm::MethodId::mgda});
-
-  const Data data(rank);
-  std::vector<double> parameters = first_parameters(), gradient;
-  print_losses("losses at first", loss(parameters, data, gradient), rank, network->size());
-
-  for (int step = 1; step <= kSteps; ++step) {
-    loss(parameters, data, gradient);
-
-    bm::StepRecord record;  // who this rank is, and what it is about to do
-    record.objective = bm::make_objective_name("task " + std::to_string(rank));
-    record.step = step;
-    record.numel = kParameters;
-    record.dtype = static_cast<std::int32_t>(bm::DType::float64);
-    record.operation = static_cast<std::int32_t>(bm::Operation::all_reduce);
-    collective.begin_pass(record);
-
-    constexpr std::int64_t kAtOnce = kParameters * sizeof(double);  // bytes of other ranks' data held at a time
-    const bm::RandomKey key{.seed = 0, .step = static_cast<std::uint64_t>(step), .bucket = 0};
-    const bm::BucketSolution solved =
-        collective.all_reduce(gradient.data(), kParameters, bm::DType::float64, key, kAtOnce);
-    if (rank == 0 && step == 1) {
-      std::printf("weights of the first step:");
-      for (const double weight : solved.weights) std::printf(" %.4f", weight);
-      std::printf("\n");
-    }
-    for (int i = 0; i < kParameters; ++i) {
-      parameters[i] -= kLearningRate * gradient[i];
-    }
-  }
-  print_losses("losses at last", loss(parameters, data, gradient), rank, network->size());
-
-  if (rank == 0 && file != nullptr) {
-    std::FILE* const out = std::fopen(file, "w");
-    if (out == nullptr) {
-      std::perror(file);
-      MPI_Abort(MPI_COMM_WORLD, 1);
-    }
-    for (const double value : parameters) std::fprintf(out, "%.17g\n", value);
-    std::fclose(out);
-  }
-}
-
-}  // namespace
 
 int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);
   try {
-    train(argc > 1 ? argv[1] : nullptr);
+    example::train(std::make_shared<MpiTransport>(MPI_COMM_WORLD), argc > 1 ? argv[1] : nullptr);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     MPI_Abort(MPI_COMM_WORLD, 1);  // other ranks wait for this one
