@@ -28,7 +28,8 @@
 class TcpTransport final : public bucket_moo::Transport {
  public:
   /// Returns when all ranks are connected. `address`, "host:port", is where rank 0 listens, the same on every rank but
-  /// for a port 0 on rank 0: the system then chooses, and `listening` is told the address, before others are waited for.
+  /// for a port 0 on rank 0: the system then chooses, and `listening` is told the address, before others are waited
+  /// for.
   TcpTransport(int rank, int size, const std::string& address, std::chrono::milliseconds timeout,
                const std::function<void(const std::string&)>& listening = {})
       : rank_(rank), size_(size), timeout_(timeout) {
@@ -116,8 +117,9 @@ class TcpTransport final : public bucket_moo::Transport {
     return messages;
   }
 
-  /// Waits until something can be sent or received, of any exchange and either way: that is why messages which are larger
-  /// than the sockets' buffers do not block ranks that send to each other. `pending`: of the exchange that is waited for.
+  /// Waits until something can be sent or received, of any exchange and either way: that is why messages which are
+  /// larger than the sockets' buffers do not block ranks that send to each other. `pending`: of the exchange that is
+  /// waited for.
   void move(const int& pending) {
     check_not_spent();
     std::vector<pollfd> polled;

@@ -2,8 +2,9 @@
 //
 //   train RANK SIZE HOST:PORT [FILE [STEPS [SECONDS]]]
 //
-// HOST:PORT is where rank 0 listens, as other ranks reach it; with port 0 the system chooses one, and rank 0 says which on
-// standard error. FILE: where rank 0 writes the parameters, one a line; "" is nowhere. SECONDS: how long to wait for a peer.
+// HOST:PORT is where rank 0 listens, as other ranks reach it; with port 0 the system chooses one, and rank 0 says which
+// on standard error. FILE: where rank 0 writes the parameters, one a line; "" is nowhere. SECONDS: how long to wait for
+// a peer.
 #include <chrono>
 #include <cstdio>
 #include <exception>
