@@ -225,10 +225,13 @@ def main() -> int:
     if all(Path(base).is_file() for base in arguments.base):
         if not arguments.new.is_file():
             parser.error(f"{arguments.new} is not there: run `make bench` first")
-        runs = [Run.load(Path(base)) for base in arguments.base]
-        if any(apart := differences(runs[0], run) for run in runs):
-            parser.error(f"the base must be runs on one machine; {apart[0]}")
-        old, new = _together(runs), Run.load(arguments.new)
+        try:
+            runs, new = [Run.load(Path(base)) for base in arguments.base], Run.load(arguments.new)
+        except ValueError as error:
+            parser.error(str(error))
+        if among := [text for run in runs for text in differences(runs[0], run)]:
+            parser.error(f"the base must be runs on one machine; {among[0]}")
+        old = _together(runs)
     elif len(arguments.base) == 1 and is_revision(arguments.base[0]):
         sides = Sides(arguments.base[0])
         old, new = sides.measure(shlex.split(arguments.select))

@@ -259,6 +259,20 @@ def test_a_base_of_several_runs_knows_how_far_they_are_apart(
     assert "the base must be runs on one machine; processor: 'same' and 'another'" in capsys.readouterr().err
 
 
+def test_a_base_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    old = tmp_path / "old.json"
+    old.write_text('{"schema": "bucket_moo_ext.bench", "version": 1}')
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(old), "--new", str(old)])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert f"{old} is no file of `make bench`, version 2: version 1" in capsys.readouterr().err
+
+
+def test_the_results_that_are_kept_can_be_compared_with(repository: Path) -> None:
+    for name in ("cpu_2_cores", "cpu_2_cores_again", "instructions", "peer"):
+        assert Run.load(repository / "bench" / "results" / f"{name}.json").results
+
+
 def test_a_base_that_is_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["compare.py", "no-such-thing"])
     with pytest.raises(SystemExit):
