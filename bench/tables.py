@@ -179,15 +179,16 @@ def collectives(results: Results) -> str:
 
 
 def peer(results: Results) -> str:
-    """By what factor TorchJD takes longer, for a solve of one Gramian."""
+    """By what factor TorchJD takes longer, for a solve of one Gramian and for a step of one process."""
     names = dict.fromkeys(found for name in results for found in re.findall(r"^peer\[solve,(\w+),", name))
     sizes = (2, 4, 8, 16, 32, 64)
 
-    def cell(name: str, k: int) -> str:
-        found = results.get(f"peer[solve,{name},K={k}]")
+    def cell(question: str, k: int) -> str:
+        found = results.get(f"peer[{question},K={k}]")
         return figures(1 / found.value, 2) if found else ""
 
-    rows = [[name, *(cell(name, k) for k in sizes)] for name in sorted(names)]
+    rows = [[name, *(cell(f"solve,{name}", k) for k in sizes)] for name in sorted(names)]
+    rows.append(["a step of one process, MGDA", *(cell("one process", k) for k in sizes)])
     return table(["", *(f"K = {k}" for k in sizes)], rows)
 
 
