@@ -15,9 +15,7 @@ NAMES = ("ddp,W=4", "ddp,W=4,scope=model", "ddp,W=2,500 buckets of 4 kB", "ddp,W
 
 def buckets_of(rank: int, world: int, name: str) -> tuple[int, int]:
     """Found, and said."""
-    import test_steps
-
-    case = test_steps.CASES[name]._replace(world=world)
+    case = workloads.CASES[name]._replace(world=world)
     model, state = workloads.wrapped(rank, case, is_ours=True)
     step = workloads.step_of(model, state, case.passes)
     step()  # in DDP's first iteration there is one
