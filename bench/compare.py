@@ -15,6 +15,7 @@ side alone has are listed and fail nothing. The exit status is 1 if something go
 """
 
 import argparse
+import functools
 import math
 import os
 import shlex
@@ -235,10 +236,7 @@ def main() -> int:
     elif len(arguments.base) == 1 and is_revision(arguments.base[0]):
         sides = Sides(arguments.base[0])
         old, new = sides.measure(shlex.split(arguments.select))
-
-        def again(tests: list[str]) -> tuple[Run, Run]:
-            return sides.measure([], tests)
-
+        again = functools.partial(sides.measure, [])
     else:
         parser.error(f"base must be files or a git revision; got {' '.join(arguments.base)!r}")
     if (apart := differences(old, new)) and not arguments.any_machine:

@@ -33,6 +33,11 @@ def figures(value: float, digits: int = 3) -> str:
     return f"{value:,.{max(digits - whole, 0)}f}" if value >= 1 else f"{value:#.{digits}g}"
 
 
+def power(n: int) -> str:
+    """Of ten: 1e5."""
+    return f"{n:.0e}".replace("e+0", "e")
+
+
 def ratio(result: Result | None) -> str:
     """With the noise of one run."""
     return "" if result is None else f"{figures(result.value)} ± {100 * result.noise:.0f} %"
@@ -140,7 +145,7 @@ def kernels(results: Results) -> str:
     def cells(k: int, n: int) -> list[str]:
         names = [f"{kernel}[{dtype},K={k},n={n}]" for kernel in ("gramian", "combine") for dtype in DTYPES]
         sketches = [f"sketch[{dtype},n={n}]" for dtype in DTYPES] if k == SKETCHED.get(n) else [""] * len(DTYPES)
-        return [f"{n:.0e}".replace("e+0", "e"), str(k), *(ratio(results.get(name)) for name in names + sketches)]
+        return [power(n), str(k), *(ratio(results.get(name)) for name in names + sketches)]
 
     titles = ["n", "K", *(f"{kernel}, {dtype}" for kernel in ("Gramian", "weighted sum", "sketch") for dtype in DTYPES)]
     return table(titles, (cells(k, n) for k, n in found))
@@ -169,9 +174,7 @@ def collectives(results: Results) -> str:
 
     def row(name: str) -> list[str]:
         gramian, world, n = re.findall(r"\[(\w+),W=(\d+),n=(\d+)\]", name)[0]
-        result = results[name]
-        number = f"{int(n):.0e}".replace("e+0", "e")
-        return [f"{number} elements, W = {world}, {gramian}", ratio(result)]
+        return [f"{power(int(n))} elements, W = {world}, {gramian}", ratio(results[name])]
 
     names = [name for name in results if name.startswith("all_reduce[")]
     names.sort(key=lambda name: tuple(map(int, re.findall(r"=(\d+)", name))))

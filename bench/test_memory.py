@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bucket_moo_ext as moo
 import pytest
 from harness import Result
 from ranks import Ways, ranks
 from test_training import GRAMIANS
-from workloads import CASES, Case, Steps, accumulation, one_process, step_of, transformer, wrapped
+from workloads import CASES, Case, accumulation, one_process, step_of, transformer, wrapped
 
 NAMES = (
     "ddp,W=2",
@@ -31,10 +32,8 @@ def peak() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024.0
 
 
-def build(rank: int, world: int, case: Case, is_ours: bool) -> Ways:
-    """One way alone: what it holds after some steps, and the peak of its process."""
-    model, state = wrapped(rank, case, is_ours)
-    step = step_of(model, state, case.passes)
+def ways_of(step: Callable[[], object], state: moo.BucketMOO | None) -> Ways:
+    """Of a process that does nothing else: what is held after some steps, and the peak."""
 
     def held() -> float:
         for _ in range(STEPS):
@@ -44,16 +43,15 @@ def build(rank: int, world: int, case: Case, is_ours: bool) -> Ways:
     return {"held": held, "peak": peak}
 
 
+def build(rank: int, world: int, case: Case, is_ours: bool) -> Ways:
+    """Of a case, on one rank."""
+    model, state = wrapped(rank, case, is_ours)
+    return ways_of(step_of(model, state, case.passes), state)
+
+
 def build_one_process(rank: int, world: int, k: int, gramian: Any) -> Ways:
-    """The same of a step of one process; no Gramian: accumulation of the mean."""
-    made: Steps = accumulation(k, 512) if gramian is None else one_process(k, gramian, 512)
-
-    def held() -> float:
-        for _ in range(STEPS):
-            made.step()
-        return 0.0 if made.state is None else float(made.state.memory())
-
-    return {"held": held, "peak": peak}
+    """Of a step of one process; no Gramian: accumulation of the mean."""
+    return ways_of(*(accumulation(k, 512) if gramian is None else one_process(k, gramian, 512)))
 
 
 @functools.cache
